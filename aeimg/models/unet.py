@@ -1,0 +1,102 @@
+"""`unet`: a bias-free denoising autoencoder on pixel-unshuffled input.
+
+A U-shaped stack of plain 3x3 residual blocks. The image is unshuffled by 2 (Shi et al. 2016, run backwards),
+a noise-level map is appended as in FFDNet (Zhang et al. 2018), and no layer has a bias, so that the network is
+homogeneous of degree one and generalises over noise levels (Mohan et al. 2020). There is no global pooling:
+a tile sees exactly what the whole image would show it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    image_channels: int = 3
+    unshuffle: int = 2
+    channels: tuple[int, ...] = (40, 80, 160)
+    """Width of each level; each level halves the resolution of the one before."""
+    blocks: tuple[int, ...] = (1, 1, 3)
+    """Residual blocks of each level on the way down (the last entry: at the bottom)."""
+    blocks_up: tuple[int, ...] = (1, 1)
+    """Residual blocks of each level on the way up."""
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), 3x3, no biases."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
+        # A small start keeps the sum of all blocks near the identity, which trains at a higher rate.
+        nn.init.normal_(self.conv2.weight, std=0.1 / (9 * channels) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu_(self.conv1(x)))
+
+
+class UNet(nn.Module):
+    """Denoises `[N,C,H,W]` float in [0,1], given the noise level of each image.
+
+    `H` and `W` must be multiples of `multiple`. Values outside [0,1] are allowed in and come out unclipped.
+    """
+
+    task = "denoise"
+
+    def __init__(self, config: UNetConfig = UNetConfig()) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.channels
+        u2 = config.unshuffle**2
+        self.head = nn.Conv2d((config.image_channels + 1) * u2, widths[0], 3, padding=1, bias=False)
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.up = nn.ModuleList(
+            nn.Conv2d(b, 4 * a, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.encoder = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(c) for _ in range(n))) for c, n in zip(widths, config.blocks, strict=True)
+        )
+        self.decoder = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(c) for _ in range(n)))
+            for c, n in zip(widths[:-1], config.blocks_up, strict=True)
+        )
+        self.tail = nn.Conv2d(widths[0], config.image_channels * u2, 3, padding=1, bias=False)
+        nn.init.zeros_(self.tail.weight)
+
+    @property
+    def multiple(self) -> int:
+        """What height and width must be a multiple of, in pixels."""
+        return int(self.config.unshuffle * 2 ** (len(self.config.channels) - 1))
+
+    @property
+    def halo(self) -> int:
+        """How far from a pixel its denoised value still depends on the input, in pixels, rounded up to `multiple`."""
+        reach = 2 * self.config.unshuffle  # head and tail
+        for level, blocks in enumerate(self.config.blocks):
+            convolutions = 2 * (blocks + (self.config.blocks_up[level] if level < len(self.config.blocks_up) else 0))
+            reach += (convolutions + 1) * self.config.unshuffle * 2**level
+        return -(-reach // self.multiple) * self.multiple
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` `[N,C,H,W]`, `sigma` `[N]` in 8-bit units (15 means 15/255). Returns the clean image, same shape."""
+        plane = (sigma / 255.0).to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        h = self.head(F.pixel_unshuffle(torch.cat([x, plane], 1), self.config.unshuffle))
+        skips = []
+        for encoder, down in zip(self.encoder, self.down, strict=False):
+            h = encoder(h)
+            skips.append(h)
+            h = down(h)
+        h = self.encoder[-1](h)
+        for level in reversed(range(len(self.down))):
+            h = skips[level] + F.pixel_shuffle(self.up[level](h), 2)
+            h = self.decoder[level](h)
+        return x - F.pixel_shuffle(self.tail(h), self.config.unshuffle)

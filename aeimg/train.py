@@ -1,0 +1,359 @@
+"""One training loop for every model: what `aeimg train` runs, and what made the shipped weights.
+
+    objective  what is trained and on what: batch -> loss, and a held-out figure
+    train()    the loop: AdamW, warm-up, cosine to zero, clipping, an average of the weights, checkpoints
+
+A run ends after `minutes` or `steps`, whichever comes first, and the learning rate is always decayed to its
+end by then. A checkpoint is a safetensors file as well; resuming continues at the same step with the same
+batches, the time spent before included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+import subprocess
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import Photographs, add_white_noise, vary_colours
+from .errors import DataError, InvalidWeights, UsageError
+from .paths import write_atomic
+from .zoo import Header, build, pick_device, pick_dtype, save_weights
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained. `late` is the share of the run that the last phase takes."""
+
+    crop: int
+    batch: int
+    rate: float
+    late: float
+    late_crop: int
+    late_batch: int
+    warmup: int = 300
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    average: float = 0.999
+
+
+class Objective(ABC):
+    """What is trained, on what, and how it is judged."""
+
+    task: str
+    architecture: str
+    recipe: Recipe
+    model: nn.Module
+    held_out: list[int]
+
+    def __init__(self, photographs: Photographs) -> None:
+        self.photographs = photographs
+        self.held_out = photographs.split(min(16, len(photographs) // 10))
+
+    def crops(self, rng: np.random.Generator, late: bool) -> Tensor:
+        r = self.recipe
+        return self.photographs.crops(rng, r.late_batch if late else r.batch, r.late_crop if late else r.crop)
+
+    def prepare(self) -> None:
+        """What a fresh model takes from the data before its first step."""
+
+    @abstractmethod
+    def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch of uint8 crops `[N,3,S,S]`, and its terms, each named by its unit."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on the held-out images."""
+
+    def export(self, model: nn.Module) -> dict[str, Tensor]:
+        """What goes into the weights file."""
+        return {name: tensor.half() for name, tensor in model.state_dict().items()}
+
+
+class DenoiseObjective(Objective):
+    """White noise of a known sigma in 0..55: Charbonnier, then squared error for the last part."""
+
+    task = "denoise"
+    architecture = "unet"
+    recipe = Recipe(crop=96, batch=16, rate=1.5e-3, late=0.2, late_crop=128, late_batch=16)
+
+    def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
+        super().__init__(photographs)
+        self.model = build(self.architecture, config)
+
+    def _noisy(self, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(clean.device).manual_seed(int(rng.integers(2**62)))
+        sigma = torch.from_numpy(rng.uniform(0, 55, clean.shape[0]).astype(np.float32)).to(clean.device)
+        return add_white_noise(clean, sigma, generator), sigma
+
+    def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        clean = vary_colours(crops.float() / 255.0, rng)
+        noisy, sigma = self._noisy(clean, rng)
+        layout = torch.channels_last
+        error = self.model(noisy.contiguous(memory_format=layout), sigma).float() - clean
+        mse = error.square().mean()
+        # Both terms are near the root mean square error, so the rate need not change where they do.
+        loss = mse * 8 if late else (error.square() + 1e-6).sqrt().mean()
+        return loss, {"mse": float(mse.detach())}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        figures = {}
+        for sigma in (15, 25, 50):
+            psnr = []
+            for index in self.held_out:
+                image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None].to(device)
+                height, width = (side // 32 * 32 for side in image.shape[2:])
+                clean = image[:, :, :height, :width].float() / 255.0
+                generator = torch.Generator(device).manual_seed(index)
+                level = torch.tensor([float(sigma)], device=device)
+                clean = clean.contiguous(memory_format=torch.channels_last)
+                out = model(add_white_noise(clean, level, generator), level).float()
+                error = (out.clamp(0, 1) * 255).round() / 255 - clean
+                psnr.append(-10 * math.log10(float(error.square().mean())))
+            figures[f"psnr{sigma}"] = sum(psnr) / len(psnr)
+        return figures
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective}
+
+
+def _batches(
+    objective: Objective, seed: int, start: int, late: Callable[[int], bool]
+) -> Iterator[tuple[int, Tensor, np.random.Generator, bool]]:
+    """Batches from a thread of their own, two ahead; each depends on (seed, step, phase) alone."""
+    ahead: queue.Queue[Any] = queue.Queue(2)
+    stop = threading.Event()
+
+    def work() -> None:
+        step = start
+        try:
+            while not stop.is_set():
+                rng = np.random.default_rng((seed, step))
+                phase = late(step)
+                item = (step, objective.crops(rng, phase), rng, phase)
+                while not stop.is_set():
+                    try:
+                        ahead.put(item, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                step += 1
+        except BaseException as error:  # handed to the loop, which raises it
+            ahead.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ahead.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _save_checkpoint(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
+) -> None:
+    from safetensors.torch import save
+
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam/{number}/{k}": v for k, v in state.items()}
+    write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"checkpoint": json.dumps(about)}))
+
+
+def _load_checkpoint(
+    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            about = json.loads(file.metadata()["checkpoint"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InvalidWeights(f"{path}: not a checkpoint of `aeimg train` ({error})") from error
+    for prefix, module in (("model/", model), ("average/", average)):
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("adam/"):
+            _, number, name = key.split("/")
+            state.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return dict(about)
+
+
+def _commit() -> str:
+    """The commit this runs from, for the card; a package that was installed has none."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def train(
+    task: str,
+    data: Path,
+    out: Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    resume: Path | None = None,
+    checkpoint: Path | None = None,
+    name: str | None = None,
+    version: int = 1,
+    config: dict[str, Any] | None = None,
+    recipe: dict[str, Any] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> Header:
+    """Trains a model of `task` on the images below `data` and writes its weights to `out`.
+
+    Ends after `minutes` or `steps`, whichever comes first (at least one must be given); both count what a
+    run that is resumed had already done. `checkpoint` (default: beside `out`) is written every three minutes,
+    and `resume` continues from one. `config` and `recipe` override fields of the network's config and of the
+    `Recipe`. Raises `UsageError`, `DataError`.
+    """
+    if task not in OBJECTIVES:
+        raise UsageError(f"unknown task {task!r}; known: {', '.join(OBJECTIVES)}")
+    if minutes is None and steps is None:
+        raise UsageError("say how long to train: minutes, steps, or both")
+    out = Path(out)
+    checkpoint = Path(checkpoint) if checkpoint else out.with_name(out.name + ".checkpoint")
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    kind = OBJECTIVES[task]
+    the_recipe = Recipe(**{**asdict(kind.recipe), **(recipe or {})})
+    photographs = Photographs(data, min_side=max(the_recipe.crop, the_recipe.late_crop), at_least=10)
+    torch.manual_seed(seed)
+    objective = kind(photographs, config or {})  # type: ignore[call-arg]
+    objective.recipe = the_recipe
+    model = objective.model
+    if resume is None:
+        objective.prepare()
+    model.to(place).to(memory_format=torch.channels_last)
+    average = build(objective.architecture, config or {})
+    average.load_state_dict(model.state_dict())
+    average.to(place).to(memory_format=torch.channels_last).requires_grad_(False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=the_recipe.rate,
+        betas=(0.9, the_recipe.beta2),
+        weight_decay=the_recipe.weight_decay,
+        fused=place.type in ("cpu", "cuda"),
+    )
+    start, before = 0, 0.0
+    if resume is not None:
+        about = _load_checkpoint(Path(resume), model, average, optimizer)
+        start, before = int(about["step"]), float(about["seconds"])
+        log(f"resumed {resume} at step {start}, {before / 60:.1f} minutes in")
+    began = time.monotonic() - before
+
+    def progress(step: int) -> float:
+        parts = [0.0]
+        if minutes is not None:
+            parts.append((time.monotonic() - began) / (60 * minutes))
+        if steps is not None:
+            parts.append(step / steps)
+        return max(parts)
+
+    log(
+        f"{task}: {len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {place}, {precision}"
+    )
+    current = start
+    batches = _batches(objective, seed, start, lambda step: progress(step) >= 1 - the_recipe.late)
+    saved = logged = time.monotonic()
+    window: dict[str, list[float]] = {}
+    model.train()
+    try:
+        for step, crops, rng, late in batches:
+            done = progress(step)
+            if done >= 1:
+                break
+            current = step
+            scale = min(1.0, (step + 1) / the_recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+            for group in optimizer.param_groups:
+                group["lr"] = the_recipe.rate * max(scale, 1e-3)
+            with torch.autocast(place.type, precision, enabled=precision != torch.float32):
+                loss, terms = objective.loss(crops.to(place), rng, late)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(model.parameters(), the_recipe.clip)
+            if not torch.isfinite(norm):
+                log(f"step {step}: the gradient is not finite; the step is left out")
+                continue
+            optimizer.step()
+            with torch.no_grad():
+                # Early on a short memory, or the random start would linger in the average.
+                decay = min(the_recipe.average, (step + 1) / (step + 10))
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            for key, value in {"loss": float(loss.detach()), **terms}.items():
+                window.setdefault(key, []).append(value)
+            now = time.monotonic()
+            if now - logged > 30:
+                means = " ".join(f"{k} {sum(v) / len(v):.5f}" for k, v in window.items())
+                log(f"step {step} {(now - began) / 60:.1f} min, {100 * done:.0f}%: {means}")
+                window.clear()
+                logged = now
+            if now - saved > 180:
+                about = {"step": step + 1, "seconds": now - began}
+                _save_checkpoint(checkpoint, model, average, optimizer, about)
+                figures = objective.validate(average)
+                log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+                saved = time.monotonic()
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+    seconds = time.monotonic() - began
+    _save_checkpoint(checkpoint, model, average, optimizer, {"step": current + 1, "seconds": seconds})
+    average.eval()
+    figures = objective.validate(average)
+    log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    header = Header(
+        architecture=objective.architecture,
+        config=asdict(average.config),  # type: ignore[arg-type]
+        task=task,
+        name=name or out.stem,
+        version=version,
+        card={
+            "data": f"{len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, of {Path(data).name}/",
+            "minutes": round(seconds / 60, 1),
+            "steps": current + 1,
+            "device": str(place),
+            "dtype": str(precision).removeprefix("torch."),
+            "seed": seed,
+            "recipe": asdict(the_recipe),
+            "commit": _commit(),
+            "held_out": {k: round(v, 3) for k, v in figures.items()},
+        },
+    )
+    save_weights(out, objective.export(average), header)
+    log(f"wrote {out}")
+    return header
