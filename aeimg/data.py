@@ -31,6 +31,7 @@ class Photographs:
         self.folder = Path(folder)
         self.paths: list[Path] = []
         areas = []
+        sides = []
         skipped = 0
         for path in find_images(self.folder):
             try:
@@ -44,13 +45,15 @@ class Photographs:
                 continue
             self.paths.append(path)
             areas.append(width * height)
+            sides.append(min(width, height))
         if len(self.paths) < at_least:
             raise DataError(
                 f"{folder}: {len(self.paths)} usable images, at least {at_least} are needed "
                 f"({skipped} were unreadable or had a side under {min_side} pixels)"
             )
         self.pixels = int(sum(areas))
-        self._probability = np.asarray(areas, dtype=np.float64) / self.pixels
+        self._weights = np.asarray(areas, dtype=np.float64)
+        self._sides = np.asarray(sides)
         self._cache: OrderedDict[int, Array] = OrderedDict()
         self._cached = 0
         self._cache_bytes = cache_bytes
@@ -62,8 +65,7 @@ class Photographs:
     def split(self, held_out: int) -> list[int]:
         """Indices of `held_out` images, evenly spread, which `crop` will no longer draw from."""
         chosen = np.linspace(0, len(self.paths) - 1, held_out + 2)[1:-1].astype(int).tolist()
-        self._probability[chosen] = 0
-        self._probability /= self._probability.sum()
+        self._weights[chosen] = 0
         return list(chosen)
 
     def image(self, index: int) -> Array:
@@ -82,9 +84,15 @@ class Photographs:
         return pixels
 
     def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
-        """`count` random crops, each in one of the eight orientations: uint8 `[count,3,size,size]`."""
+        """`count` random crops, each in one of the eight orientations: uint8 `[count,3,size,size]`.
+
+        Drawn in proportion to the area, from the images that are large enough.
+        """
+        weights = self._weights * (self._sides >= size)
+        if not weights.any():
+            raise DataError(f"{self.folder}: no image has both sides of {size} pixels or more")
         batch = np.empty((count, 3, size, size), np.uint8)
-        for n, index in enumerate(rng.choice(len(self.paths), size=count, p=self._probability)):
+        for n, index in enumerate(rng.choice(len(self.paths), size=count, p=weights / weights.sum())):
             pixels = self.image(int(index))
             top = rng.integers(pixels.shape[0] - size + 1)
             left = rng.integers(pixels.shape[1] - size + 1)

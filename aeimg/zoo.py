@@ -111,6 +111,217 @@ def read_header(path: Path) -> Header:
         raise InvalidWeights(f"{path}: no aeimg header; weights come from `aeimg train` ({error!r})") from error
 
 
+def load_tensors(path: Path) -> tuple[Header, dict[str, torch.Tensor], bytes]:
+    """A weights file's header, tensors, and the first 8 bytes of the SHA-256 over what decides its results.
+
+    The digest covers architecture, config and tensor data, not the card: figures may be added to a card
+    without making old latent files homeless. Raises `InvalidWeights`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    header = read_header(path)
+    try:
+        data = Path(path).read_bytes()
+        tensors = load(data)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InvalidWeights(f"{path}: damaged or incomplete ({error})") from error
+    shape = json.dumps([header.architecture, header.config], sort_keys=True).encode()
+    (length,) = struct.unpack_from("<Q", data)
+    return header, tensors, hashlib.sha256(shape + data[8 + length :]).digest()[:8]
+
+
+# -- the registry -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered model."""
+
+    name: str
+    task: str
+    factory: Callable[[], Any]
+    """Makes the model: see `denoise.Denoiser` and `codec.Codec` for what it must then do."""
+    origin: str
+    """Where it comes from: "built in", "registered", or the package of its entry point."""
+    weights: Path | None = None
+
+
+BUILTINS = {
+    "aeimg-denoise": ("denoise", "aeimg-denoise-1"),
+    "aeimg-codec": ("compress", "aeimg-codec-1"),
+}
+"""Name -> task and the label of its newest weights, which is what the plain name stands for."""
+
+DEFAULTS = {"denoise": "aeimg-denoise", "compress": "aeimg-codec"}
+"""Task -> the model that runs where none is named."""
+
+_registered: dict[str, Entry] = {}
+
+
+def weights_folders() -> list[Path]:
+    """Where weights files are looked for: `$AEIMG_WEIGHTS`, inside the package, beside it in a checkout."""
+    package = Path(__file__).parent
+    folders = [Path(folder) for folder in os.environ.get("AEIMG_WEIGHTS", "").split(os.pathsep) if folder]
+    return [*folders, package / "weights", package.parent / "weights"]
+
+
+def find_weights(label: str) -> Path:
+    """The weights file called `label` (`aeimg-codec-1`). Raises `ModelError` that says what to do."""
+    for folder in weights_folders():
+        path = folder / f"{label}.safetensors"
+        if path.is_file():
+            return path
+    raise ModelError(
+        f"weights {label} are not installed; install an aeimg that ships them, or put {label}.safetensors "
+        f"into a folder that AEIMG_WEIGHTS names"
+    )
+
+
+def register(name: str, factory: Callable[[], Any], *, task: str | None = None) -> None:
+    """Makes `factory()` available as `--model NAME`.
+
+    `task` is "denoise" or "compress" and may be left out where the factory has an attribute `task`. What the
+    factory must return is written in `docs/plugins.md`. Raises `ModelError` where the name is taken, `UsageError`
+    for an unknown task.
+    """
+    task = task or getattr(factory, "task", None)
+    if task not in TASKS:
+        raise UsageError(f"model {name!r}: the task must be one of {', '.join(TASKS)}, not {task!r}")
+    if name in BUILTINS or name in _registered:
+        origin = "aeimg itself" if name in BUILTINS else _registered[name].origin
+        raise ModelError(f"the model name {name!r} is already taken (by {origin})")
+    _registered[name] = Entry(name, task, factory, "registered")
+
+
+def unregister(name: str) -> None:
+    """Takes back what `register` did; built-in models and entry points stay."""
+    _registered.pop(name, None)
+
+
+def _builtin(name: str) -> Entry:
+    task, label = BUILTINS[name]
+    path = find_weights(label)
+    return Entry(name, task, lambda: load_model(path), "built in", path)
+
+
+def _points() -> dict[str, list[metadata.EntryPoint]]:
+    points: dict[str, list[metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        points.setdefault(point.name, []).append(point)
+    return points
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _from_point(name: str, points: list[metadata.EntryPoint]) -> Entry:
+    packages = " and ".join(sorted(_package(point) for point in points))
+    if len(points) > 1:
+        raise ModelError(f"the model name {name!r} is claimed by two packages, {packages}; uninstall one of them")
+    if name in BUILTINS or name in _registered:
+        raise ModelError(f"the model name {name!r} of the package {packages} is already taken")
+    try:
+        factory = points[0].load()
+    except Exception as error:  # a plug-in's fault stays the plug-in's
+        raise ModelError(f"model {name!r} of the package {packages} can't be loaded ({error!r})") from error
+    task = getattr(factory, "task", None)
+    if task not in TASKS:
+        raise ModelError(f"model {name!r} of the package {packages} states no task (one of {', '.join(TASKS)})")
+    return Entry(name, task, factory, packages)
+
+
+def entry(name: str) -> Entry:
+    """The registered model called `name`. Raises `ModelError` where there is none or where it is broken."""
+    points = _points()
+    if name in points:
+        return _from_point(name, points[name])
+    if name in _registered:
+        return _registered[name]
+    if name in BUILTINS:
+        return _builtin(name)
+    known = ", ".join(sorted({*BUILTINS, *_registered, *points}))
+    raise ModelError(f"unknown model {name!r}; known: {known}; or name a weights file (.safetensors)")
+
+
+def entries() -> list[Entry | ModelError]:
+    """Every registered model; in the place of a broken one, the error that says what is wrong with it."""
+    found: list[Entry | ModelError] = []
+    for name in sorted({*BUILTINS, *_registered, *_points()}):
+        try:
+            found.append(entry(name))
+        except ModelError as error:
+            found.append(error)
+    return found
+
+
+# -- loading ------------------------------------------------------------------------------------------------
+
+
+def load_model(path: Path) -> Any:
+    """The model of a weights file: a network in fp32 on the CPU, in evaluation mode, ready for its task.
+
+    It carries `label` ("aeimg-codec-1") and `digest` (see `load_tensors`).
+    """
+    import torch
+
+    header, tensors, digest = load_tensors(path)
+    network = build(header.architecture, header.config)
+    own = {name: tensor for name, tensor in tensors.items() if "/" not in name and name != "tables"}
+    try:
+        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in own.items()})
+    except RuntimeError as error:
+        raise InvalidWeights(f"{path}: its tensors do not fit its config ({error})") from error
+    network.eval().requires_grad_(False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if header.task == "compress":
+        from .codec import HyperpriorCodec
+
+        try:
+            return HyperpriorCodec(network, tensors, header.label, digest)  # type: ignore[arg-type]
+        except (KeyError, ValueError) as error:
+            raise InvalidWeights(f"{path}: its tables are missing or malformed ({error})") from error
+    network.label, network.digest = header.label, digest  # type: ignore[assignment]
+    return network
+
+
+@lru_cache(maxsize=4)
+def _shared(path: Path, changed: int, device: torch.device) -> Any:
+    return load_model(path).to(device)
+
+
+def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
+    """The model for `task` that `model` names, on `device`; None is the default.
+
+    `model` is a registered name, the label of built-in weights (`aeimg-codec-1`) or a weights file; the latter two are
+    loaded once and shared. Raises `ModelError`.
+    """
+    name = DEFAULTS[task] if model is None else os.fspath(model)
+    path: Path | None = None
+    if name.endswith(".safetensors"):
+        path = Path(name)
+    elif any(name.startswith(f"{builtin}-") for builtin in BUILTINS):
+        path = find_weights(name)
+    else:
+        found = entry(name)
+        path, found_task = found.weights, found.task
+    if path is not None:
+        found_task = read_header(path).task
+    if found_task != task:
+        raise ModelError(f"model {name!r} is for the task {found_task}, not for {task}")
+    if path is not None:
+        return _shared(path, path.stat().st_mtime_ns, device)
+    try:
+        made = found.factory()
+        return made.to(device) if hasattr(made, "to") else made
+    except Exception as error:  # a plug-in's fault stays the plug-in's
+        raise ModelError(f"model {name!r} can't be made ({error!r})") from error
+
+
+# -- where and how it runs ------------------------------------------------------------------------------------
+
+
 def pick_device(device: str) -> torch.device:
     """`auto` is CUDA where there is one, then MPS, then the CPU. Raises `UsageError` where `device` is not there."""
     import torch

@@ -1,0 +1,193 @@
+"""The latent file (`.aei`), version 1. This page and `docs/format.md` are its specification.
+
+All numbers are little-endian; `varint` is an unsigned LEB128 number of at most five bytes.
+
+    4 bytes   magic 89 41 45 49 ("\\x89AEI": the first byte keeps it from being taken for text)
+    1 byte    version
+    sections, each:
+        1 byte    tag
+        varint    length of what follows
+        ...       payload
+    4 bytes   CRC-32 of everything before it
+
+A section occurs at most once. A tag in lower case may be passed over by a reader that does not know it; one in
+upper case may not. The sections of version 1:
+
+    I  image    varint width, varint height, u8 channels (1 grey, 3 RGB), u8 bits per channel (8)
+    M  model    8 bytes: the first of the SHA-256 over the weights; then the label in UTF-8: `aeimg-codec-1`
+    P  payload  u8 quality (1..100), u32 CRC-32 of the decoded symbols, then what the model's coder wrote
+    S  stored   the source file itself, or a PNG of the pixels: where the network would have been larger
+    A  alpha    a greyscale PNG
+    C  ICC, E  EXIF, X  XMP: deflated (RFC 1950)
+    n  name of the source file, without folders, UTF-8
+    f  format of the source file, as Pillow names it
+
+Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
+metadata. A reader checks the CRC first, so that a damaged file is refused whole; the CRC of the symbols catches
+what it can't: a decoder that decodes otherwise than the encoder did.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
+
+MAGIC = b"\x89AEI"
+VERSION = 1
+MAX_SIDE = (1 << 24) - 1
+MAX_METADATA = 64 << 20
+"""What a deflated metadata section may grow to, in bytes."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A picture as a model coded it."""
+
+    width: int
+    height: int
+    channels: int
+    depth: int
+    label: str
+    """Name and version of the model."""
+    digest: bytes
+    """The first 8 bytes of the SHA-256 over its weights."""
+    quality: int
+    symbols_crc: int
+    data: bytes
+    alpha: bytes | None = None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    name: str = ""
+    format: str = ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture kept as an ordinary image file."""
+
+    data: bytes
+    name: str = ""
+    format: str = ""
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _read_varint(data: bytes, at: int, name: str) -> tuple[int, int]:
+    value = 0
+    for n in range(5):
+        if at + n >= len(data):
+            raise TruncatedLatent(f"{name}: ends inside a number")
+        byte = data[at + n]
+        value |= (byte & 0x7F) << (7 * n)
+        if byte < 0x80:
+            return value, at + n + 1
+    raise InvalidLatent(f"{name}: holds a number that is too large")
+
+
+def write(latent: Coded | Stored) -> bytes:
+    """The bytes of a latent file."""
+    sections: list[tuple[bytes, bytes | None]] = []
+    if isinstance(latent, Stored):
+        sections.append((b"S", latent.data))
+    else:
+        shape = _varint(latent.width) + _varint(latent.height) + bytes([latent.channels, latent.depth])
+        sections += [
+            (b"I", shape),
+            (b"M", latent.digest + latent.label.encode()),
+            (b"C", zlib.compress(latent.icc, 9) if latent.icc else None),
+            (b"E", zlib.compress(latent.exif, 9) if latent.exif else None),
+            (b"X", zlib.compress(latent.xmp, 9) if latent.xmp else None),
+            (b"A", latent.alpha),
+            (b"P", struct.pack("<BI", latent.quality, latent.symbols_crc) + latent.data),
+        ]
+    sections += [(b"n", latent.name.encode("utf-8", "replace") or None), (b"f", latent.format.encode() or None)]
+    body = b"".join(tag + _varint(len(payload)) + payload for tag, payload in sections if payload is not None)
+    whole = MAGIC + bytes([VERSION]) + body
+    return whole + struct.pack("<I", zlib.crc32(whole))
+
+
+def sections(data: bytes, name: str = "the latent file") -> dict[str, bytes]:
+    """Tag -> payload, after every check that needs no model. Raises an `InvalidLatent` that says what is wrong."""
+    if len(data) < 5 or data[:4] != MAGIC[: len(data)]:
+        raise InvalidLatent(f"{name}: not a latent file of aeimg")
+    if data[4] != VERSION:
+        raise UnsupportedVersion(
+            f"{name}: version {data[4]} of the format; this aeimg reads version {VERSION}: upgrade it"
+        )
+    if len(data) < 9:
+        raise TruncatedLatent(f"{name}: ends after {len(data)} bytes")
+    if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
+        raise ChecksumMismatch(f"{name}: damaged or cut short (its checksum does not match)")
+    found: dict[str, bytes] = {}
+    at, end = 5, len(data) - 4
+    while at < end:
+        tag = chr(data[at])
+        length, at = _read_varint(data[:end], at + 1, name)
+        if length > end - at:
+            raise TruncatedLatent(f"{name}: section {tag!r} ends behind the file")
+        if tag in found:
+            raise InvalidLatent(f"{name}: section {tag!r} occurs twice")
+        if tag.isupper() and tag not in "IMPSACEX":
+            raise UnsupportedVersion(f"{name}: section {tag!r} is unknown to this aeimg: upgrade it")
+        found[tag] = data[at : at + length]
+        at += length
+    return found
+
+
+def _inflate(data: bytes | None, what: str, name: str) -> bytes | None:
+    if data is None:
+        return None
+    try:
+        inflater = zlib.decompressobj()
+        plain = inflater.decompress(data, MAX_METADATA)
+        if not inflater.eof:
+            raise InvalidLatent(f"{name}: its {what} data is incomplete or larger than {MAX_METADATA} bytes")
+        return plain
+    except zlib.error as error:
+        raise InvalidLatent(f"{name}: its {what} data can't be inflated ({error})") from error
+
+
+def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
+    """The mirror of `write`. Raises an `InvalidLatent` that says what is wrong."""
+    found = sections(data, name)
+    try:
+        about = {"name": found.get("n", b"").decode(), "format": found.get("f", b"").decode()}
+        if "S" in found:
+            return Stored(found["S"], **about)
+        for tag in "IMP":
+            if tag not in found:
+                raise InvalidLatent(f"{name}: section {tag!r} is missing")
+        image, model, payload = found["I"], found["M"], found["P"]
+        width, at = _read_varint(image, 0, name)
+        height, at = _read_varint(image, at, name)
+        if len(image) != at + 2 or len(model) < 9 or len(payload) < 5:
+            raise TruncatedLatent(f"{name}: a section is too short")
+        channels, depth = image[at], image[at + 1]
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise InvalidLatent(f"{name}: declares an impossible size of {width}x{height}")
+        if channels not in (1, 3) or depth != 8:
+            raise UnsupportedVersion(f"{name}: {channels} channels of {depth} bits are unknown to this aeimg")
+        quality, crc = struct.unpack_from("<BI", payload)
+        if not 1 <= quality <= 100:
+            raise InvalidLatent(f"{name}: declares quality {quality}, outside 1..100")
+        return Coded(
+            width, height, channels, depth, model[8:].decode(), model[:8], quality, crc, payload[5:],
+            alpha=found.get("A"),
+            icc=_inflate(found.get("C"), "ICC", name),
+            exif=_inflate(found.get("E"), "EXIF", name),
+            xmp=_inflate(found.get("X"), "XMP", name),
+            **about,
+        )  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise InvalidLatent(f"{name}: holds text that is not UTF-8") from error

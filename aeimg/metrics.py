@@ -1,0 +1,121 @@
+"""PSNR, SSIM, MS-SSIM, bits per pixel, BD-rate. Images are numpy `[H,W]` or `[H,W,C]` of one dtype."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def _range(a: Array, b: Array) -> float:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        raise ValueError(f"images differ in shape or dtype: {a.shape} {a.dtype}, {b.shape} {b.dtype}")
+    return float(np.iinfo(a.dtype).max) if np.issubdtype(a.dtype, np.integer) else 1.0
+
+
+def psnr(a: Array, b: Array) -> float:
+    """Peak signal-to-noise ratio in dB over all channels; `inf` for equal images. Floats have a peak of 1."""
+    peak = _range(a, b)
+    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return math.inf if mse == 0 else 10 * math.log10(peak * peak / mse)
+
+
+def bits_per_pixel(size: int, width: int, height: int) -> float:
+    """Bits per pixel of a file of `size` bytes."""
+    return 8 * size / (width * height)
+
+
+def _ssim_parts(a: Array, b: Array, peak: float) -> tuple[float, float]:
+    """Mean SSIM and mean contrast-structure term of two planes (Wang et al. 2004: Gaussian window 11, sigma 1.5)."""
+    from numpy.lib.stride_tricks import sliding_window_view
+
+    taps = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    taps /= taps.sum()
+
+    def blur(x: Array) -> Array:
+        rows = sliding_window_view(x, 11, axis=0) @ taps
+        return np.asarray(sliding_window_view(rows, 11, axis=1) @ taps)
+
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    mean_a, mean_b = blur(a), blur(b)
+    var_a = blur(a * a) - mean_a**2
+    var_b = blur(b * b) - mean_b**2
+    cov = blur(a * b) - mean_a * mean_b
+    structure = (2 * cov + c2) / (var_a + var_b + c2)
+    light = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return float(np.mean(light * structure)), float(np.mean(structure))
+
+
+def _planes(a: Array, b: Array, smallest: int) -> list[tuple[Array, Array]]:
+    if min(a.shape[:2]) < smallest:
+        raise ValueError(f"an image of {a.shape[1]}x{a.shape[0]} is too small; both sides must be at least {smallest}")
+    if a.ndim == 2:
+        a, b = a[:, :, None], b[:, :, None]
+    return [(a[:, :, c].astype(np.float64), b[:, :, c].astype(np.float64)) for c in range(a.shape[2])]
+
+
+def ssim(a: Array, b: Array) -> float:
+    """Structural similarity (Wang et al. 2004), the mean over channels. Both sides at least 11 pixels."""
+    peak = _range(a, b)
+    return float(np.mean([_ssim_parts(x, y, peak)[0] for x, y in _planes(a, b, 11)]))
+
+
+def ms_ssim(a: Array, b: Array) -> float:
+    """Multi-scale structural similarity (Wang et al. 2003), the mean over channels. Both sides at least 176 pixels."""
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    peak = _range(a, b)
+    values = []
+    for x, y in _planes(a, b, 176):
+        value = 1.0
+        for level, weight in enumerate(weights):
+            whole, structure = _ssim_parts(x, y, peak)
+            value *= max(whole if level == len(weights) - 1 else structure, 0.0) ** weight
+            height, width = (side // 2 * 2 for side in x.shape)
+            x, y = (v[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3)) for v in (x, y))
+        values.append(value)
+    return float(np.mean(values))
+
+
+def _akima(x: Array, y: Array, at: Array) -> Array:
+    """Akima's interpolation (1970) of `y` over strictly rising `x`."""
+    slopes = np.diff(y) / np.diff(x)
+    if len(slopes) == 1:
+        return y[0] + slopes[0] * (at - x[0])
+    left, right = 2 * slopes[0] - slopes[1], 2 * slopes[-1] - slopes[-2]
+    m = np.concatenate([[2 * left - slopes[0], left], slopes, [right, 2 * right - slopes[-1]]])
+    before, after = np.abs(m[1:-2] - m[:-3]), np.abs(m[3:] - m[2:-1])
+    total = before + after
+    flat = total <= 1e-9 * np.abs(m).max()
+    weight = np.where(flat, 0.5, after / np.where(flat, 1.0, total))
+    tangents = weight * m[1:-2] + (1 - weight) * m[2:-1]
+    i = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(x) - 2)
+    h, d = x[i + 1] - x[i], at - x[i]
+    c = (3 * slopes[i] - 2 * tangents[i] - tangents[i + 1]) / h
+    e = (tangents[i] + tangents[i + 1] - 2 * slopes[i]) / h**2
+    return np.asarray(y[i] + d * (tangents[i] + d * (c + d * e)))
+
+
+def bd_rate(
+    anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]
+) -> float:
+    """Bjontegaard's delta rate of `test` against `anchor` in percent; negative means fewer bits at the same quality.
+
+    Each is a list of (bits per pixel, dB). Akima interpolation of log(bpp) over the PSNR range that both cover.
+    Raises `ValueError` for fewer than two points, for quality that does not rise, or where the ranges do not meet.
+    """
+    curves = []
+    for points in (anchor, test):
+        ordered = np.array(sorted(points, key=lambda point: point[1]), np.float64)
+        if len(ordered) < 2 or (np.diff(ordered[:, 1]) <= 0).any():
+            raise ValueError("a rate-distortion curve needs two or more points of different quality")
+        curves.append((ordered[:, 1], np.log(ordered[:, 0])))
+    low = max(quality[0] for quality, _ in curves)
+    high = min(quality[-1] for quality, _ in curves)
+    if high <= low:
+        raise ValueError("the two curves cover no common quality")
+    at = np.linspace(low, high, 1000)
+    difference = _akima(*curves[1], at) - _akima(*curves[0], at)
+    return float(np.expm1(np.trapezoid(difference, at) / (high - low)) * 100)

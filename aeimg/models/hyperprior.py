@@ -1,0 +1,345 @@
+"""`hyperprior`: a variable-rate convolutional autoencoder with an entropy model.
+
+    pixels --analysis--> codes y --round(y - mean)--> symbols s          (coded; one code vector a 16x16 block)
+                         |                 ^
+                         +--hyper analysis-+--> side symbols z           (coded first; one vector a 64x64 block)
+    symbols + means --synthesis--> pixels
+
+- **Linear shortcut.** The codes are the leading principal components of the 16x16x3 blocks plus what a
+  convolutional network adds to them; the way back is mirrored. The networks' last layers start at zero, so
+  training starts from the linear autoencoder and learns what it lacks.
+- **Entropy model.** Mean and scale of every code are predicted from side symbols (Minnen et al. 2018) and from
+  codes decoded before, in four steps: each step decodes, at each position of a 2x2 square, another quarter of the
+  channels (the quadtree partition of DCVC-DC, Li et al. 2023). `round(y - mean)` is coded with zero-mean tables,
+  and scales come from `IntegerScales`, so means may be computed in floating point on any device.
+- **Rate.** One set of weights for all rates: the quantiser's step falls with the quality and learned gains per
+  channel, interpolated over a few rate points, refine it (Cui et al. 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..entropy import LEVELS, SMALLEST, STEP, bits
+from .integer import FloatScales, ScalesConfig, at_quality
+
+BLOCK = 16
+"""Side of the block of pixels that one code vector stands for."""
+SIDE = 4
+"""Side of the square of code vectors that one vector of side symbols stands for."""
+STEPS = 4
+ORDER = (0, 2, 3, 1)
+"""When a position of the 2x2 square (raster order) is decoded in the first group of channels: the diagonal first."""
+
+
+@dataclass(frozen=True)
+class HyperpriorConfig:
+    codes: int = 320
+    """Code values per 16x16 block."""
+    width8: int = 128
+    """Channels at 1/8 of the resolution."""
+    analysis8: int = 2
+    """Residual blocks at 1/8 in the analysis."""
+    synthesis8: int = 3
+    width16: int = 192
+    analysis16: int = 1
+    synthesis16: int = 1
+    hyper: int = 64
+    """Side symbols per 64x64 block."""
+    features: int = 128
+    context: int = 96
+    hidden: int = 192
+    rate_points: int = 8
+    coarsest: float = 130.0
+    """Quantiser's step at the lowest rate, in 8-bit units."""
+    octaves: float = 3.2
+    """By how many factors of two the step falls towards the highest rate."""
+
+    @property
+    def scales(self) -> ScalesConfig:
+        return ScalesConfig(codes=self.codes, hyper=self.hyper, steps=STEPS, rate_points=self.rate_points)
+
+
+class Block(nn.Module):
+    """x + conv(act(conv(x))), 3x3."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.kaiming_normal_(self.conv1.weight, a=0.1)
+        nn.init.normal_(self.conv2.weight, std=0.2 / (9 * width) ** 0.5)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer
+
+
+class Analysis(nn.Module):
+    """Image units `[N,3,H,W]` -> what is added to the linear codes, `[N,codes,H/16,W/16]`."""
+
+    def __init__(self, c: HyperpriorConfig) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3 * 64, c.width8, 1)
+        self.blocks8 = nn.Sequential(*(Block(c.width8) for _ in range(c.analysis8)))
+        self.gain = nn.Parameter(torch.zeros(c.rate_points, c.width8))
+        self.down = nn.Conv2d(c.width8, c.width16, 3, stride=2, padding=1)
+        self.blocks16 = nn.Sequential(*(Block(c.width16) for _ in range(c.analysis16)))
+        self.tail = _zero(nn.Conv2d(c.width16, c.codes, 1))
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        h = self.blocks8(self.head(F.pixel_unshuffle(x, 8)))
+        h = h * (1 + at_quality(self.gain, q)[:, :, None, None])
+        return self.tail(F.leaky_relu(self.blocks16(self.down(h)), 0.1))
+
+
+class Synthesis(nn.Module):
+    """Normalised codes `[N,codes,H/16,W/16]` -> what is added to the linear reconstruction, `[N,3,H,W]`."""
+
+    def __init__(self, c: HyperpriorConfig) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(c.codes, c.width16, 1)
+        self.blocks16 = nn.Sequential(*(Block(c.width16) for _ in range(c.synthesis16)))
+        self.up = nn.Conv2d(c.width16, 4 * c.width8, 1)
+        self.gain = nn.Parameter(torch.zeros(c.rate_points, c.width8))
+        self.blocks8 = nn.Sequential(*(Block(c.width8) for _ in range(c.synthesis8)))
+        self.tail = _zero(nn.Conv2d(c.width8, 3 * 64, 1))
+
+    def forward(self, y: Tensor, q: Tensor) -> Tensor:
+        h = F.pixel_shuffle(self.up(self.blocks16(self.head(y))), 2)
+        h = h * (1 + at_quality(self.gain, q)[:, :, None, None])
+        return F.pixel_shuffle(self.tail(F.leaky_relu(self.blocks8(h), 0.1)), 8)
+
+
+class Means(nn.Module):
+    """Means of the codes, normalised, from side symbols and from codes of earlier steps."""
+
+    def __init__(self, c: HyperpriorConfig) -> None:
+        super().__init__()
+        self.expand1 = nn.Conv2d(c.hyper, 4 * c.features, 1)
+        self.expand2 = nn.Conv2d(c.features, c.features, 3, padding=1)
+        self.expand3 = nn.Conv2d(c.features, 4 * c.features, 1)
+        self.gather1 = nn.ModuleList(nn.Conv2d(c.codes, c.context, 1) for _ in range(STEPS - 1))
+        self.gather2 = nn.ModuleList(nn.Conv2d(c.context, c.context, 3, padding=1) for _ in range(STEPS - 1))
+        self.combine1 = nn.ModuleList(
+            nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(STEPS)
+        )
+        self.combine2 = nn.ModuleList(_zero(nn.Conv2d(c.hidden, c.codes, 1)) for _ in range(STEPS))
+        self.rate = nn.Parameter(torch.zeros(c.rate_points, STEPS, c.hidden))
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Side symbols `[N,hyper,h,w]` -> features `[N,features,4h,4w]`."""
+        h = F.leaky_relu(F.pixel_shuffle(self.expand1(z), 2), 0.1)
+        h = F.leaky_relu(self.expand2(h), 0.1)
+        return F.pixel_shuffle(self.expand3(h), 2)
+
+    def forward(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
+        h = features
+        if step:
+            context = F.leaky_relu(self.gather1[step - 1](known), 0.1)
+            h = torch.cat([h, self.gather2[step - 1](context)], 1)
+        h = self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None]
+        return self.combine2[step](F.leaky_relu(h, 0.1))  # type: ignore[no-any-return]
+
+
+class HyperAnalysis(nn.Module):
+    """Codes `[N,codes,h,w]` -> side codes `[N,hyper,ceil(h/4),ceil(w/4)]`, before rounding."""
+
+    def __init__(self, c: HyperpriorConfig) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(2 * c.codes, c.width16, 1)
+        self.down1 = nn.Conv2d(c.width16, c.width16, 3, stride=2, padding=1)
+        self.down2 = nn.Conv2d(c.width16, c.width16, 3, stride=2, padding=1)
+        self.tail = nn.Conv2d(c.width16, c.hyper, 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        height, width = y.shape[2:]
+        y = F.pad(y, (0, -width % SIDE, 0, -height % SIDE), mode="replicate")
+        h = F.leaky_relu(self.head(torch.cat([torch.asinh(y), torch.asinh(2 * y.abs())], 1)), 0.1)
+        h = F.leaky_relu(self.down2(F.leaky_relu(self.down1(h), 0.1)), 0.1)
+        return self.tail(h)  # type: ignore[no-any-return]
+
+
+def step_masks(codes: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which symbols each step decodes: bool `[STEPS,codes,height,width]`, each symbol in exactly one step."""
+    rows = torch.arange(height, device=device)[:, None] % 2
+    columns = torch.arange(width, device=device)[None, :] % 2
+    position = torch.tensor(ORDER, device=device)[2 * rows + columns]
+    group = torch.arange(codes, device=device) % STEPS
+    step = (position[None] + group[:, None, None]) % STEPS
+    return torch.stack([step == k for k in range(STEPS)])
+
+
+class _Clamp(torch.autograd.Function):
+    """Clamps to the tables' indexes. A gradient that leads back inside passes, or a code that starts outside is lost."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, LEVELS - 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return torch.where(((x < 0) & (grad > 0)) | ((x > LEVELS - 1) & (grad < 0)), 0.0, grad)
+
+
+def _round(x: Tensor) -> Tensor:
+    """Rounds; the gradient passes straight through."""
+    return x + (x.round() - x).detach()
+
+
+class Hyperprior(nn.Module):
+    """See the module's docstring. Pixels are `[N,3,H,W]` float in [0,1]; `q` `[N]` in [0,1] is the rate."""
+
+    task = "compress"
+    multiple = BLOCK
+    linear: Tensor
+    spread: Tensor
+
+    def __init__(self, config: HyperpriorConfig = HyperpriorConfig()) -> None:
+        super().__init__()
+        self.config = c = config
+        self.analysis = Analysis(c)
+        self.synthesis = Synthesis(c)
+        self.hyper_analysis = HyperAnalysis(c)
+        self.means = Means(c)
+        self.scales = FloatScales(c.scales)
+        self.log_gain = nn.Parameter(torch.zeros(c.rate_points, c.codes))
+        self.register_buffer("linear", torch.zeros(c.codes, 3 * BLOCK**2))
+        """Orthonormal rows: the principal components of the blocks."""
+        self.register_buffer("spread", torch.ones(c.codes))
+        """Standard deviation of each component, in 8-bit units."""
+
+    # -- the linear autoencoder -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit_linear(self, blocks: Tensor) -> None:
+        """Sets the shortcut, and the start of the scales, from training blocks `[M,768]` in 8-bit units.
+
+        A block's values are ordered as `F.pixel_unshuffle` orders them.
+        """
+        centred = (blocks - 127.5).double()
+        variance, components = torch.linalg.eigh(centred.T @ centred / len(blocks))
+        order = variance.argsort(descending=True)[: self.config.codes]
+        self.linear.copy_(components[:, order].T)
+        self.spread.copy_(variance[order].clamp(min=0).sqrt())
+        q = torch.linspace(0, 1, self.config.rate_points)
+        sigma = self.spread / self.steps(q) * 0.6
+        self.scales.base.copy_((sigma / SMALLEST).log() / STEP)
+
+    def steps(self, q: Tensor) -> Tensor:
+        """The quantiser's step of each code in 8-bit units, `[N,codes]`."""
+        c = self.config
+        return c.coarsest * torch.exp2(-c.octaves * q)[:, None] * torch.exp(at_quality(self.log_gain, q))
+
+    def _norm(self) -> Tensor:
+        """Brings codes in 8-bit units to order one for the networks, whatever the rate. `[codes,1,1]`."""
+        return (self.spread + 8.0)[:, None, None]
+
+    # -- transforms ---------------------------------------------------------------------------------------
+
+    def analyse(self, x: Tensor, q: Tensor) -> Tensor:
+        """Pixels -> codes `[N,codes,H/16,W/16]` in quantiser steps. H and W are multiples of 16.
+
+        The linear part is computed in fp32 whatever autocast says: its codes reach 1,000.
+        """
+        extra = self.analysis((4 * x - 2).contiguous(memory_format=torch.channels_last), q)
+        with torch.autocast(x.device.type, enabled=False):
+            blocks = F.pixel_unshuffle(255 * x.float() - 127.5, BLOCK)
+            codes = F.conv2d(blocks, self.linear[:, :, None, None].float())
+            return (codes + 8 * extra.float()) / self.steps(q)[:, :, None, None]
+
+    def synthesise(self, y: Tensor, q: Tensor) -> Tensor:
+        """Codes in quantiser steps -> pixels, not clipped."""
+        with torch.autocast(y.device.type, enabled=False):
+            codes = y.float() * self.steps(q)[:, :, None, None]
+            blocks = F.conv2d(codes, self.linear.T[:, :, None, None].float())
+            base = (F.pixel_shuffle(blocks, BLOCK) + 127.5) / 255
+            normal = (codes / self._norm()).contiguous(memory_format=torch.channels_last)
+        return base + self.synthesis(normal, q).float() / 4
+
+    def predict(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
+        """Means of the codes of `step`, in quantiser steps; `known`: codes of earlier steps, zero elsewhere."""
+        ratio = self._norm() / self.steps(q)[:, :, None, None]
+        return self.means(step, features, known / ratio, q).float() * ratio
+
+    # -- coding, without the coder --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def quantise(self, y: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes in quantiser steps -> side symbols and symbols, both int32.
+
+        Always in fp32, like `dequantise`: encoder and decoder should agree on the means to a small part of a step.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            z = self.hyper_analysis(y).round()
+            symbols, known = torch.zeros_like(y), torch.zeros_like(y)
+            for mask, mean in self._walk(z, known, q):
+                symbol = (y - mean).round()
+                symbols = torch.where(mask, symbol, symbols)
+                known.copy_(torch.where(mask, symbol + mean, known))
+        return z.int(), symbols.int()
+
+    @torch.no_grad()
+    def dequantise(self, z: Tensor, symbols: Tensor, q: Tensor) -> Tensor:
+        """Side symbols and symbols -> codes in quantiser steps: the mirror of `quantise`."""
+        symbols = symbols.float()
+        known = torch.zeros_like(symbols)
+        with torch.autocast(symbols.device.type, enabled=False):
+            for mask, mean in self._walk(z.float(), known, q):
+                known.copy_(torch.where(mask, symbols + mean, known))
+        return known
+
+    def _walk(self, z: Tensor, known: Tensor, q: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Step by step, which symbols it is about and their means; the caller fills `known` in between."""
+        height, width = known.shape[2:]
+        features = self.means.expand(z)[:, :, :height, :width]
+        for step, mask in enumerate(step_masks(self.config.codes, height, width, known.device)):
+            yield mask, self.predict(step, features, known, q)
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels -> reconstruction, bits of the symbols `[N]`, bits of the side symbols `[N]`.
+
+        The rate is charged on codes with uniform noise, the reconstruction sees rounded ones.
+        """
+        y = self.analyse(x, q)
+        z = self.hyper_analysis(y)
+        height, width = y.shape[2:]
+        with torch.autocast(x.device.type, enabled=False):
+            z = z.float()
+            index = _Clamp.apply(self.scales.side_index(q))[:, :, None, None].expand_as(z)
+            side_bits = bits(z + torch.rand_like(z) - 0.5, index).flatten(1).sum(1)
+        z = _round(z)
+        mean_features = self.means.expand(z)[:, :, :height, :width]
+        scale_features = self.scales.expand(z)[:, :, :height, :width]
+        known = torch.zeros_like(y)
+        magnitudes = torch.zeros_like(y)
+        mean = torch.zeros_like(y)
+        index = torch.zeros_like(y)
+        for step, mask in enumerate(step_masks(self.config.codes, height, width, x.device)):
+            m = self.predict(step, mean_features, known, q)
+            t = self.scales(step, scale_features, magnitudes, q)
+            symbol = _round(y - m)
+            known = torch.where(mask, symbol + m, known)
+            magnitudes = torch.where(mask, symbol.abs(), magnitudes)
+            mean = torch.where(mask, m, mean)
+            index = torch.where(mask, t, index)
+        with torch.autocast(x.device.type, enabled=False):
+            noisy = y - mean + torch.rand_like(y) - 0.5
+            code_bits = bits(noisy, _Clamp.apply(index)).flatten(1).sum(1)
+        return self.synthesise(known, q), code_bits, side_bits

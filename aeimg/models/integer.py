@@ -1,0 +1,178 @@
+"""`IntegerScales`: the part of the codec that must not differ by one bit between machines.
+
+It computes the scale index of every symbol from integers alone: the side symbols, the magnitudes of the
+symbols decoded before, and the quality. `FloatScales` is the same network as it is trained; `freeze` turns
+its weights into integers:
+
+    activations   multiples of 2^-8, rounded half up after every layer, in 0..2^20
+    weights       multiples of 2^-12, int16
+    sums          multiples of 2^-20, exact
+
+All of it is computed in float64 on the CPU, as matrix products whose every partial sum is an integer below
+2^53: the order of summation, the number of threads, the batch, the tile and the library can't matter. Float64
+also has no reduced-precision mode (TF32, bf16) that a host program could have switched on.
+The means of the symbols are computed elsewhere, in floating point: they never touch the coder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATION_BITS = 8
+WEIGHT_BITS = 12
+SUM_BITS = ACTIVATION_BITS + WEIGHT_BITS
+LARGEST_ACTIVATION = 1 << 20
+LARGEST_MAGNITUDE = 255
+QUALITIES = 100
+
+
+@dataclass(frozen=True)
+class ScalesConfig:
+    codes: int
+    hyper: int
+    """Channels of the side symbols."""
+    steps: int
+    features: int = 96
+    """Channels of what the side symbols are expanded to."""
+    context: int = 64
+    hidden: int = 128
+    rate_points: int = 8
+
+
+def at_quality(table: Tensor, q: Tensor) -> Tensor:
+    """Rows of `table` `[P,...]`, the values at P equally spaced rates, interpolated at `q` `[N]` in [0,1]: `[N,...]`."""
+    position = q.clamp(0, 1) * (table.shape[0] - 1)
+    low = position.floor().long().clamp(max=table.shape[0] - 2)
+    weight = (position - low).view(-1, *[1] * (table.dim() - 1))
+    return torch.lerp(table[low], table[low + 1], weight)
+
+
+def quality_to_q(quality: Tensor) -> Tensor:
+    """Quality 1..100 -> [0,1]."""
+    return (quality.float() - 1) / (QUALITIES - 1)
+
+
+class FloatScales(nn.Module):
+    """The scale network as it is trained: real-valued indexes from side symbols, magnitudes and rate."""
+
+    def __init__(self, config: ScalesConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.expand1 = nn.Conv2d(c.hyper, 4 * c.context, 1)
+        self.expand2 = nn.Conv2d(c.context, c.context, 3, padding=1)
+        self.expand3 = nn.Conv2d(c.context, 4 * c.features, 1)
+        self.gather1 = nn.ModuleList(nn.Conv2d(c.codes, c.context, 1) for _ in range(c.steps - 1))
+        self.gather2 = nn.ModuleList(nn.Conv2d(c.context, c.context, 3, padding=1) for _ in range(c.steps - 1))
+        self.combine1 = nn.ModuleList(
+            nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(c.steps)
+        )
+        self.combine2 = nn.ModuleList(nn.Conv2d(c.hidden, c.codes, 1) for _ in range(c.steps))
+        for layer in self.combine2:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.rate = nn.Parameter(torch.zeros(c.rate_points, c.steps, c.hidden))
+        self.base = nn.Parameter(torch.zeros(c.rate_points, c.codes))
+        """Index of each code before anything is known of the picture; set from the data before training."""
+        self.side = nn.Parameter(torch.full((c.rate_points, c.hyper), 20.0))
+        """Index of each side symbol."""
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Side symbols `[N,hyper,h,w]` -> features `[N,features,4h,4w]`."""
+        h = F.relu(F.pixel_shuffle(self.expand1(z), 2))
+        h = F.relu(self.expand2(h))
+        return F.relu(F.pixel_shuffle(self.expand3(h), 2))
+
+    def forward(self, step: int, features: Tensor, magnitudes: Tensor, q: Tensor) -> Tensor:
+        """Real-valued indexes `[N,codes,H,W]` for the symbols of `step`.
+
+        `magnitudes`: `|s|` of the symbols of earlier steps, zero elsewhere, `[N,codes,H,W]`; `q` `[N]` in [0,1].
+        """
+        h = features
+        if step:
+            context = F.relu(self.gather1[step - 1](torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE))))
+            h = torch.cat([h, F.relu(self.gather2[step - 1](context))], 1)
+        h = F.relu(self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None])
+        return self.combine2[step](h).float() + at_quality(self.base, q)[:, :, None, None]
+
+    def side_index(self, q: Tensor) -> Tensor:
+        """Real-valued indexes `[N,hyper]` of the side symbols."""
+        return at_quality(self.side, q)
+
+
+@torch.no_grad()
+def freeze(network: FloatScales) -> dict[str, Tensor]:
+    """The integer tensors that `IntegerScales` runs on. Everything that depends on the quality becomes a table."""
+
+    def fixed(x: Tensor, fraction: int, kind: torch.dtype) -> Tensor:
+        limits = torch.iinfo(kind)
+        return (x.double() * 2.0**fraction).round().clamp(limits.min, limits.max).to(kind)
+
+    tensors = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.bias is not None
+            # Rows in the order of `F.unfold`, so that a 3x3 convolution is one matrix product.
+            tensors[f"{name}.weight"] = fixed(module.weight.flatten(1), WEIGHT_BITS, torch.int16)
+            tensors[f"{name}.bias"] = fixed(module.bias, SUM_BITS, torch.int32)
+    q = quality_to_q(torch.arange(1, QUALITIES + 1)).to(network.base.device)
+    tensors["rate"] = fixed(at_quality(network.rate, q), SUM_BITS, torch.int32)
+    tensors["base"] = fixed(at_quality(network.base, q).clamp(-1000, 1000), SUM_BITS, torch.int32)
+    tensors["side"] = at_quality(network.side, q).round().clamp(0, 63).to(torch.int32)
+    magnitudes = torch.arange(LARGEST_MAGNITUDE + 1)
+    tensors["magnitude"] = fixed(torch.log2(1 + magnitudes.double()), ACTIVATION_BITS, torch.int32)
+    return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+
+class IntegerScales:
+    """The scale network as it decodes: int32 indexes 0..63, the same everywhere. Stateless after construction."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: ScalesConfig, levels: int) -> None:
+        self.config = config
+        self.levels = levels
+        # int32 values are exact in float64.
+        self._t = {name: tensor.cpu().double() for name, tensor in tensors.items()}
+
+    def _layer(self, name: str, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """A convolution over integers: `[C,H,W]` multiples of 2^-8 in, `[C,H,W]` multiples of 2^-20 out."""
+        weight = self._t[f"{name}.weight"]
+        height, width = x.shape[1:]
+        columns = x.flatten(1) if weight.shape[1] == x.shape[0] else F.unfold(x[None], 3, padding=1)[0]
+        bias = self._t[f"{name}.bias"] if extra is None else self._t[f"{name}.bias"] + extra
+        return torch.addmm(bias[:, None], weight, columns).view(-1, height, width)
+
+    @staticmethod
+    def _activate(x: Tensor) -> Tensor:
+        """Rounds half up to a multiple of 2^-8 and clips below at zero."""
+        return torch.floor_(x.add_(2.0 ** (WEIGHT_BITS - 1)).mul_(2.0**-WEIGHT_BITS)).clamp_(0, LARGEST_ACTIVATION)
+
+    def expand(self, z: Tensor) -> Tensor:
+        """Side symbols, int32 `[hyper,h,w]` -> features, float64 integers `[features,4h,4w]`."""
+        h = z.double().clamp(-LARGEST_MAGNITUDE, LARGEST_MAGNITUDE) * 2.0**ACTIVATION_BITS
+        h = self._activate(F.pixel_shuffle(self._layer("expand1", h), 2))
+        h = self._activate(self._layer("expand2", h))
+        return self._activate(F.pixel_shuffle(self._layer("expand3", h), 2))
+
+    def indexes(self, step: int, features: Tensor, symbols: Tensor, quality: int) -> Tensor:
+        """int32 indexes `[codes,H,W]` for the symbols of `step`.
+
+        `features`: from `expand`, cropped to `[features,H,W]`; `symbols`: int32 `[codes,H,W]`, zero where not yet
+        decoded; `quality` 1..100.
+        """
+        h = features
+        if step:
+            magnitudes = self._t["magnitude"][symbols.abs().clamp(0, LARGEST_MAGNITUDE).long()]
+            context = self._activate(self._layer(f"gather1.{step - 1}", magnitudes))
+            context = self._activate(self._layer(f"gather2.{step - 1}", context))
+            h = torch.cat([h, context])
+        h = self._activate(self._layer(f"combine1.{step}", h, self._t["rate"][quality - 1, step]))
+        h = self._layer(f"combine2.{step}", h, self._t["base"][quality - 1])
+        return torch.floor_(h.add_(2.0 ** (SUM_BITS - 1)).mul_(2.0**-SUM_BITS)).clamp_(0, self.levels - 1).int()
+
+    def side_index(self, quality: int) -> Tensor:
+        """int32 indexes `[hyper]` of the side symbols at `quality` 1..100."""
+        return self._t["side"][quality - 1].int()

@@ -1,0 +1,83 @@
+"""Image -> padded, overlapping tiles -> image.
+
+A tile's network sees `halo` pixels more on each side than the tile keeps, so that where the halo covers the
+network's reach a tiled result equals that of the whole image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One tile: what is read (`top:bottom, left:right`) and, of that, what is kept."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    keep_top: int
+    keep_bottom: int
+    keep_left: int
+    keep_right: int
+
+    def scaled(self, factor: int) -> Tile:
+        """The same tile on a grid `factor` times as fine."""
+        return Tile(*(factor * edge for edge in astuple(self)))
+
+    def cut(self, x: Tensor) -> Tensor:
+        """The part of `x` `[...,H,W]` that the tile reads."""
+        return x[..., self.top : self.bottom, self.left : self.right]
+
+    def kept(self, x: Tensor) -> Tensor:
+        """The part of `x` `[...,H,W]`, the whole image, that the tile fills."""
+        return x[..., self.keep_top : self.keep_bottom, self.keep_left : self.keep_right]
+
+    def inner(self, y: Tensor) -> Tensor:
+        """Of `y`, what a network made of `cut`, the part that is kept."""
+        return y[
+            ...,
+            self.keep_top - self.top : self.keep_bottom - self.top,
+            self.keep_left - self.left : self.keep_right - self.left,
+        ]
+
+
+def grid(height: int, width: int, tile: int, halo: int) -> Iterator[Tile]:
+    """Tiles of side `tile` in raster order; those at the right and bottom edge may be smaller."""
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            yield Tile(
+                max(0, top - halo), min(height, bottom + halo), max(0, left - halo), min(width, right + halo),
+                top, bottom, left, right,
+            )  # fmt: skip
+
+
+def padded(side: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `side`."""
+    return -(-side // multiple) * multiple
+
+
+def pad(x: Tensor, height: int, width: int) -> Tensor:
+    """`x` `[N,C,h,w]` continued downwards and to the right by its last row and column, to `height` and `width`."""
+    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
+
+
+def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int) -> Tensor:
+    """`network` over the tiles of `x` `[N,C,H,W]`, sides multiples of what it asks for. Same shape back.
+
+    `tile` and `halo` must be such multiples too.
+    """
+    height, width = x.shape[2:]
+    if height <= tile and width <= tile:
+        return network(x)
+    result = torch.empty_like(x)
+    for part in grid(height, width, tile, halo):
+        part.kept(result).copy_(part.inner(network(part.cut(x))))
+    return result
