@@ -358,6 +358,7 @@ def train(
         about = _load_checkpoint(Path(resume), model, average, optimizer)
         start, before = int(about["step"]), float(about["seconds"])
         log(f"resumed {resume} at step {start}, {before / 60:.1f} minutes in")
+    commit = _commit()  # of the code that is running, not of what the checkout has become when the run ends
     began = time.monotonic() - before
 
     def progress(step: int) -> float:
@@ -434,7 +435,7 @@ def train(
             "dtype": str(precision).removeprefix("torch."),
             "seed": seed,
             "recipe": asdict(the_recipe),
-            "commit": _commit(),
+            "commit": commit,
             "held_out": {k: round(v, 3) for k, v in figures.items()},
         },
     )
