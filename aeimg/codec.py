@@ -15,7 +15,7 @@ Pictures are coded in tiles of `TILE` code vectors a side, each on its own; the 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .entropy import LEVELS, Decoder, Encoder, Tables
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
-from .models.hyperprior import BLOCK, SIDE, STEPS, Hyperprior, step_masks
+from .models.hyperprior import BLOCK, SIDE, Hyperprior, step_masks
 from .models.integer import IntegerScales, quality_to_q
 from .tiles import grid, pad, padded
 
@@ -76,7 +76,7 @@ def _crc(tiles: list[Symbols]) -> int:
     crc = 0
     for tile in tiles:
         for part in (tile.side, tile.codes):
-            crc = zlib.crc32(np.ascontiguousarray(part.numpy(), "<i4"), crc)
+            crc = zlib.crc32(part.contiguous().numpy().astype("<i4", copy=False).tobytes(), crc)
     return crc
 
 
@@ -205,9 +205,7 @@ class HyperpriorCodec:
     def _side_index(self, shape: tuple[int, ...], quality: int) -> Tensor:
         return self.scales.side_index(quality)[:, None, None].expand(shape)
 
-    def _context(self, side: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    def _context(self, side: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The scale network's features and the masks of the steps, for codes of `shape`."""
-        masks = step_masks(*shape)
-        assert len(masks) == STEPS
-        return self.scales.expand(side)[:, : shape[1], : shape[2]], masks
-
+        codes, height, width = shape
+        return self.scales.expand(side)[:, :height, :width], step_masks(codes, height, width)

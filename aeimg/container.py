@@ -16,7 +16,7 @@ upper case may not. The sections of version 1:
     I  image    varint width, varint height, u8 channels (1 grey, 3 RGB), u8 bits per channel (8)
     M  model    8 bytes: the first of the SHA-256 over the weights; then the label in UTF-8: `aeimg-codec-1`
     P  payload  u8 quality (1..100), u32 CRC-32 of the decoded symbols, then what the model's coder wrote
-    S  stored   the source file itself, or a PNG of the pixels: where the network would have been larger
+    S  stored   the source file itself, or a lossless WebP or PNG of the pixels: where the model's code was larger
     A  alpha    a greyscale PNG
     C  ICC, E  EXIF, X  XMP: deflated (RFC 1950)
     n  name of the source file, without folders, UTF-8

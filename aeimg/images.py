@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ WRITABLE = {
 }  # fmt: skip
 """Suffix -> the Pillow format it is written as."""
 
+MAX_WEBP_SIDE = 16383
 KEEPS_ALPHA = frozenset({"PNG", "WEBP", "AVIF", "TIFF"})
 KEEPS_16_BITS = frozenset({"PNG", "TIFF"})
 
@@ -86,13 +86,8 @@ class Picture:
 # -- reading ----------------------------------------------------------------------------------------------
 
 
-def read_picture(source: Path | bytes) -> Picture:
-    """Reads an image file, or the bytes of one. Raises `UnreadableImage` or `UnsupportedImage`, with its name."""
-    name = "the image" if isinstance(source, bytes) else str(source)
-    try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{name}: can't be read ({error.strerror})") from error
+def read_picture(data: bytes, name: str = "the image") -> Picture:
+    """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
     try:
         image = Image.open(io.BytesIO(data), formats=READABLE)
     except Image.DecompressionBombError as error:
@@ -101,8 +96,7 @@ def read_picture(source: Path | bytes) -> Picture:
         raise UnreadableImage(f"{name}: not an image in a format that aeimg reads ({', '.join(READABLE)})") from error
     with image:
         _refuse_deep_colour(name, image, data)
-        picture = from_pil(image, name)
-    return replace(picture, name="" if isinstance(source, bytes) else Path(source).name)
+        return from_pil(image, name)
 
 
 def _refuse_deep_colour(name: str, image: Image.Image, data: bytes) -> None:
@@ -114,9 +108,11 @@ def _refuse_deep_colour(name: str, image: Image.Image, data: bytes) -> None:
         depths = getattr(image, "tag_v2", {}).get(258, (8,))
         deep = max(depths if isinstance(depths, tuple) else (depths,)) > 8
     elif image.format == "PPM" and image.mode == "RGB":
-        deep = bool(image.tile) and isinstance(image.tile[0].args, tuple) and max(
-            (a for a in image.tile[0].args if isinstance(a, int)), default=0
-        ) > 255
+        deep = (
+            bool(image.tile)
+            and isinstance(image.tile[0].args, tuple)
+            and max((a for a in image.tile[0].args if isinstance(a, int)), default=0) > 255
+        )
     if deep:
         raise UnsupportedImage(f"{name}: colour with 16 bits per channel is not handled yet; convert it to 8 bits")
 
@@ -253,6 +249,23 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
         image.save(buffer, kind, **options)
     except (OSError, ValueError, struct.error) as error:
         raise OutputError(f"{picture.name or 'the image'}: can't be written as {kind} ({error})") from error
+    return buffer.getvalue()
+
+
+def encode_lossless(picture: Picture) -> bytes:
+    """An 8-bit picture as a lossless file: WebP for colour, PNG for grey and where WebP is too small."""
+    image = to_pil(picture)
+    metadata: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif}
+    metadata = {key: value for key, value in metadata.items() if value}
+    buffer = io.BytesIO()
+    if picture.pixels.shape[0] == 3 and max(image.size) <= MAX_WEBP_SIDE:
+        if picture.xmp:
+            metadata["xmp"] = picture.xmp
+        image.save(buffer, "WEBP", lossless=True, exact=True, method=4, quality=75, **metadata)
+    else:
+        if picture.xmp:
+            metadata |= _xmp_option("PNG", picture.xmp)
+        image.save(buffer, "PNG", optimize=True, **metadata)
     return buffer.getvalue()
 
 

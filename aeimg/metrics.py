@@ -98,9 +98,7 @@ def _akima(x: Array, y: Array, at: Array) -> Array:
     return np.asarray(y[i] + d * (tangents[i] + d * (c + d * e)))
 
 
-def bd_rate(
-    anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]
-) -> float:
+def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> float:
     """Bjontegaard's delta rate of `test` against `anchor` in percent; negative means fewer bits at the same quality.
 
     Each is a list of (bits per pixel, dB). Akima interpolation of log(bpp) over the PSNR range that both cover.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,24 +68,23 @@ def find_latents(source: Path) -> list[Path]:
     return find_files(source, [LATENT_SUFFIX])
 
 
-def plan(source: Path, files: Iterable[Path], out: Path, suffix: str | None) -> list[Job]:
+def plan(source: Path, files: Iterable[Path], out: Path, suffix: Callable[[Path], str]) -> list[Job]:
     """Gives every file below `source` its own place below `out`, the tree kept.
 
-    `suffix` replaces the file's own (None keeps it). Where that would make two names equal (`a.jpg` and
-    `a.png`), also on a file system that ignores case, each of them keeps its old suffix inside the new
-    name: `a.jpg.aei`, `a.png.aei`. Raises `UsageError` where an output would lie on an input.
+    `suffix(path)` replaces the file's own. Where that would make two names equal (`a.jpg` and `a.png`), also on a
+    file system that ignores case, each of them keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`.
+    Raises `UsageError` where an output would lie on an input.
     """
     source, out = Path(source), Path(out)
     base = source if source.is_dir() else source.parent
     files = list(files)
 
     def short(path: Path) -> Path:
-        relative = path.relative_to(base)
-        return relative if suffix is None else relative.with_suffix(suffix)
+        return path.relative_to(base).with_suffix(suffix(path))
 
     def full(path: Path) -> Path:
         relative = path.relative_to(base)
-        return relative if suffix is None else relative.with_name(relative.name + suffix)
+        return relative.with_name(relative.name + suffix(path))
 
     def key(path: Path) -> str:
         return str(path).casefold()

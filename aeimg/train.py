@@ -423,7 +423,7 @@ def train(
     log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     header = Header(
         architecture=objective.architecture,
-        config=asdict(average.config),  # type: ignore[arg-type]
+        config=asdict(average.config),  # type: ignore[call-overload]
         task=task,
         name=name or out.stem,
         version=version,

@@ -172,7 +172,7 @@ class HyperAnalysis(nn.Module):
         return self.tail(h)  # type: ignore[no-any-return]
 
 
-def step_masks(codes: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+def step_masks(codes: int, height: int, width: int, device: torch.device = torch.device("cpu")) -> Tensor:
     """Which symbols each step decodes: bool `[STEPS,codes,height,width]`, each symbol in exactly one step."""
     rows = torch.arange(height, device=device)[:, None] % 2
     columns = torch.arange(width, device=device)[None, :] % 2
@@ -183,7 +183,7 @@ def step_masks(codes: int, height: int, width: int, device: torch.device | str =
 
 
 class _Clamp(torch.autograd.Function):
-    """Clamps to the tables' indexes. A gradient that leads back inside passes, or a code that starts outside is lost."""
+    """Clamps to the tables' indexes. A gradient that leads back inside passes: no code is lost outside."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -260,7 +260,8 @@ class Hyperprior(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             blocks = F.pixel_unshuffle(255 * x.float() - 127.5, BLOCK)
             codes = F.conv2d(blocks, self.linear[:, :, None, None].float())
-            return (codes + 8 * extra.float()) / self.steps(q)[:, :, None, None]
+            y: Tensor = (codes + 8 * extra.float()) / self.steps(q)[:, :, None, None]
+            return y
 
     def synthesise(self, y: Tensor, q: Tensor) -> Tensor:
         """Codes in quantiser steps -> pixels, not clipped."""
@@ -269,12 +270,14 @@ class Hyperprior(nn.Module):
             blocks = F.conv2d(codes, self.linear.T[:, :, None, None].float())
             base = (F.pixel_shuffle(blocks, BLOCK) + 127.5) / 255
             normal = (codes / self._norm()).contiguous(memory_format=torch.channels_last)
-        return base + self.synthesis(normal, q).float() / 4
+        x: Tensor = base + self.synthesis(normal, q).float() / 4
+        return x
 
     def predict(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
         """Means of the codes of `step`, in quantiser steps; `known`: codes of earlier steps, zero elsewhere."""
         ratio = self._norm() / self.steps(q)[:, :, None, None]
-        return self.means(step, features, known / ratio, q).float() * ratio
+        mean: Tensor = self.means(step, features, known / ratio, q).float() * ratio
+        return mean
 
     # -- coding, without the coder --------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class ScalesConfig:
 
 
 def at_quality(table: Tensor, q: Tensor) -> Tensor:
-    """Rows of `table` `[P,...]`, the values at P equally spaced rates, interpolated at `q` `[N]` in [0,1]: `[N,...]`."""
+    """`table` `[P,...]`, values at P equally spaced rates, interpolated at `q` `[N]` in [0,1]: `[N,...]`."""
     position = q.clamp(0, 1) * (table.shape[0] - 1)
     low = position.floor().long().clamp(max=table.shape[0] - 2)
     weight = (position - low).view(-1, *[1] * (table.dim() - 1))

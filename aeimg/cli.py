@@ -1,0 +1,241 @@
+"""The command line: parses, calls the public API, prints.
+
+Exit codes: 0 all well, 1 any failure, 2 usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import AeimgError, UsageError
+
+if TYPE_CHECKING:
+    from .engine import Summary
+
+PATH = click.Path(path_type=Path)
+
+
+class _Group(click.Group):
+    """Turns the package's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from error
+        except AeimgError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was written is whole", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
+@click.version_option(__version__, prog_name="aeimg")
+def main() -> None:
+    """Denoise and compress folders of images with learned autoencoders."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+
+
+def _shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of all three verbs."""
+    for option in reversed(
+        [
+            click.option("-m", "--model", help="A registered model (see `aeimg models`) or a weights file."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+            click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
+            click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores]"),
+            click.option("-b", "--batch-size", type=click.IntRange(1), default=8, show_default=True),
+            click.option(
+                "--if-exists",
+                type=click.Choice(["skip", "overwrite", "error"]),
+                default="skip",
+                show_default=True,
+                help="What to do about output files that are there already.",
+            ),
+            click.option(
+                "--on-error",
+                type=click.Choice(["continue", "stop"]),
+                default="continue",
+                show_default=True,
+                help="What to do after an image that fails.",
+            ),
+            click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _run(source: Path, out: Path, task: str, quiet: bool, **options: Any) -> None:
+    from .engine import process
+
+    summary = process(source, task, out=out, progress=not quiet and sys.stderr.isatty(), **options)
+    _tell(summary, task, quiet)
+    if summary.failed:
+        sys.exit(1)
+
+
+def _tell(summary: Summary, task: str, quiet: bool) -> None:
+    for path, reason in summary.failed:
+        click.echo(f"failed: {path}: {reason.removeprefix(f'{path}: ')}", err=True)
+    if quiet:
+        return
+    line = f"{task}: {summary.done} done"
+    if summary.skipped:
+        line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
+    if summary.failed:
+        line += f", {len(summary.failed)} failed"
+    if summary.done:
+        megapixels = summary.pixels / 1e6
+        line += f"; {megapixels:.1f} megapixels in {summary.seconds:.1f} s ({megapixels / summary.seconds:.1f} MP/s)"
+        line += f", {_size(summary.bytes_in)} -> {_size(summary.bytes_out)}"
+    if not (summary.done or summary.skipped or summary.failed):
+        line += "; no images found"
+    click.echo(line, err=True)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--sigma", default="auto", show_default=True, help="Noise level in 8-bit units, or auto to estimate it.")
+@click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 leaves all as it is.")
+@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: that of the source]")
+@click.option("--image-quality", type=click.IntRange(1, 100), help="Of JPEG, WebP and AVIF files. [default: 95]")
+@_shared
+def denoise(source: Path, out: Path, **options: Any) -> None:
+    """Denoise the images in SOURCE (a file or folder) into the folder OUT."""
+    _run(source, out, "denoise", **options)
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--quality", type=click.IntRange(1, 100), default=50, show_default=True)
+@_shared
+def compress(source: Path, out: Path, **options: Any) -> None:
+    """Compress the images in SOURCE (a file or folder) into latent files (.aei) in the folder OUT."""
+    _run(source, out, "compress", **options)
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: png]")
+@click.option("--image-quality", type=click.IntRange(1, 100), help="Of JPEG, WebP and AVIF files. [default: 95]")
+@_shared
+def decompress(source: Path, out: Path, **options: Any) -> None:
+    """Turn the latent files in SOURCE (a file or folder) back into images in the folder OUT."""
+    _run(source, out, "decompress", **options)
+
+
+@main.command()
+@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def info(files: tuple[Path, ...], as_json: bool) -> None:
+    """Say what latent files (.aei) and weights files (.safetensors) say of themselves."""
+    from .report import describe
+
+    failed = False
+    for path in files:
+        try:
+            about = describe(path)
+        except AeimgError as error:
+            click.echo(f"failed: {error}", err=True)
+            failed = True
+            continue
+        if as_json:
+            click.echo(json.dumps(about))
+        else:
+            width = max(map(len, about))
+            click.echo("\n".join(f"{key:{width}}  {value}" for key, value in about.items()) + "\n")
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per model and line.")
+def models(as_json: bool) -> None:
+    """List the registered models: task, size, cost, figures, and where they come from."""
+    from .report import describe_models
+
+    rows, broken = describe_models()
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+    else:
+        for row in rows:
+            click.echo(row.pop("name"))
+            for key, value in row.items():
+                click.echo(f"    {key:12}  {value}")
+    for error in broken:
+        click.echo(f"broken: {error}", err=True)
+
+
+@main.command()
+@click.argument("task", type=click.Choice(["denoise", "compress"]))
+@click.argument("data", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The weights file to write (.safetensors).")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="How long to train, resumed time included.")
+@click.option("--steps", type=click.IntRange(1), help="How many steps to train at most.")
+@click.option("--resume", type=PATH, help="A checkpoint to continue from.")
+@click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
+@click.option("--name", help="What the model is called. [default: the file's name]")
+@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def train(task: str, data: Path, out: Path, **options: Any) -> None:
+    """Train a model of TASK on the images in the folder DATA."""
+    from .train import train as run
+
+    if out.suffix != ".safetensors":
+        raise UsageError(f"{out}: weights files end in .safetensors")
+    run(task, data, out, log=click.echo, **options)
+
+
+@main.command()
+@click.argument("task", type=click.Choice(["denoise", "compress"]))
+@click.argument("data", type=PATH)
+@click.option("-m", "--model", help="A registered model or a weights file.")
+@click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
+def bench(task: str, data: Path, json_file: Path | None, **options: Any) -> None:
+    """Measure a model on the images in DATA, beside the usual codecs or denoisers."""
+    from . import bench as benches
+    from .paths import write_atomic
+
+    figures = benches.bench_denoise(data, **options) if task == "denoise" else benches.bench_compress(data, **options)
+    click.echo(benches.table(figures))
+    if json_file is not None:
+        write_atomic(json_file, json.dumps(figures, indent=1).encode())
+
+
+@main.command()
+@click.argument("out", type=PATH)
+def demo(out: Path) -> None:
+    """Denoise, compress and decompress real photographs into the folder OUT, and say how well it went.
+
+    The photographs are those that come with scikit-image (`pip install 'aeimg[demo]'`).
+    """
+    from .report import run_demo
+
+    click.echo(run_demo(out))
+
+
+if __name__ == "__main__":
+    main()

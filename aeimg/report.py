@@ -1,0 +1,216 @@
+"""What files and models say of themselves, and the demonstration: text and pictures to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from . import container, zoo
+from .engine import process
+from .errors import AeimgError, DataError, InputError, UsageError
+from .images import encode_picture, from_pil
+from .metrics import bits_per_pixel, psnr
+from .paths import write_atomic
+
+# -- info and models ----------------------------------------------------------------------------------------------
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What a latent file or a weights file says of itself. Raises a typed error for anything else."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            is_latent = file.read(len(container.MAGIC)) == container.MAGIC
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    if is_latent:
+        return _describe_latent(path, size)
+    if path.suffix == ".safetensors":
+        header = zoo.read_header(path)
+        digest = zoo.load_tensors(path)[2]
+        return {"file": str(path), "kind": "weights", "bytes": size, "label": header.label, "digest": digest.hex(),
+                **dataclasses.asdict(header)}  # fmt: skip
+    raise UsageError(f"{path}: neither a latent file (.aei) nor a weights file (.safetensors)")
+
+
+def _describe_latent(path: Path, size: int) -> dict[str, Any]:
+    data = path.read_bytes()
+    latent = container.read(data, str(path))
+    about: dict[str, Any] = {"file": str(path), "kind": "latent", "bytes": size, "format_version": data[4]}
+    sizes = {tag: len(payload) for tag, payload in container.sections(data, str(path)).items()}
+    if isinstance(latent, container.Stored):
+        with Image.open(io.BytesIO(latent.data)) as image:
+            width, height, mode, held = *image.size, image.mode, image.format
+        about |= {"mode": "stored", "stored_as": held, "width": width, "height": height, "pixels": mode}
+    else:
+        width, height = latent.width, latent.height
+        pixels = ("L" if latent.channels == 1 else "RGB") + ("A" if latent.alpha is not None else "")
+        about |= {"mode": "coded", "model": latent.label, "weights": latent.digest.hex(), "quality": latent.quality,
+                  "width": width, "height": height, "pixels": pixels, "bits_per_channel": latent.depth}  # fmt: skip
+    about["bits_per_pixel"] = round(bits_per_pixel(size, width, height), 4)
+    return about | {"source": latent.name, "source_format": latent.format, "sections": sizes}
+
+
+def kilomacs_per_pixel(task: str, model: Any) -> dict[str, float]:
+    """Thousands of multiply-accumulates per pixel of each direction, counted over a run of 256x256 pixels."""
+    import torch
+    from torch import nn
+
+    count = 0
+
+    def hook(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+        nonlocal count
+        assert isinstance(module, nn.Conv2d)
+        count += module.weight.numel() * output.shape[2] * output.shape[3]
+
+    side = 256
+    network: Any = model if isinstance(model, nn.Module) else model.network
+    handles = [module.register_forward_hook(hook) for module in network.modules() if isinstance(module, nn.Conv2d)]
+    try:
+        x = torch.rand(1, 3, side, side)
+        cpu, fp32 = torch.device("cpu"), torch.float32
+        result = {}
+        with torch.inference_mode():
+            if task == "denoise":
+                network(x, torch.tensor([25.0]))
+                result["denoise"] = count / side**2 / 1e3
+            else:
+                latents = model.encode(x, 50, cpu, fp32)
+                result["encode"] = count / side**2 / 1e3
+                count = 0
+                model.decode(latents, side, side, 50, cpu, fp32)
+                result["decode"] = count / side**2 / 1e3
+            # the linear shortcut is a matrix, not a layer
+            if task == "compress":
+                linear = network.linear.numel() / 256 / 1e3
+                result = {key: value + linear for key, value in result.items()}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {key: round(value, 1) for key, value in result.items()}
+
+
+def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
+    """Every registered model as a row; and what is wrong with the broken ones."""
+    rows, broken = [], []
+    for entry in zoo.entries():
+        if isinstance(entry, AeimgError):
+            broken.append(str(entry))
+            continue
+        row: dict[str, Any] = {"name": entry.name, "task": entry.task, "origin": entry.origin}
+        if zoo.DEFAULTS[entry.task] == entry.name:
+            row["default"] = f"for {entry.task}"
+        if entry.weights is not None:
+            header = zoo.read_header(entry.weights)
+            model = zoo.load_model(entry.weights)
+            row |= {"label": header.label, "architecture": header.architecture}
+            row["size"] = f"{entry.weights.stat().st_size / 1e6:.1f} MB"
+            costs = kilomacs_per_pixel(entry.task, model)
+            row["kMAC/pixel"] = ", ".join(f"{value:g} {key}" for key, value in costs.items())
+            row |= {key: value for key, value in header.card.items() if key not in ("recipe",)}
+        rows.append(row)
+    return rows, broken
+
+
+# -- the demonstration ------------------------------------------------------------------------------------------------
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+DEMO_SIGMA = 25.0
+
+
+def run_demo(out: Path) -> str:
+    """Noise, `denoise`, `compress` and `decompress` over real photographs; returns the table, leaves the pictures."""
+    out = Path(out)
+    originals = dict(_photographs())
+    folders = {name: out / name for name in ("original", "noisy", "denoised", "latents", "decompressed")}
+    for number, (name, pixels) in enumerate(originals.items()):
+        noise = np.random.default_rng(number).normal(0, DEMO_SIGMA, pixels.shape)
+        noisy = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
+        for kind, image in (("original", pixels), ("noisy", noisy)):
+            write_atomic(folders[kind] / f"{name}.png", encode_picture(from_pil(Image.fromarray(image)), ".png"))
+    again = {"if_exists": "overwrite"}
+    denoised = process(folders["noisy"], "denoise", out=folders["denoised"], **again)
+    compressed = process(folders["original"], "compress", out=folders["latents"], **again)
+    decompressed = process(folders["latents"], "decompress", out=folders["decompressed"], **again)
+    lines = [f"white noise of sigma {DEMO_SIGMA:g}, estimated and taken away: PSNR in dB",
+             f"    {'':12}{'noisy':>8}{'denoised':>10}"]  # fmt: skip
+    for name, pixels in originals.items():
+        before, after = (psnr(_pixels(folders[f] / f"{name}.png"), pixels) for f in ("noisy", "denoised"))
+        lines.append(f"    {name:12}{before:8.2f}{after:10.2f}")
+    lines += ["", "latent files, beside JPEG and AVIF of at most the same size: bits per pixel and PSNR in dB",
+              f"    {'':12}{'bpp':>8}{'aeimg':>8}{'JPEG':>8}{'AVIF':>8}"]  # fmt: skip
+    strips = []
+    for name, pixels in originals.items():
+        size = (folders["latents"] / f"{name}.aei").stat().st_size
+        ours = _pixels(folders["decompressed"] / f"{name}.png")
+        jpeg, avif = (_best_under(size, pixels, kind) for kind in ("JPEG", "AVIF"))
+        bpp = bits_per_pixel(size, pixels.shape[1], pixels.shape[0])
+        scores = "".join(f"{psnr(x, pixels):8.2f}" if x is not None else f"{'-':>8}" for x in (ours, jpeg, avif))
+        lines.append(f"    {name:12}{bpp:8.3f}{scores}")
+        noisy, clean = (_pixels(folders[f] / f"{name}.png") for f in ("noisy", "denoised"))
+        strips.append(_strip({"original": pixels, "noisy": noisy, "denoised": clean,
+                              "latent": ours, "JPEG, same size": jpeg, "AVIF, same size": avif}))  # fmt: skip
+    write_atomic(out / "comparison.png", _png(np.concatenate(strips)))
+    lines += ["", f"pictures: {out / 'comparison.png'}, and the folders beside it"]
+    failed = [*denoised.failed, *compressed.failed, *decompressed.failed]
+    if failed:
+        raise InputError("; ".join(f"{path}: {reason}" for path, reason in failed))
+    return "\n".join(lines)
+
+
+def _photographs() -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        from skimage import data
+    except ImportError:
+        raise DataError("the demo's photographs come with scikit-image: pip install 'aeimg[demo]'") from None
+    for name in PHOTOGRAPHS:
+        yield name, np.ascontiguousarray(getattr(data, name)()[..., :3])
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    return encode_picture(from_pil(Image.fromarray(pixels)), ".png")
+
+
+def _best_under(size: int, pixels: np.ndarray, kind: str) -> np.ndarray | None:
+    """`pixels` through the largest file of `kind` that is not above `size` bytes; None where even the smallest is."""
+    options: dict[str, Any] = {"optimize": True, "progressive": True} if kind == "JPEG" else {"speed": 6}
+    best = None
+    low, high = 1, 95
+    while low <= high:
+        quality = (low + high) // 2
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, kind, quality=quality, **options)
+        if buffer.tell() <= size:
+            best, low = buffer, quality + 1
+        else:
+            high = quality - 1
+    return None if best is None else np.asarray(Image.open(best).convert("RGB"))
+
+
+def _strip(pictures: dict[str, np.ndarray | None], side: int = 224) -> np.ndarray:
+    """The middles of the pictures side by side, each under its name."""
+    import torch
+    from torchvision.utils import make_grid
+
+    tiles = []
+    for name, pixels in pictures.items():
+        tile = Image.new("RGB", (side, side + 14), "white")
+        if pixels is not None:
+            top, left = (math.floor((n - side) / 2) for n in pixels.shape[:2])
+            tile.paste(Image.fromarray(pixels).crop((left, top, left + side, top + side)), (0, 14))
+        ImageDraw.Draw(tile).text((3, 1), name, fill="black")
+        tiles.append(torch.from_numpy(np.asarray(tile).copy()).permute(2, 0, 1))
+    return np.asarray(make_grid(torch.stack(tiles), nrow=len(tiles), pad_value=255).permute(1, 2, 0))
