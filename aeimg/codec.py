@@ -208,4 +208,4 @@ class HyperpriorCodec:
     def _context(self, side: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The scale network's features and the masks of the steps, for codes of `shape`."""
         codes, height, width = shape
-        return self.scales.expand(side)[:, :height, :width], step_masks(codes, height, width)
+        return self.scales.expand(side)[:, :height, :width], step_masks(codes, height, width, side.device)

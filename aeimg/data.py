@@ -97,7 +97,7 @@ class Photographs:
             top = rng.integers(pixels.shape[0] - size + 1)
             left = rng.integers(pixels.shape[1] - size + 1)
             crop = pixels[top : top + size, left : left + size]
-            crop = np.rot90(crop, rng.integers(4))
+            crop = np.rot90(crop, int(rng.integers(4)))
             if rng.integers(2):
                 crop = crop[:, ::-1]
             batch[n] = crop.transpose(2, 0, 1)

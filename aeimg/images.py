@@ -8,6 +8,7 @@ Everything that Pillow would convert without a word (16-bit RGB, several frames,
 from __future__ import annotations
 
 import io
+import re
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,11 +109,8 @@ def _refuse_deep_colour(name: str, image: Image.Image, data: bytes) -> None:
         depths = getattr(image, "tag_v2", {}).get(258, (8,))
         deep = max(depths if isinstance(depths, tuple) else (depths,)) > 8
     elif image.format == "PPM" and image.mode == "RGB":
-        deep = (
-            bool(image.tile)
-            and isinstance(image.tile[0].args, tuple)
-            and max((a for a in image.tile[0].args if isinstance(a, int)), default=0) > 255
-        )
+        maxval = re.match(rb"P\d(?:\s+|#[^\n]*\n)*\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)", data)
+        deep = maxval is not None and int(maxval[1]) > 255
     if deep:
         raise UnsupportedImage(f"{name}: colour with 16 bits per channel is not handled yet; convert it to 8 bits")
 

@@ -136,7 +136,7 @@ def run_demo(out: Path) -> str:
         noisy = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
         for kind, image in (("original", pixels), ("noisy", noisy)):
             write_atomic(folders[kind] / f"{name}.png", encode_picture(from_pil(Image.fromarray(image)), ".png"))
-    again = {"if_exists": "overwrite"}
+    again: dict[str, Any] = {"if_exists": "overwrite"}
     denoised = process(folders["noisy"], "denoise", out=folders["denoised"], **again)
     compressed = process(folders["original"], "compress", out=folders["latents"], **again)
     decompressed = process(folders["latents"], "decompress", out=folders["decompressed"], **again)

@@ -172,7 +172,7 @@ class HyperAnalysis(nn.Module):
         return self.tail(h)  # type: ignore[no-any-return]
 
 
-def step_masks(codes: int, height: int, width: int, device: torch.device = torch.device("cpu")) -> Tensor:
+def step_masks(codes: int, height: int, width: int, device: torch.device) -> Tensor:
     """Which symbols each step decodes: bool `[STEPS,codes,height,width]`, each symbol in exactly one step."""
     rows = torch.arange(height, device=device)[:, None] % 2
     columns = torch.arange(width, device=device)[None, :] % 2

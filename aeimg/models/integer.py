@@ -73,8 +73,8 @@ class FloatScales(nn.Module):
         )
         self.combine2 = nn.ModuleList(nn.Conv2d(c.hidden, c.codes, 1) for _ in range(c.steps))
         for layer in self.combine2:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         self.rate = nn.Parameter(torch.zeros(c.rate_points, c.steps, c.hidden))
         self.base = nn.Parameter(torch.zeros(c.rate_points, c.codes))
         """Index of each code before anything is known of the picture; set from the data before training."""
