@@ -34,6 +34,8 @@ BLOCK = 16
 SIDE = 4
 """Side of the square of code vectors that one vector of side symbols stands for."""
 STEPS = 4
+EXTRA = 32.0
+"""8-bit units per unit of what the analysis network adds to the linear codes."""
 ORDER = (0, 2, 3, 1)
 """When a position of the 2x2 square (raster order) is decoded in the first group of channels: the diagonal first."""
 
@@ -245,9 +247,9 @@ class Hyperprior(nn.Module):
         c = self.config
         return c.coarsest * torch.exp2(-c.octaves * q)[:, None] * torch.exp(at_quality(self.log_gain, q))
 
-    def _norm(self) -> Tensor:
-        """Brings codes in 8-bit units to order one for the networks, whatever the rate. `[codes,1,1]`."""
-        return (self.spread + 8.0)[:, None, None]
+    def _norm(self, q: Tensor) -> Tensor:
+        """What codes in quantiser steps are divided by to be of order one for the networks. `[N,codes,1,1]`."""
+        return ((self.spread + 8.0) / self.steps(q))[:, :, None, None]
 
     # -- transforms ---------------------------------------------------------------------------------------
 
@@ -260,7 +262,7 @@ class Hyperprior(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             blocks = F.pixel_unshuffle(255 * x.float() - 127.5, BLOCK)
             codes = F.conv2d(blocks, self.linear[:, :, None, None].float())
-            y: Tensor = (codes + 8 * extra.float()) / self.steps(q)[:, :, None, None]
+            y: Tensor = (codes + EXTRA * extra.float()) / self.steps(q)[:, :, None, None]
             return y
 
     def synthesise(self, y: Tensor, q: Tensor) -> Tensor:
@@ -269,14 +271,14 @@ class Hyperprior(nn.Module):
             codes = y.float() * self.steps(q)[:, :, None, None]
             blocks = F.conv2d(codes, self.linear.T[:, :, None, None].float())
             base = (F.pixel_shuffle(blocks, BLOCK) + 127.5) / 255
-            normal = (codes / self._norm()).contiguous(memory_format=torch.channels_last)
+            normal = (y.float() / self._norm(q)).contiguous(memory_format=torch.channels_last)
         x: Tensor = base + self.synthesis(normal, q).float() / 4
         return x
 
     def predict(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
         """Means of the codes of `step`, in quantiser steps; `known`: codes of earlier steps, zero elsewhere."""
-        ratio = self._norm() / self.steps(q)[:, :, None, None]
-        mean: Tensor = self.means(step, features, known / ratio, q).float() * ratio
+        norm = self._norm(q)
+        mean: Tensor = self.means(step, features, known / norm, q).float() * norm
         return mean
 
     # -- coding, without the coder --------------------------------------------------------------------------

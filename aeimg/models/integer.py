@@ -29,6 +29,8 @@ SUM_BITS = ACTIVATION_BITS + WEIGHT_BITS
 LARGEST_ACTIVATION = 1 << 20
 LARGEST_MAGNITUDE = 255
 QUALITIES = 100
+OUTPUT_GAIN = 8
+"""Indexes per unit of the last layer's output: about a factor of e in the scale, so that it learns at the others' pace."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class FloatScales(nn.Module):
             context = F.relu(self.gather1[step - 1](torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE))))
             h = torch.cat([h, F.relu(self.gather2[step - 1](context))], 1)
         h = F.relu(self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None])
-        return self.combine2[step](h).float() + at_quality(self.base, q)[:, :, None, None]
+        return OUTPUT_GAIN * self.combine2[step](h).float() + at_quality(self.base, q)[:, :, None, None]
 
     def side_index(self, q: Tensor) -> Tensor:
         """Real-valued indexes `[N,hyper]` of the side symbols."""
@@ -116,9 +118,10 @@ def freeze(network: FloatScales) -> dict[str, Tensor]:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             assert module.bias is not None
+            gain = OUTPUT_GAIN if name.startswith("combine2") else 1
             # Rows in the order of `F.unfold`, so that a 3x3 convolution is one matrix product.
-            tensors[f"{name}.weight"] = fixed(module.weight.flatten(1), WEIGHT_BITS, torch.int16)
-            tensors[f"{name}.bias"] = fixed(module.bias, SUM_BITS, torch.int32)
+            tensors[f"{name}.weight"] = fixed(gain * module.weight.flatten(1), WEIGHT_BITS, torch.int16)
+            tensors[f"{name}.bias"] = fixed(gain * module.bias, SUM_BITS, torch.int32)
     q = quality_to_q(torch.arange(1, QUALITIES + 1)).to(network.base.device)
     tensors["rate"] = fixed(at_quality(network.rate, q), SUM_BITS, torch.int32)
     tensors["base"] = fixed(at_quality(network.base, q).clamp(-1000, 1000), SUM_BITS, torch.int32)
