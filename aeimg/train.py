@@ -187,7 +187,7 @@ class CompressObjective(Objective):
         """Weights, the integers that the scales are computed with, and the coder's tables."""
         assert isinstance(model, Hyperprior)
         tensors = super().export(model)
-        # The linear shortcut's codes reach 1,000 and must be reproduced to a fraction of a step.
+        # The linear codes reach 1,000 and must be reproduced to a fraction of a step.
         tensors |= {"linear": model.linear, "spread": model.spread}
         tensors |= {f"integer/{name}": tensor for name, tensor in freeze(model.scales).items()}
         # The rounded weights are what will run, so it is they that are measured.
@@ -277,11 +277,15 @@ def _load_checkpoint(
         raise InvalidWeights(f"{path}: not a checkpoint of `aeimg train` ({error})") from error
     for prefix, module in (("model/", model), ("average/", average)):
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    parameters = list(model.parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("adam/"):
             _, number, name = key.split("/")
-            state.setdefault(int(number), {})[name] = tensor
+            like = parameters[int(number)]
+            # The fused optimizer walks memory, so its state must be laid out as the parameter is (channels_last).
+            laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(number), {})[name] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return dict(about)
 

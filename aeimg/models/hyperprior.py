@@ -34,6 +34,8 @@ BLOCK = 16
 SIDE = 4
 """Side of the square of code vectors that one vector of side symbols stands for."""
 STEPS = 4
+PACE = 0.2
+"""The kernels' entries are small, about 1/28: this lets them learn more slowly than other weights."""
 EXTRA = 32.0
 """8-bit units per unit of what the analysis network adds to the linear codes."""
 ORDER = (0, 2, 3, 1)
@@ -222,6 +224,9 @@ class Hyperprior(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(c.rate_points, c.codes))
         self.register_buffer("linear", torch.zeros(c.codes, 3 * BLOCK**2))
         """Orthonormal rows: the principal components of the blocks."""
+        self.analysis_shift = nn.Parameter(torch.zeros(c.codes, 3 * BLOCK**2))
+        self.synthesis_shift = nn.Parameter(torch.zeros(c.codes, 3 * BLOCK**2))
+        """How far the learned kernels have moved from the principal components, in units of `PACE`."""
         self.register_buffer("spread", torch.ones(c.codes))
         """Standard deviation of each component, in 8-bit units."""
 
@@ -261,7 +266,7 @@ class Hyperprior(nn.Module):
         extra = self.analysis((4 * x - 2).contiguous(memory_format=torch.channels_last), q)
         with torch.autocast(x.device.type, enabled=False):
             blocks = F.pixel_unshuffle(255 * x.float() - 127.5, BLOCK)
-            codes = F.conv2d(blocks, self.linear[:, :, None, None].float())
+            codes = F.conv2d(blocks, (self.linear + PACE * self.analysis_shift)[:, :, None, None])
             y: Tensor = (codes + EXTRA * extra.float()) / self.steps(q)[:, :, None, None]
             return y
 
@@ -269,7 +274,7 @@ class Hyperprior(nn.Module):
         """Codes in quantiser steps -> pixels, not clipped."""
         with torch.autocast(y.device.type, enabled=False):
             codes = y.float() * self.steps(q)[:, :, None, None]
-            blocks = F.conv2d(codes, self.linear.T[:, :, None, None].float())
+            blocks = F.conv2d(codes, (self.linear + PACE * self.synthesis_shift).T[:, :, None, None])
             base = (F.pixel_shuffle(blocks, BLOCK) + 127.5) / 255
             normal = (y.float() / self._norm(q)).contiguous(memory_format=torch.channels_last)
         x: Tensor = base + self.synthesis(normal, q).float() / 4
