@@ -114,11 +114,12 @@ def bench_denoise(
     device: str = "auto",
     dtype: str = "auto",
     sigmas: Sequence[float] = (15, 25, 50),
+    side: int = 1024,
 ) -> Figures:
     """RGB PSNR of images with white noise (unclipped floats, fixed seed; results rounded to 8 bits), and the speed.
 
     Each level is measured with sigma told and with sigma estimated, in colour; and told, in greyscale. The speed is
-    that of one thread on the image with the most pixels, twice: in fp32 and in the dtype that "auto" stands for.
+    that of one thread on a square of `side` pixels, twice: in fp32 and in the dtype that was asked for.
     """
     import torch
 
@@ -147,7 +148,6 @@ def bench_denoise(
             "grey": score(grey, process(iter(noisy(grey, sigma)), "denoise", sigma=sigma, **chosen)),
         }
     largest = max(images, key=lambda x: x.shape[0] * x.shape[1])
-    side = 1024
     repeats = (-(-side // largest.shape[0]), -(-side // largest.shape[1]), 1)
     square = np.tile(largest, repeats)[:side, :side].astype(np.float32) / 255
     threads = torch.get_num_threads()

@@ -30,7 +30,7 @@ from .codec import HyperpriorCodec
 from .data import Photographs, add_white_noise, vary_colours
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
 from .errors import InvalidWeights, UsageError
-from .models.hyperprior import Hyperprior
+from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
 from .paths import write_atomic
 from .zoo import Header, build, pick_device, pick_dtype, save_weights
@@ -159,8 +159,8 @@ class CompressObjective(Objective):
         decoded, code_bits, side_bits = model(x, q)
         bpp = (code_bits + side_bits) / (x.shape[2] * x.shape[3])
         mse = (decoded - x).square().flatten(1).mean(1) * 255.0**2
-        strength = 0.001 * torch.exp2(6.6 * q)
-        return (strength * mse + bpp) * (strength / 0.01) ** -0.4, bpp, mse
+        worth = strength(q)
+        return (worth * mse + bpp) * (worth / 0.01) ** -0.4, bpp, mse
 
     def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         q = torch.from_numpy(rng.random(crops.shape[0]).astype(np.float32)).to(crops.device)
@@ -377,7 +377,7 @@ def train(
         f"{task}: {len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {place}, {precision}"
     )
-    current = start
+    finished = start
     batches = _batches(objective, seed, start, lambda step: progress(step) >= 1 - the_recipe.late)
     saved = logged = time.monotonic()
     window: dict[str, list[float]] = {}
@@ -387,7 +387,7 @@ def train(
             done = progress(step)
             if done >= 1:
                 break
-            current = step
+            torch.manual_seed(seed * 1_000_003 + step)  # for the noise that stands for rounding
             scale = min(1.0, (step + 1) / the_recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
                 group["lr"] = the_recipe.rate * max(scale, 1e-3)
@@ -404,6 +404,7 @@ def train(
                 # Early on a short memory, or the random start would linger in the average.
                 decay = min(the_recipe.average, (step + 1) / (step + 10))
                 torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+            finished = step + 1
             for key, value in {"loss": float(loss.detach()), **terms}.items():
                 window.setdefault(key, []).append(value)
             now = time.monotonic()
@@ -413,15 +414,16 @@ def train(
                 window.clear()
                 logged = now
             if now - saved > 180:
-                about = {"step": step + 1, "seconds": now - began}
+                about = {"step": finished, "seconds": now - began}
                 _save_checkpoint(checkpoint, model, average, optimizer, about)
                 figures = objective.validate(average)
                 log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
                 saved = time.monotonic()
     finally:
         batches.close()  # type: ignore[attr-defined]
-    seconds = time.monotonic() - began
-    _save_checkpoint(checkpoint, model, average, optimizer, {"step": current + 1, "seconds": seconds})
+        seconds = time.monotonic() - began
+        # An interrupted run keeps what it has, too.
+        _save_checkpoint(checkpoint, model, average, optimizer, {"step": finished, "seconds": seconds})
     average.eval()
     figures = objective.validate(average)
     log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
@@ -434,7 +436,7 @@ def train(
         card={
             "data": f"{len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, of {Path(data).name}/",
             "minutes": round(seconds / 60, 1),
-            "steps": current + 1,
+            "steps": finished,
             "device": str(place),
             "dtype": str(precision).removeprefix("torch."),
             "seed": seed,

@@ -34,6 +34,8 @@ BLOCK = 16
 SIDE = 4
 """Side of the square of code vectors that one vector of side symbols stands for."""
 STEPS = 4
+RELUCTANCE = 1.5
+"""How much an error counts in rate-distortion optimised quantisation; 1 where codes were independent of each other."""
 PACE = 0.2
 """The kernels' entries are small, about 1/28: this lets them learn more slowly than other weights."""
 EXTRA = 32.0
@@ -186,6 +188,24 @@ def step_masks(codes: int, height: int, width: int, device: torch.device) -> Ten
     return torch.stack([step == k for k in range(STEPS)])
 
 
+def strength(q: Tensor) -> Tensor:
+    """What a squared error (8-bit units, mean over pixels and channels) is worth in bits per pixel at the rate `q`."""
+    return 0.001 * torch.exp2(6.6 * q)
+
+
+def _decide(residual: Tensor, index: Tensor, worth: Tensor) -> Tensor:
+    """`residual` rounded, or one step less where `worth` times the squared error that adds is less than the bits."""
+    magnitudes = torch.arange(17.0, device=index.device)
+    cost = bits(magnitudes.expand(LEVELS, -1), torch.arange(float(LEVELS), device=index.device)[:, None])
+    saved = torch.diff(cost, dim=1)
+    symbol = residual.round()
+    size = symbol.abs()
+    level = index.round().clamp(0, LEVELS - 1).long()
+    gain = saved.flatten()[level * 16 + (size - 1).clamp(0, 15).long()]
+    added = 2 * (residual.abs() - size) + 1
+    return symbol - symbol.sign() * (worth * added < gain)
+
+
 class _Clamp(torch.autograd.Function):
     """Clamps to the tables' indexes. A gradient that leads back inside passes: no code is lost outside."""
 
@@ -292,13 +312,20 @@ class Hyperprior(nn.Module):
     def quantise(self, y: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Codes in quantiser steps -> side symbols and symbols, both int32.
 
-        Always in fp32, like `dequantise`: encoder and decoder should agree on the means to a small part of a step.
+        A code is rounded towards zero where the bits that saves are worth more than the error it adds (rate-distortion
+        optimised quantisation), by the real-valued scales: nothing that a decoder would have to know. Always in
+        fp32, like `dequantise`: encoder and decoder should agree on the means to a small part of a step.
         """
+        height, width = y.shape[2:]
         with torch.autocast(y.device.type, enabled=False):
             z = self.hyper_analysis(y).round()
+            features = self.scales.expand(z)[:, :, :height, :width]
+            worth = RELUCTANCE / 3 * strength(q)[:, None, None, None] * self.steps(q)[:, :, None, None] ** 2
             symbols, known = torch.zeros_like(y), torch.zeros_like(y)
-            for mask, mean in self._walk(z, known, q):
-                symbol = (y - mean).round()
+            for step, (mask, mean) in enumerate(self._walk(z, known, q)):
+                residual = y - mean
+                index = self.scales(step, features, symbols.abs(), q)
+                symbol = _decide(residual, index, worth)
                 symbols = torch.where(mask, symbol, symbols)
                 known.copy_(torch.where(mask, symbol + mean, known))
         return z.int(), symbols.int()

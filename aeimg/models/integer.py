@@ -30,7 +30,7 @@ LARGEST_ACTIVATION = 1 << 20
 LARGEST_MAGNITUDE = 255
 QUALITIES = 100
 OUTPUT_GAIN = 8
-"""Indexes per unit of the last layer's output: about a factor of e in the scale, so that it learns at the others' pace."""
+"""Indexes per unit of the last layer, a factor of e in the scale: so it learns at the pace of the others."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""`python -m aeimg` is `aeimg`."""
+
+from .cli import main
+
+main()

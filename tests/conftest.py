@@ -1,0 +1,47 @@
+"""Pictures and data that several tests share."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+DATA = Path(os.environ.get("AEIMG_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The training and test images, which are not part of the project."""
+    if not DATA.is_dir():
+        pytest.skip(f"the test images are not here ({DATA}); name their folder in AEIMG_TEST_DATA")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def photograph() -> np.ndarray:
+    """A real photograph, uint8 `[300,451,3]`: odd sides on purpose."""
+    from skimage import data as images
+
+    return np.ascontiguousarray(images.chelsea())
+
+
+@pytest.fixture(scope="session")
+def small(photograph: np.ndarray) -> np.ndarray:
+    """A corner of it, uint8 `[101,143,3]`."""
+    return np.ascontiguousarray(photograph[90:191, 120:263])
+
+
+@pytest.fixture
+def png():
+    """Encodes an array as PNG, or as any other format that Pillow writes."""
+
+    def encode(array: np.ndarray, kind: str = "PNG", **options) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encode

@@ -1,0 +1,126 @@
+"""The command line does what its help says, and its exit codes mean what they should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from aeimg.cli import main
+from aeimg.metrics import psnr
+
+
+@pytest.fixture
+def folder(tmp_path, small):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    Image.fromarray(small).save(tmp_path / "in" / "a.png")
+    Image.fromarray(small).convert("L").save(tmp_path / "in" / "sub" / "b.png")
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_a_folder_goes_there_and_back(folder, small):
+    done = run("compress", folder / "in", folder / "latents", "--quality", 80)
+    assert done.exit_code == 0, done.output
+    assert "compress: 2 done" in done.stderr
+    done = run("decompress", folder / "latents", folder / "out", "--format", "tiff")
+    assert done.exit_code == 0, done.output
+    assert psnr(np.asarray(Image.open(folder / "out/a.tiff")), small) > 27
+    assert Image.open(folder / "out/sub/b.tiff").mode == "L"
+
+
+def test_denoise_takes_its_options(folder, small):
+    done = run("denoise", folder / "in", folder / "out", "--sigma", 0, "--strength", 0)
+    assert done.exit_code == 0, done.output
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "out/a.png")), small)
+
+
+def test_a_bad_file_is_named_passed_over_and_makes_the_exit_code_one(folder):
+    (folder / "in" / "bad.jpg").write_bytes(b"no")
+    done = run("compress", folder / "in", folder / "latents")
+    assert done.exit_code == 1
+    assert "failed:" in done.stderr
+    assert "bad.jpg" in done.stderr
+    assert "2 done, 1 failed" in done.stderr
+    assert sorted(p.name for p in (folder / "latents").rglob("*.aei")) == ["a.aei", "b.aei"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["denoise"], ["denoise", "nowhere", "out"], ["compress", ".", "out", "--quality", "101"],
+     ["denoise", ".", "out", "--sigma", "loud"], ["decompress", ".", "out", "--format", "gif"],
+     ["denoise", ".", "out", "--device", "abacus"], ["nonsense"]],
+)  # fmt: skip
+def test_wrong_calls_exit_with_two_and_one_clear_line(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert "Error:" in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_options_come_from_the_environment_too(folder, monkeypatch):
+    monkeypatch.setenv("AEIMG_COMPRESS_QUALITY", "7")
+    run("compress", folder / "in", folder / "latents")
+    done = run("info", "--json", folder / "latents" / "a.aei")
+    assert json.loads(done.stdout)["quality"] == 7
+
+
+def test_info_describes_latents_and_weights_and_refuses_others(folder):
+    from aeimg import zoo
+
+    run("compress", folder / "in", folder / "latents", "--quality", 60)
+    weights = zoo.find_weights("aeimg-codec-1")
+    done = run("info", "--json", folder / "latents/a.aei", weights)
+    latent, about = (json.loads(line) for line in done.stdout.splitlines())
+    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", "aeimg-codec-1", 60)
+    assert (latent["width"], latent["height"], latent["source"]) == (143, 101, "a.png")
+    assert latent["weights"] == about["digest"]
+    assert about["card"]["steps"] > 0
+    refused = run("info", folder / "in" / "a.png")
+    assert refused.exit_code == 1
+    assert "neither a latent file" in refused.stderr
+
+
+def test_models_tells_task_size_cost_figures_and_origin():
+    rows = {row["name"]: row for row in map(json.loads, run("models", "--json").stdout.splitlines())}
+    assert {"aeimg-codec", "aeimg-denoise"} <= set(rows)
+    row = rows["aeimg-denoise"]
+    assert (row["task"], row["origin"]) == ("denoise", "built in")
+    assert float(row["kMAC/pixel"].split()[0]) > 10
+    assert "held_out" in row
+
+
+def test_train_writes_weights_that_the_verbs_take(folder, tmp_path):
+    from skimage import data
+
+    (tmp_path / "train").mkdir()
+    for number in range(10):
+        Image.fromarray(data.astronaut()[number * 20 :][:150, :150]).save(tmp_path / "train" / f"{number}.png")
+    weights = tmp_path / "w.safetensors"
+    done = run("train", "denoise", tmp_path / "train", "-o", weights, "--steps", 2, "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    assert run("denoise", folder / "in", folder / "out", "--model", weights).exit_code == 0
+
+
+def test_an_interrupt_exits_with_130(monkeypatch, folder):
+    import aeimg.engine
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aeimg.engine, "process", interrupted)
+    assert run("denoise", folder / "in", folder / "out").exit_code == 130
+
+
+def test_the_module_runs_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "aeimg", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("aeimg, version")

@@ -1,0 +1,341 @@
+"""`process` takes anything, gives back its kind, loses nothing and holds little."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import aeimg
+from aeimg import (
+    InputError,
+    InvalidLatent,
+    OutputError,
+    UnreadableImage,
+    UnsupportedImage,
+    UsageError,
+    WrongWeights,
+    container,
+    engine,
+    process,
+)
+from aeimg.metrics import psnr
+
+
+def kinds(small: np.ndarray, png, folder):
+    path = folder / "a picture.png"
+    path.write_bytes(png(small))
+    x = torch.from_numpy(small.copy()).permute(2, 0, 1).float() / 255
+    return {
+        "path": path, "str": str(path), "bytes": png(small), "pil": Image.fromarray(small), "uint8": small,
+        "uint16": small.astype(np.uint16) * 257, "float32": (small / 255).astype(np.float32), "float64": small / 255,
+        "grey": small[:, :, 0], "rgba": np.dstack([small, small[:, :, 0]]), "tensor": x, "batch": torch.stack([x, x]),
+        "half": x.half(),
+    }  # fmt: skip
+
+
+KINDS = [
+    "path",
+    "str",
+    "bytes",
+    "pil",
+    "uint8",
+    "uint16",
+    "float32",
+    "float64",
+    "grey",
+    "rgba",
+    "tensor",
+    "batch",
+    "half",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denoise_gives_back_the_kind_that_came_in(small, png, tmp_path, kind):
+    source = kinds(small, png, tmp_path)[kind]
+    result = process(source, "denoise", sigma=5)
+    if kind in ("path", "str", "pil"):
+        assert isinstance(result, Image.Image)
+        assert result.size == (143, 101)
+    elif kind == "bytes":
+        assert Image.open(io.BytesIO(result)).format == "PNG"
+    else:
+        assert type(result) is type(source)
+        assert result.shape == source.shape
+        assert result.dtype == source.dtype
+        if kind == "rgba":
+            np.testing.assert_array_equal(result[:, :, 3], source[:, :, 3])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("uint16", "batch")])
+def test_compress_gives_bytes_that_decompress_to_the_picture(small, png, tmp_path, kind):
+    source = kinds(small, png, tmp_path)[kind]
+    latent = process(source, "compress", quality=90)
+    assert isinstance(container.read(latent), container.Coded)
+    result = process(latent, "decompress", kind="numpy")
+    expected = small[:, :, 0] if kind == "grey" else np.dstack([small, small[:, :, 0]]) if kind == "rgba" else small
+    assert result.shape == expected.shape
+    assert result.dtype == np.uint8
+    assert psnr(result, expected) > 27
+    if kind == "rgba":
+        np.testing.assert_array_equal(result[:, :, 3], expected[:, :, 3])
+
+
+def test_float_input_is_not_clipped():
+    x = np.full((32, 32, 3), 1.2, np.float32)
+    np.testing.assert_allclose(process(x, "denoise", sigma=0, strength=0.0), x)
+    assert process(x, "denoise", sigma=1).mean() > 1.1
+
+
+def test_decompress_gives_what_kind_names(small):
+    latent = process(small, "compress")
+    assert isinstance(process(latent, "decompress"), Image.Image)
+    assert process(latent, "decompress", kind="tensor").shape == (3, 101, 143)
+    assert Image.open(io.BytesIO(process(latent, "decompress", kind="bytes"))).size == (143, 101)
+
+
+def test_sixteen_bits_are_refused_by_compress_and_kept_by_denoise(small):
+    deep = small.astype(np.uint16) * 257
+    with pytest.raises(UnsupportedImage, match="16 bits per channel are not handled yet by compress"):
+        process(deep, "compress")
+    assert len(np.unique(process(deep, "denoise", sigma=5))) > 256
+
+
+def test_what_is_no_picture_is_refused(small):
+    for wrong in (5, np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4), bool), torch.zeros(2, 4, 4), np.zeros((0, 4))):
+        with pytest.raises(UsageError):
+            process(wrong, "denoise")
+    with pytest.raises(UsageError, match="unknown task 'sharpen'"):
+        process(small, "sharpen")
+    with pytest.raises(UsageError, match="unknown option.*'sigmaa'"):
+        process(small, "denoise", sigmaa=3)
+    for option, value in [("sigma", -1), ("sigma", "loud"), ("strength", 2), ("quality", 0), ("quality", 50.5),
+                          ("kind", "gif"), ("jobs", 0), ("batch_size", 0)]:  # fmt: skip
+        with pytest.raises(UsageError, match=option):
+            process(small, "denoise", **{option: value})
+
+
+def test_an_iterable_streams_in_order_and_is_never_far_ahead(small):
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for number in range(500):
+            taken += 1
+            yield np.full((16 + number % 3, 16, 3), number % 250, np.uint8)
+
+    results = process(source(), "denoise", sigma=0, jobs=2, batch_size=4)
+    for number, result in enumerate(itertools.islice(results, 50)):
+        assert result.shape[0] == 16 + number % 3
+        assert abs(int(result[0, 0, 0]) - number) <= 1
+        assert taken - number <= 2 * 2 + 2 * 4 + 1
+    before = threading.active_count()
+    results.close()
+    assert threading.active_count() < before
+    assert taken < 70
+
+
+def test_an_error_in_an_iterable_is_raised_in_its_place_or_given_back(small):
+    sources = [small, b"not an image", small]
+    results = process(iter(sources), "denoise", sigma=5)
+    assert next(results).shape == small.shape
+    with pytest.raises(UnreadableImage):
+        next(results)
+    first, error, last = process(iter(sources), "denoise", sigma=5, on_error="continue")
+    assert isinstance(error, UnreadableImage)
+    np.testing.assert_array_equal(first, last)
+
+
+def test_memory_bounds_what_is_on_its_way():
+    alive, most = 0, 0
+    lock = threading.Lock()
+
+    def read(number):
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return SimpleNamespace(number=number, nbytes=100, pixels=1)
+
+    def write(item, result):
+        nonlocal alive
+        with lock:
+            alive -= 1
+        return result
+
+    verb = SimpleNamespace(read=read, key=lambda item: 0, run=lambda items: [i.number for i in items], write=write)
+    outcomes = list(engine.stream(range(200), verb, jobs=4, batch_size=8, memory=500))
+    assert [outcome.value for outcome in outcomes] == list(range(200))
+    assert most <= 5 + 4  # the first reads start before their sizes are known
+
+
+def test_a_failing_batch_costs_only_the_guilty_item():
+    def run(items):
+        if any(item.number == 7 for item in items):
+            raise RuntimeError("seven")
+        return [item.number for item in items]
+
+    verb = SimpleNamespace(
+        read=lambda number: SimpleNamespace(number=number, nbytes=1, pixels=1),
+        key=lambda item: 0, run=run, write=lambda item, result: result,
+    )  # fmt: skip
+    outcomes = list(engine.stream(range(20), verb, jobs=2, batch_size=8))
+    assert [outcome.source for outcome in outcomes if outcome.error] == [7]
+    assert [outcome.value for outcome in outcomes if not outcome.error] == [n for n in range(20) if n != 7]
+
+
+def test_reading_and_writing_overlap_the_model():
+    def nap(*_):
+        time.sleep(0.02)
+        return SimpleNamespace(nbytes=1, pixels=1)
+
+    verb = SimpleNamespace(read=nap, key=lambda item: 0, run=lambda items: [nap() for _ in items], write=nap)
+    running = []
+    original = verb.write
+    verb.write = lambda *a: running.append(threading.current_thread().name) or original()
+    assert len(list(engine.stream(range(20), verb, jobs=4, batch_size=1))) == 20
+    assert all(name.startswith("aeimg") for name in running)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, small, png):
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    (source / "a.png").write_bytes(png(small))
+    (source / "a.jpg").write_bytes(png(small, "JPEG", quality=92))
+    (source / "sub" / "grey.png").write_bytes(png(small[:, :, 0]))
+    (source / "sub" / "broken.png").write_bytes(png(small)[:500])
+    (source / "sub" / "text.png").write_bytes(b"this is no picture")
+    return source
+
+
+def snapshot(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("task", ["denoise", "compress"])
+def test_a_folder_is_done_the_tree_kept_the_broken_named_and_no_input_touched(folder, tmp_path, task):
+    before = snapshot(folder)
+    summary = process(folder, task, out=tmp_path / "out")
+    assert summary.done == 3
+    assert sorted(path.name for path, _ in summary.failed) == ["broken.png", "text.png"]
+    assert all(str(path) in reason for path, reason in summary.failed)
+    expected = {"denoise": ["a.jpg", "a.png", "sub/grey.png"], "compress": ["a.jpg.aei", "a.png.aei", "sub/grey.aei"]}
+    assert sorted(snapshot(tmp_path / "out")) == expected[task]
+    assert snapshot(folder) == before
+    assert summary.pixels == 3 * 101 * 143
+    assert summary.bytes_out == sum(map(len, snapshot(tmp_path / "out").values()))
+
+
+def test_latents_come_back_as_images_of_the_wanted_format(folder, tmp_path):
+    process(folder, "compress", out=tmp_path / "latents")
+    summary = process(tmp_path / "latents", "decompress", out=tmp_path / "png")
+    assert (summary.done, summary.failed) == (3, [])
+    assert sorted(snapshot(tmp_path / "png")) == ["a.jpg.png", "a.png.png", "sub/grey.png"]
+    assert Image.open(tmp_path / "png/sub/grey.png").mode == "L"
+    process(tmp_path / "latents", "decompress", out=tmp_path / "webp", format="webp")
+    assert Image.open(tmp_path / "webp/a.png.webp").format == "WEBP"
+
+
+def test_done_files_are_skipped_redone_or_refused(folder, tmp_path):
+    out = tmp_path / "out"
+    process(folder, "compress", out=out)
+    again = process(folder, "compress", out=out)
+    assert (again.done, again.skipped, len(again.failed)) == (0, 3, 2)
+    assert process(folder, "compress", out=out, if_exists="overwrite").done == 3
+    with pytest.raises(OutputError, match="is there already"):
+        process(folder, "compress", out=out, if_exists="error")
+
+
+def test_on_error_stop_stops(folder, tmp_path):
+    summary = process(folder / "sub", "denoise", out=tmp_path / "out", on_error="stop")
+    assert len(summary.failed) == 1
+
+
+def test_metadata_and_names_travel_through_a_latent_file(small, tmp_path):
+    exif = Image.Exif()
+    exif[0x0110] = "a camera"
+    exif[0x0112] = 6
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(small).save(path, quality=97, exif=exif, icc_profile=b"not really a profile" * 20)
+    latent = container.read(process(path, "compress"))
+    assert (latent.name, latent.format, latent.width, latent.height) == ("photo.jpg", "JPEG", 101, 143)
+    back = process(process(path, "compress"), "decompress", kind="bytes", format="png")
+    image = Image.open(io.BytesIO(back))
+    assert image.size == (101, 143)
+    assert image.getexif()[0x0110] == "a camera"
+    assert image.getexif().get(0x0112, 1) == 1
+    assert image.info["icc_profile"] == b"not really a profile" * 20
+
+
+def test_where_the_network_would_lose_the_source_is_stored(tmp_path, png):
+    flat = np.zeros((200, 300, 3), np.uint8)
+    flat[50:100, 60:200] = [255, 0, 0]
+    path = tmp_path / "flat.png"
+    path.write_bytes(png(flat))
+    for source in (path, flat):
+        latent = process(source, "compress")
+        assert isinstance(container.read(latent), container.Stored)
+        assert len(latent) <= len(png(flat)) + 64
+        np.testing.assert_array_equal(process(latent, "decompress", kind="numpy"), flat)
+
+
+def test_a_latent_is_never_much_larger_than_its_source(small, png):
+    rough = png(small, "JPEG", quality=3)
+    latent = process(rough, "compress", quality=100)
+    assert len(latent) <= len(rough) + 64
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (17, 3), (64, 64), (65, 127)])
+def test_any_size_comes_back(photograph, height, width):
+    x = np.ascontiguousarray(photograph[:height, :width])
+    for source in (x, (x / 255).astype(np.float32)):
+        result = process(process(source, "compress", quality=95), "decompress", kind="numpy")
+        assert result.shape == x.shape
+        assert process(source, "denoise").shape == x.shape
+
+
+def test_latent_files_of_other_weights_are_refused_by_name(small):
+    latent = container.read(process(small, "compress"))
+    from dataclasses import replace
+
+    with pytest.raises(WrongWeights, match="aeimg-codec-77.*not installed"):
+        process(container.write(replace(latent, label="aeimg-codec-77")), "decompress")
+    with pytest.raises(WrongWeights, match="name the right ones with --model"):
+        process(container.write(replace(latent, digest=b"otherone")), "decompress")
+
+
+def test_a_changed_payload_is_never_a_picture(small):
+    from dataclasses import replace
+
+    latent = container.read(process(small, "compress"))
+    data = bytearray(latent.data)
+    data[len(data) // 2] ^= 1
+    with pytest.raises(InvalidLatent):
+        process(container.write(replace(latent, data=bytes(data))), "decompress")
+    with pytest.raises(InputError):
+        process(b"nothing like it", "decompress")
+
+
+def test_a_result_that_is_not_finite_is_an_error():
+    class Broken(torch.nn.Module):
+        def forward(self, x, sigma):
+            return x / 0
+
+    aeimg.register("broken", Broken, task="denoise")
+    try:
+        with pytest.raises(InputError, match="not finite"):
+            process(np.zeros((8, 8, 3), np.uint8), "denoise", model="broken")
+    finally:
+        aeimg.unregister("broken")

@@ -1,0 +1,143 @@
+"""The networks do what their docstrings promise, before any training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aeimg.entropy import LEVELS
+from aeimg.models.hyperprior import Hyperprior, HyperpriorConfig, step_masks
+from aeimg.models.integer import FloatScales, IntegerScales, ScalesConfig, freeze
+from aeimg.models.unet import UNet, UNetConfig
+
+CPU = torch.device("cpu")
+SMALL = HyperpriorConfig(codes=16, width8=8, width16=8, hyper=4, features=8, context=8, hidden=8)
+
+
+def jolt(network: torch.nn.Module, scale: float = 0.3) -> None:
+    """Networks start with zeros in their last layers; tests need them to do something."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(scale / parameter[0].numel() ** 0.5 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_the_denoiser_starts_as_the_identity_and_is_homogeneous():
+    network = UNet(UNetConfig(channels=(8, 8, 8)))
+    x, sigma = torch.rand(2, 3, 32, 48), torch.tensor([10.0, 30.0])
+    torch.testing.assert_close(network(x, sigma), x)
+    jolt(network)
+    torch.testing.assert_close(network(0.5 * x, 0.5 * sigma), 0.5 * network(x, sigma), atol=1e-5, rtol=1e-4)
+
+
+def test_the_denoisers_halo_covers_its_reach():
+    network = UNet(UNetConfig(channels=(4, 4, 4)))
+    jolt(network)
+    side = 2 * network.halo + 32
+    x = torch.rand(1, 3, side, side)
+    changed = x.clone()
+    changed[:, :, 0, 0] += 1
+    difference = (network(x, torch.tensor([9.0])) - network(changed, torch.tensor([9.0]))).abs().amax((0, 1))
+    assert difference[: network.halo, : network.halo].max() > 0
+    assert difference[network.halo + 1 :].max() == 0
+    assert difference[:, network.halo + 1 :].max() == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 4)])
+def test_every_symbol_belongs_to_exactly_one_step(height, width):
+    masks = step_masks(10, height, width, CPU)
+    assert (masks.sum(0) == 1).all()
+
+
+def test_each_step_takes_a_quarter_of_the_symbols():
+    assert step_masks(320, 8, 8, CPU).float().mean((1, 2, 3)).tolist() == [0.25] * 4
+
+
+def test_the_linear_shortcut_alone_is_pca():
+    torch.manual_seed(0)
+    network = Hyperprior(SMALL)
+    basis = torch.linalg.qr(torch.randn(768, 768))[0]
+    blocks = 127.5 + (torch.randn(5000, 768) * torch.linspace(40, 0, 768).clamp(min=0) ** 2 / 40) @ basis
+    network.fit_linear(blocks)
+    torch.testing.assert_close(network.linear @ network.linear.T, torch.eye(16), atol=1e-4, rtol=0)
+    x = torch.nn.functional.pixel_shuffle(blocks[:4, :, None, None], 16).reshape(4, 3, 16, 16) / 255
+    q = torch.ones(4)
+    restored = network.synthesise(network.analyse(x, q), q)
+    centred = blocks[:4] - 127.5
+    projected = 127.5 + centred @ network.linear.T @ network.linear
+    expected = torch.nn.functional.pixel_shuffle(projected[:, :, None, None], 16) / 255
+    torch.testing.assert_close(restored, expected, atol=1e-3, rtol=0)
+
+
+def test_dequantise_mirrors_quantise():
+    torch.manual_seed(0)
+    network = Hyperprior(SMALL)
+    jolt(network)
+    network.fit_linear(torch.rand(2000, 768) * 255)
+    q = torch.tensor([0.3, 0.9])
+    y = 4 * torch.randn(2, 16, 5, 7)
+    side, symbols = network.quantise(y, q)
+    codes = network.dequantise(side, symbols, q)
+    assert symbols.abs().max() > 1
+    # rounding towards zero, where it pays, may cost one step more than rounding to the nearest
+    assert (codes - y).abs().max() <= 1.5 + 1e-4
+
+
+@pytest.fixture(scope="module")
+def scales():
+    torch.manual_seed(0)
+    config = ScalesConfig(codes=16, hyper=4, steps=4, features=8, context=8, hidden=16)
+    network = FloatScales(config)
+    jolt(network, 1.0)
+    with torch.no_grad():
+        network.base.add_(20)
+    return network, IntegerScales(freeze(network), config, LEVELS)
+
+
+def inputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    side = torch.randint(-9, 10, (4, 3, 2), generator=generator, dtype=torch.int32)
+    symbols = torch.randint(-300, 301, (16, 12, 8), generator=generator, dtype=torch.int32)
+    return side, symbols
+
+
+def test_integer_scales_are_the_trained_ones_to_within_one_index(scales):
+    network, integer = scales
+    side, symbols = inputs()
+    q = torch.tensor([49 / 99])
+    features = network.expand(side[None].float())
+    for step in range(4):
+        real = network(step, features, symbols[None].abs().float(), q)[0]
+        exact = integer.indexes(step, integer.expand(side), symbols, 50)
+        assert (exact - real.clamp(0, LEVELS - 1)).abs().max() < 1.0
+        assert exact.unique().numel() > 5
+
+
+def test_integer_scales_do_not_depend_on_threads_or_on_float_settings(scales):
+    _, integer = scales
+    side, symbols = inputs(1)
+
+    def run():
+        return [integer.indexes(step, integer.expand(side), symbols, 77) for step in range(4)]
+
+    expected = run()
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for precision in ("highest", "medium"):
+                torch.set_float32_matmul_precision(precision)
+                with torch.autocast("cpu", torch.bfloat16):
+                    assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_the_largest_symbols_leave_the_sums_exact(scales):
+    _, integer = scales
+    side = torch.full((4, 3, 2), 2**31 - 1, dtype=torch.int32)
+    symbols = torch.full((16, 12, 8), -(2**31), dtype=torch.int32)
+    for step in range(4):
+        index = integer.indexes(step, integer.expand(side), symbols, 100)
+        assert 0 <= int(index.min()) <= int(index.max()) < LEVELS

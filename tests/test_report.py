@@ -1,0 +1,52 @@
+"""The demonstration and the benchmarks tell the truth about real pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aeimg import DataError, bench, report
+
+
+def test_the_demo_denoises_compresses_and_leaves_pictures(tmp_path):
+    text = report.run_demo(tmp_path)
+    rows = [line.split() for line in text.splitlines() if line.split() and line.split()[0] in report.PHOTOGRAPHS]
+    assert len(rows) == 2 * len(report.PHOTOGRAPHS)
+    for _, noisy, denoised in rows[: len(report.PHOTOGRAPHS)]:
+        assert float(denoised) > float(noisy) + 6
+    assert Image.open(tmp_path / "comparison.png").width > 1000
+    for kind in ("original", "noisy", "denoised", "decompressed"):
+        assert len(list((tmp_path / kind).glob("*.png"))) == len(report.PHOTOGRAPHS)
+
+
+def test_the_demo_touches_nothing_that_was_there(tmp_path):
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "mine.txt").write_text("keep me")
+    report.run_demo(tmp_path)
+    assert (tmp_path / "original" / "mine.txt").read_text() == "keep me"
+
+
+def test_benchmarks_measure_whole_files_beside_the_usual_codecs(tmp_path, photograph):
+    Image.fromarray(photograph[:192, :256]).save(tmp_path / "a.png")
+    figures = bench.bench_compress(tmp_path, qualities=(10, 40, 70, 95))
+    assert set(figures["codecs"]) == {"aeimg", "jpeg", "webp", "avif"}
+    assert figures["codecs"]["jpeg"]["bd_rate"]["jpeg"] == pytest.approx(0)
+    assert figures["codecs"]["avif"]["bd_rate"]["jpeg"] < -10
+    text = bench.table(figures)
+    assert "BD-rate (PSNR) against" in text
+    assert "megapixels/s" in text
+
+
+def test_the_denoising_benchmark_reports_every_level(tmp_path, photograph):
+    Image.fromarray(photograph[:96, :128]).save(tmp_path / "a.png")
+    figures = bench.bench_denoise(tmp_path, sigmas=(25,), side=128)
+    row = figures["sigmas"]["25"]
+    assert row["told"] > row["noisy"] + 6
+    assert np.isfinite([row["auto"], row["grey"], *figures["one_thread_mps"].values()]).all()
+    assert "megapixels/s on one thread" in bench.table(figures)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no images to measure on"):
+        bench.bench_denoise(tmp_path)
