@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from . import zoo
 from .engine import process
 from .errors import DataError
 from .metrics import bd_rate, bits_per_pixel, psnr
@@ -41,10 +42,20 @@ def _images(data: Path, limit: int | None) -> list[tuple[Path, np.ndarray]]:
     return [(path, np.asarray(Image.open(path).convert("RGB"))) for path in paths]
 
 
-def _machine(**about: Any) -> Figures:
+def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Figures:
+    """Which model was measured, where and how."""
     import torch
 
-    return {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__, **about}
+    measured = zoo.get(model, task, zoo.pick_device(device))
+    return {
+        "label": getattr(measured, "label", str(model)),
+        "digest": getattr(measured, "digest", b"").hex(),
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
 
 
 def bench_compress(
@@ -103,7 +114,13 @@ def bench_compress(
         row["bd_rate"] = {
             anchor: bd_rate([(p["bpp"], p["psnr"]) for p in rows[anchor]["points"]], curve) for anchor in PEERS
         }
-    return {"task": "compress", "images": len(images), "megapixels": megapixels, "codecs": rows, **_machine(**chosen)}
+    return {
+        "task": "compress",
+        "images": len(images),
+        "megapixels": megapixels,
+        "codecs": rows,
+        **_circumstances("compress", model, device, dtype),
+    }
 
 
 def bench_denoise(
@@ -165,7 +182,13 @@ def bench_denoise(
             speeds[name] = side * side / 1e6 / min(seconds)
     finally:
         torch.set_num_threads(threads)
-    return {"task": "denoise", "images": len(images), "sigmas": rows, "one_thread_mps": speeds, **_machine(**chosen)}
+    return {
+        "task": "denoise",
+        "images": len(images),
+        "sigmas": rows,
+        "one_thread_mps": speeds,
+        **_circumstances("denoise", model, device, dtype),
+    }
 
 
 def table(figures: Figures) -> str:

@@ -115,18 +115,23 @@ def stream(
     upcoming = iter(sources)
     more = True
     largest = 0
-    with_pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
+
+    def fits(held: int, reading: int) -> bool:
+        return not slots or held + (reading + 1) * largest <= memory
+
     try:
         while True:
             held = sum(slot.item.nbytes for slot in slots if slot.item is not None)
             reading = sum(slot.future is not None and slot.item is None for slot in slots)
-            while more and len(slots) < window and (not slots or held + (reading + 1) * largest <= memory):
+            # Until the first is read nobody knows how large they are; as many as there are threads must do.
+            while more and (reading < jobs if not largest else len(slots) < window and fits(held, reading)):
                 try:
                     source = next(upcoming)
                 except StopIteration:
                     more = False
                     break
-                slots.append(_Slot(source, with_pool.submit(verb.read, source)))
+                slots.append(_Slot(source, pool.submit(verb.read, source)))
                 reading += 1
             for slot in slots:
                 if slot.future is not None and slot.future.done():
@@ -150,11 +155,11 @@ def stream(
                     if isinstance(result, Exception):
                         slot.settle(error=result)
                     else:
-                        slot.future = with_pool.submit(verb.write, slot.item, result)
+                        slot.future = pool.submit(verb.write, slot.item, result)
             elif slots[0].outcome is None:
                 wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
     finally:
-        with_pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:

@@ -20,8 +20,8 @@ from .errors import OutputError, UnreadableImage, UnsupportedImage, UsageError
 
 Array = np.ndarray
 
-READABLE = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
-"""The formats that are opened at all; others (EPS, PSD, ...) are never given to their decoders."""
+READABLE = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
+"""The formats that are opened at all; others (EPS, PSD, ...) are never given to their decoders. MPO comes with JPEG."""
 
 WRITABLE = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".mpo": "JPEG",
@@ -241,7 +241,7 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
         if picture.exif:
             options["exif"] = picture.exif
         if picture.xmp:
-            options |= _xmp_option(kind, picture.xmp)
+            options |= _xmp_option(kind, picture)
     buffer = io.BytesIO()
     try:
         image.save(buffer, kind, **options)
@@ -262,16 +262,21 @@ def encode_lossless(picture: Picture) -> bytes:
         image.save(buffer, "WEBP", lossless=True, exact=True, method=4, quality=75, **metadata)
     else:
         if picture.xmp:
-            metadata |= _xmp_option("PNG", picture.xmp)
+            metadata |= _xmp_option("PNG", picture)
         image.save(buffer, "PNG", optimize=True, **metadata)
     return buffer.getvalue()
 
 
-def _xmp_option(kind: str, xmp: bytes) -> dict[str, Any]:
+def _xmp_option(kind: str, picture: Picture) -> dict[str, Any]:
+    assert picture.xmp is not None
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        info.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "replace"))
         return {"pnginfo": info}
-    if kind == "TIFF":
-        return {"tiffinfo": {700: xmp}}
-    return {"xmp": xmp}
+    if kind == "TIFF":  # where XMP is one of the tags that EXIF is written as
+        exif = Image.Exif()
+        if picture.exif:
+            exif.load(picture.exif)
+        exif[700] = picture.xmp
+        return {"exif": exif}
+    return {"xmp": picture.xmp}

@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -294,14 +295,14 @@ def _shared(path: Path, changed: int, device: torch.device) -> Any:
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
     """The model for `task` that `model` names, on `device`; None is the default.
 
-    `model` is a registered name, the label of built-in weights (`aeimg-codec-1`) or a weights file; the latter two are
-    loaded once and shared. Raises `ModelError`.
+    `model` is a registered name, a weights file, or the label of one (`aeimg-codec-1`) that lies in `weights_folders`;
+    weights are loaded once and shared. Raises `ModelError`.
     """
     name = DEFAULTS[task] if model is None else os.fspath(model)
     path: Path | None = None
     if name.endswith(".safetensors"):
         path = Path(name)
-    elif any(name.startswith(f"{builtin}-") for builtin in BUILTINS):
+    elif name not in BUILTINS and name not in _registered and re.fullmatch(r".+-\d+", name) and name not in _points():
         path = find_weights(name)
     else:
         found = entry(name)

@@ -174,7 +174,7 @@ def test_memory_bounds_what_is_on_its_way():
     verb = SimpleNamespace(read=read, key=lambda item: 0, run=lambda items: [i.number for i in items], write=write)
     outcomes = list(engine.stream(range(200), verb, jobs=4, batch_size=8, memory=500))
     assert [outcome.value for outcome in outcomes] == list(range(200))
-    assert most <= 5 + 4  # the first reads start before their sizes are known
+    assert most <= 5
 
 
 def test_a_failing_batch_costs_only_the_guilty_item():

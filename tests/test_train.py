@@ -39,8 +39,8 @@ def run(task, photographs, out, **options):
 
 
 def test_a_denoiser_learns_and_its_card_says_how(photographs, tmp_path, small):
-    header, _ = run("denoise", photographs, tmp_path / "mine.safetensors", steps=150)
-    assert (header.label, header.task, header.card["steps"]) == ("mine-1", "denoise", 150)
+    header, _ = run("denoise", photographs, tmp_path / "mine.safetensors", steps=400)
+    assert (header.label, header.task, header.card["steps"]) == ("mine-1", "denoise", 400)
     assert header.card["data"].startswith("12 images")
     noisy = (small / 255 + np.random.default_rng(0).normal(0, 25 / 255, small.shape)).astype(np.float32)
     clean = process(noisy, "denoise", model=tmp_path / "mine.safetensors", sigma=25)

@@ -169,3 +169,15 @@ def test_devices_and_dtypes_are_chosen_or_refused_by_name():
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
             zoo.pick_device("cuda")
+
+
+def test_weights_of_ones_own_are_found_by_their_label(tmp_path, monkeypatch, small):
+    source = zoo.find_weights(zoo.BUILTINS["aeimg-denoise"][1])
+    header, tensors, _ = zoo.load_tensors(source)
+    from dataclasses import replace
+
+    zoo.save_weights(tmp_path / "scans-3.safetensors", tensors, replace(header, name="scans", version=3))
+    with pytest.raises(ModelError, match="scans-3 are not installed"):
+        zoo.get("scans-3", "denoise", CPU)
+    monkeypatch.setenv("AEIMG_WEIGHTS", str(tmp_path))
+    assert zoo.get("scans-3", "denoise", CPU).label == "scans-3"
