@@ -211,18 +211,24 @@ def train(task: str, data: Path, out: Path, **options: Any) -> None:
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
+@click.option("--card", is_flag=True, help="Write the figures into the card of the weights file named by --model, too.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
-def bench(task: str, data: Path, json_file: Path | None, **options: Any) -> None:
+def bench(task: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
     """Measure a model on the images in DATA, beside the usual codecs or denoisers."""
     from . import bench as benches
     from .paths import write_atomic
 
+    weights = Path(options["model"] or "")
+    if card and weights.suffix != ".safetensors":
+        raise UsageError("--card needs the weights file, by --model FILE.safetensors")
     figures = benches.bench_denoise(data, **options) if task == "denoise" else benches.bench_compress(data, **options)
     click.echo(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())
+    if card:
+        benches.write_card(weights, data, figures)
 
 
 @main.command()
