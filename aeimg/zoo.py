@@ -46,6 +46,9 @@ ARCHITECTURES: dict[str, tuple[str, str, str]] = {
 }
 """Architecture -> module, network class, config class."""
 
+RUNNERS: dict[str, tuple[str, str]] = {"hyperprior": ("aeimg.codec", "HyperpriorCodec")}
+"""Architecture -> module and class that make a model for its task of the network and its file's other tensors."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -276,11 +279,10 @@ def load_model(path: Path) -> Any:
         raise InvalidWeights(f"{path}: its tensors do not fit its config ({error})") from error
     network.eval().requires_grad_(False)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if header.task == "compress":
-        from .codec import HyperpriorCodec
-
+    if header.architecture in RUNNERS:
+        module, runner = RUNNERS[header.architecture]
         try:
-            return HyperpriorCodec(network, tensors, header.label, digest)  # type: ignore[arg-type]
+            return getattr(importlib.import_module(module), runner)(network, tensors, header.label, digest)
         except (KeyError, ValueError) as error:
             raise InvalidWeights(f"{path}: its tables are missing or malformed ({error})") from error
     network.label, network.digest = header.label, digest  # type: ignore[assignment]

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# The machines that run this are slow and shared: how long an example takes says nothing.
+settings.register_profile("aeimg", deadline=None)
+settings.load_profile("aeimg")
 
 DATA = Path(os.environ.get("AEIMG_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 

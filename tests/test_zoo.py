@@ -181,3 +181,12 @@ def test_weights_of_ones_own_are_found_by_their_label(tmp_path, monkeypatch, sma
         zoo.get("scans-3", "denoise", CPU)
     monkeypatch.setenv("AEIMG_WEIGHTS", str(tmp_path))
     assert zoo.get("scans-3", "denoise", CPU).label == "scans-3"
+
+
+def test_weights_are_found_in_an_installed_package_and_in_a_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "aeimg"
+    monkeypatch.setattr(zoo, "__file__", str(package / "zoo.py"))
+    for folder in (tmp_path / "weights", package / "weights"):
+        folder.mkdir(parents=True)
+        (folder / "x-1.safetensors").touch()
+        assert zoo.find_weights("x-1") == folder / "x-1.safetensors"
