@@ -125,7 +125,7 @@ def stream(
             held = sum(slot.item.nbytes for slot in slots if slot.item is not None)
             reading = sum(slot.future is not None and slot.item is None for slot in slots)
             # Until the first is read nobody knows how large they are; as many as there are threads must do.
-            while more and (reading < jobs if not largest else len(slots) < window and fits(held, reading)):
+            while more and len(slots) < window and (fits(held, reading) if largest else reading < jobs):
                 try:
                     source = next(upcoming)
                 except StopIteration:
