@@ -27,7 +27,7 @@ from .paths import find_images
 
 Figures = dict[str, Any]
 
-QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
+QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 PEERS: dict[str, tuple[str, str, dict[str, Any], Sequence[int]]] = {
     "jpeg": ("JPEG", "optimized, progressive", {"optimize": True, "progressive": True}, (10, 20, 30, 45, 60, 75, 88)),
     "webp": ("WEBP", "method 6", {"method": 6}, (1, 10, 30, 50, 75, 85, 95)),
