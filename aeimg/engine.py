@@ -233,10 +233,16 @@ def _stack(items: list[_Item], height: int, width: int) -> Tensor:
     return torch.cat([pad(torch.from_numpy(item.picture.as_float())[None], height, width) for item in items])
 
 
-class _PictureVerb:
-    """What denoising and compression share: reading pictures of any kind, and gathering them by padded size."""
+class _ModelVerb:
+    """A verb that runs a model."""
 
-    multiple = 1
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
+        self.model, self.device, self.dtype, self.options = model, device, dtype, options
+        self.multiple = int(getattr(model, "multiple", 1))
+
+
+class _PictureVerb(_ModelVerb):
+    """What denoising and compression share: reading pictures of any kind, and gathering them by padded size."""
 
     def read(self, source: Any) -> _Item:
         return open_source(source)
@@ -247,10 +253,6 @@ class _PictureVerb:
 
 class Denoise(_PictureVerb):
     """Picture -> picture."""
-
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
-        self.model, self.device, self.dtype, self.options = model, device, dtype, options
-        self.multiple = int(getattr(model, "multiple", 1))
 
     def read(self, source: Any) -> _Item:
         item = super().read(source)
@@ -277,10 +279,6 @@ class Denoise(_PictureVerb):
 
 class Compress(_PictureVerb):
     """Picture -> the bytes of a latent file."""
-
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
-        self.model, self.device, self.dtype, self.options = model, device, dtype, options
-        self.multiple = int(getattr(model, "multiple", 1))
 
     def read(self, source: Any) -> _Item:
         item = super().read(source)
@@ -328,11 +326,8 @@ def _flat(pixels: Array, limit: int) -> bool:
     return bool(deflated * pixels.shape[1] / rows.shape[1] < 3 * limit)
 
 
-class Decompress:
+class Decompress(_ModelVerb):
     """A latent file -> picture."""
-
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
-        self.model, self.device, self.dtype, self.options = model, device, dtype, options
 
     def read(self, source: Any) -> _Item:
         if not isinstance(source, str | os.PathLike | bytes | bytearray):

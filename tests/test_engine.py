@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -192,17 +191,30 @@ def test_a_failing_batch_costs_only_the_guilty_item():
     assert [outcome.value for outcome in outcomes if not outcome.error] == [n for n in range(20) if n != 7]
 
 
-def test_reading_and_writing_overlap_the_model():
-    def nap(*_):
-        time.sleep(0.02)
-        return SimpleNamespace(nbytes=1, pixels=1)
+def test_reading_and_writing_go_on_in_threads_while_the_model_runs():
+    """The model waits for the next picture to be read and the last one to be written: that must not stand still."""
+    read, written = threading.Event(), threading.Event()
 
-    verb = SimpleNamespace(read=nap, key=lambda item: 0, run=lambda items: [nap() for _ in items], write=nap)
-    running = []
-    original = verb.write
-    verb.write = lambda *a: running.append(threading.current_thread().name) or original()
-    assert len(list(engine.stream(range(20), verb, jobs=4, batch_size=1))) == 20
-    assert all(name.startswith("aeimg") for name in running)
+    def reading(number):
+        if number == 4:
+            read.set()
+        return SimpleNamespace(number=number, nbytes=1, pixels=1)
+
+    def running(items):
+        if items[0].number == 2:
+            assert read.wait(10)
+        if items[0].number == 3:
+            assert written.wait(10)
+        return [item.number for item in items]
+
+    def writing(item, result):
+        if result == 2:
+            written.set()
+        return result
+
+    verb = SimpleNamespace(read=reading, key=lambda item: 0, run=running, write=writing)
+    outcomes = list(engine.stream(range(8), verb, jobs=2, batch_size=1))
+    assert [outcome.value for outcome in outcomes] == list(range(8))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
