@@ -34,8 +34,7 @@ def describe(path: Path) -> dict[str, Any]:
     if is_latent:
         return _describe_latent(path, size)
     if path.suffix == ".safetensors":
-        header = zoo.read_header(path)
-        digest = zoo.load_tensors(path)[2]
+        header, _, digest = zoo.load_tensors(path)
         return {"file": str(path), "kind": "weights", "bytes": size, "label": header.label, "digest": digest.hex(),
                 **dataclasses.asdict(header)}  # fmt: skip
     raise UsageError(f"{path}: neither a latent file (.aei) nor a weights file (.safetensors)")
