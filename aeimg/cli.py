@@ -191,6 +191,7 @@ def models(as_json: bool) -> None:
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="How long to train, resumed time included.")
 @click.option("--steps", type=click.IntRange(1), help="How many steps to train at most.")
 @click.option("--resume", type=PATH, help="A checkpoint to continue from.")
+@click.option("--from", "start", help="Weights to begin with: a model or weights file of the same network.")
 @click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
 @click.option("--name", help="What the model is called. [default: the file's name]")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from .entropy import LEVELS, Decoder, Encoder, Tables
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
-from .models.hyperprior import BLOCK, SIDE, Hyperprior, step_masks
-from .models.integer import IntegerScales, quality_to_q
+from .models.hyperprior import BLOCK, SIDE, Hyperprior
+from .models.integer import STEPS, IntegerScales, put, quality_to_q, take
 from .tiles import grid, pad, padded
 
 TILE = 128
@@ -166,12 +166,12 @@ class HyperpriorCodec:
     def groups(self, tile: Symbols, quality: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The symbols of a tile and their scale indexes, group by group in the order in which they are coded."""
         yield tile.side.flatten().numpy(), self._side_index(tile.side.shape, quality).flatten().numpy()
-        features, masks = self._context(tile.side, tile.codes.shape)
-        known = torch.zeros_like(tile.codes)
-        for step, mask in enumerate(masks):
-            index = self.scales.indexes(step, features, known, quality)
-            yield tile.codes[mask].numpy(), index[mask].numpy()
-            known = torch.where(mask, tile.codes, known)
+        features, magnitudes = self._context(tile.side, tile.codes.shape)
+        for step in range(STEPS):
+            index = self.scales.indexes(step, features, magnitudes, quality)
+            symbols = take(tile.codes[None], step)
+            yield symbols[0].numpy(), index.numpy()
+            put(magnitudes[None], step, self.scales.magnitudes(symbols))
 
     @torch.inference_mode()
     def from_bytes(self, data: bytes, crc: int, width: int, height: int, quality: int) -> list[Symbols]:
@@ -190,11 +190,13 @@ class HyperpriorCodec:
             decoder = Decoder(self.tables, stream)
             index = self._side_index(side_shape, quality)
             side = torch.from_numpy(decoder.decode(index.flatten().numpy())).view(side_shape)
-            features, masks = self._context(side, shape)
+            features, magnitudes = self._context(side, shape)
             known = torch.zeros(shape, dtype=torch.int32)
-            for step, mask in enumerate(masks):
-                index = self.scales.indexes(step, features, known, quality)
-                known[mask] = torch.from_numpy(decoder.decode(index[mask].numpy()))
+            for step in range(STEPS):
+                index = self.scales.indexes(step, features, magnitudes, quality)
+                symbols = torch.from_numpy(decoder.decode(index.numpy()))[None]
+                put(known[None], step, symbols)
+                put(magnitudes[None], step, self.scales.magnitudes(symbols))
             tiles.append(Symbols(side, known))
         if at != len(data):
             raise InvalidLatent("the coded data goes on behind its picture")
@@ -206,6 +208,6 @@ class HyperpriorCodec:
         return self.scales.side_index(quality)[:, None, None].expand(shape)
 
     def _context(self, side: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The scale network's features and the masks of the steps, for codes of `shape`."""
-        codes, height, width = shape
-        return self.scales.expand(side)[:, :height, :width], step_masks(codes, height, width, side.device)
+        """The scale network's features, and room for the symbols' magnitudes, for codes of `shape`."""
+        _, height, width = shape
+        return self.scales.expand(side)[:, :height, :width], torch.zeros(*shape, dtype=torch.float64)

@@ -104,16 +104,20 @@ class Photographs:
         return torch.from_numpy(batch)
 
 
+def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:
+    """`x` `[N,3,H,W]` with a share of its images, drawn at random, turned grey (the luma of BT.601)."""
+    x = x.clone()
+    weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(3, 1, 1)
+    for n in range(x.shape[0]):
+        if rng.random() < share:
+            x[n] = (x[n] * weights).sum(0, keepdim=True)
+    return x
+
+
 def vary_colours(x: Tensor, rng: np.random.Generator, *, greyscale: float = 0.1) -> Tensor:
     """Permutes the channels of each image at random and turns a share `greyscale` of them grey. `[N,3,H,W]`."""
-    x = x.clone()
-    for n in range(x.shape[0]):
-        if rng.random() < greyscale:
-            weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device)
-            x[n] = (x[n] * weights.view(3, 1, 1)).sum(0, keepdim=True)
-        else:
-            x[n] = x[n, torch.from_numpy(rng.permutation(3))]
-    return x
+    permuted = torch.stack([image[torch.from_numpy(rng.permutation(3))] for image in x])
+    return turn_grey(permuted, rng, share=greyscale)
 
 
 def add_white_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:

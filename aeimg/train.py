@@ -1,7 +1,7 @@
 """One training loop for every model: what `aeimg train` runs, and what made the shipped weights.
 
     objective  what is trained and on what: batch -> loss, and a held-out figure
-    train()    the loop: AdamW, warm-up, cosine to zero, clipping, an average of the weights, checkpoints
+    train()    the loop: warm-up, cosine to zero, clipping, an average of the weights, checkpoints
 
 A run ends after `minutes` or `steps`, whichever comes first, and the learning rate is always decayed to its
 end by then. A checkpoint is a safetensors file as well; resuming continues at the same step with the same
@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 
 from .codec import HyperpriorCodec
-from .data import Photographs, add_white_noise, vary_colours
+from .data import Photographs, add_white_noise, turn_grey, vary_colours
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
 from .errors import InvalidWeights, UsageError
 from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
+from .optim import optimizers
 from .paths import write_atomic
-from .zoo import Header, build, pick_device, pick_dtype, save_weights
+from .zoo import Header, build, load_tensors, pick_device, pick_dtype, resolve, save_weights
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ class Recipe:
     late_batch: int
     warmup: int = 200
     beta2: float = 0.99
-    weight_decay: float = 0.0
     clip: float = 1.0
     average: float = 0.999
 
@@ -135,7 +135,7 @@ class DenoiseObjective(Objective):
 class CompressObjective(Objective):
     """Rate plus lambda times distortion, at a rate drawn anew for each crop.
 
-    lambda = 0.001 * 2^(6.6 q) spans about 0.1 to 2 bits per pixel. Each crop's loss is divided by lambda^0.4, so
+    lambda = 0.0008 * 2^(8.2 q) spans about 0.1 to 2 bits per pixel. Each crop's loss is divided by lambda^0.4, so
     that a percent of the rate counts about as much at low rates as at high ones.
     """
 
@@ -164,7 +164,8 @@ class CompressObjective(Objective):
 
     def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         q = torch.from_numpy(rng.random(crops.shape[0]).astype(np.float32)).to(crops.device)
-        loss, bpp, mse = self._terms(self.model, crops.float() / 255.0, q)
+        x = turn_grey(crops.float() / 255.0, rng, share=0.05)
+        loss, bpp, mse = self._terms(self.model, x, q)
         return loss.mean(), {"bpp": float(bpp.detach().mean()), "mse": float(mse.detach().mean())}
 
     @torch.no_grad()
@@ -252,21 +253,23 @@ def _batches(
         thread.join()
 
 
+Optimizers = list[torch.optim.Optimizer]
+
+
 def _save_checkpoint(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, about: dict[str, Any]
+    path: Path, model: nn.Module, average: nn.Module, optimizers: Optimizers, about: dict[str, Any]
 ) -> None:
     from safetensors.torch import save
 
     tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average/{k}": v for k, v in average.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{number}/{k}": v for k, v in state.items()}
+    for index, optimizer in enumerate(optimizers):
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer{index}/{number}/{k}": v for k, v in state.items()}
     write_atomic(path, save({k: v.contiguous() for k, v in tensors.items()}, {"checkpoint": json.dumps(about)}))
 
 
-def _load_checkpoint(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def _load_checkpoint(path: Path, model: nn.Module, average: nn.Module, optimizers: Optimizers) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -277,16 +280,17 @@ def _load_checkpoint(
         raise InvalidWeights(f"{path}: not a checkpoint of `aeimg train` ({error})") from error
     for prefix, module in (("model/", model), ("average/", average)):
         module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    parameters = list(model.parameters())
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("adam/"):
-            _, number, name = key.split("/")
-            like = parameters[int(number)]
-            # The fused optimizer walks memory, so its state must be laid out as the parameter is (channels_last).
-            laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            state.setdefault(int(number), {})[name] = laid_out
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for index, optimizer in enumerate(optimizers):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith(f"optimizer{index}/"):
+                _, number, name = key.split("/")
+                like = parameters[int(number)]
+                # A fused optimizer walks memory, so its state must be laid out as the parameter is (channels_last).
+                laid_out = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+                state.setdefault(int(number), {})[name] = laid_out
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return dict(about)
 
 
@@ -313,6 +317,7 @@ def train(
     steps: int | None = None,
     resume: Path | None = None,
     checkpoint: Path | None = None,
+    start: str | Path | None = None,
     name: str | None = None,
     version: int = 1,
     config: dict[str, Any] | None = None,
@@ -326,7 +331,8 @@ def train(
 
     Ends after `minutes` or `steps`, whichever comes first (at least one must be given); both count what a
     run that is resumed had already done. `checkpoint` (default: beside `out`) is written every three minutes,
-    and `resume` continues from one. `config` and `recipe` override fields of the network's config and of the
+    and `resume` continues from one. `start` names weights (a registered model or a file) of the same network to begin
+    with instead of random ones. `config` and `recipe` override fields of the network's config and of the
     `Recipe`. Raises `UsageError`, `DataError`.
     """
     if task not in OBJECTIVES:
@@ -344,24 +350,28 @@ def train(
     objective = kind(photographs, config or {})  # type: ignore[call-arg]
     objective.recipe = the_recipe
     model = objective.model
-    if resume is None:
+    if resume is None and start is None:
         objective.prepare()
+    origin = None
+    if start is not None:
+        found = resolve(str(start))
+        if not isinstance(found, Path):
+            raise UsageError(f"{start}: a model without a weights file can't be trained further")
+        header, tensors, digest = load_tensors(found)
+        if (header.architecture, header.config) != (objective.architecture, asdict(model.config)):  # type: ignore[call-overload]
+            raise UsageError(f"{start}: holds another network than the one to be trained; start from one of its kind")
+        model.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
+        origin = f"{header.label} ({digest.hex()})"
     model.to(place).to(memory_format=torch.channels_last)
     average = build(objective.architecture, config or {})
     average.load_state_dict(model.state_dict())
     average.to(place).to(memory_format=torch.channels_last).requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=the_recipe.rate,
-        betas=(0.9, the_recipe.beta2),
-        weight_decay=the_recipe.weight_decay,
-        fused=place.type in ("cpu", "cuda"),
-    )
-    start, before = 0, 0.0
+    moves = optimizers(model, the_recipe.rate, the_recipe.beta2, precision)
+    first, before = 0, 0.0
     if resume is not None:
-        about = _load_checkpoint(Path(resume), model, average, optimizer)
-        start, before = int(about["step"]), float(about["seconds"])
-        log(f"resumed {resume} at step {start}, {before / 60:.1f} minutes in")
+        about = _load_checkpoint(Path(resume), model, average, moves)
+        first, before = int(about["step"]), float(about["seconds"])
+        log(f"resumed {resume} at step {first}, {before / 60:.1f} minutes in")
     commit = _commit()  # of the code that is running, not of what the checkout has become when the run ends
     began = time.monotonic() - before
 
@@ -377,9 +387,9 @@ def train(
         f"{task}: {len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {place}, {precision}"
     )
-    finished = start
-    batches = _batches(objective, seed, start, lambda step: progress(step) >= 1 - the_recipe.late)
-    saved = logged = time.monotonic()
+    finished = first
+    batches = _batches(objective, seed, first, lambda step: progress(step) >= 1 - the_recipe.late)
+    saved = logged = judged = time.monotonic()
     window: dict[str, list[float]] = {}
     model.train()
     try:
@@ -389,17 +399,18 @@ def train(
                 break
             torch.manual_seed(seed * 1_000_003 + step)  # for the noise that stands for rounding
             scale = min(1.0, (step + 1) / the_recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done))
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in moves for group in optimizer.param_groups):
                 group["lr"] = the_recipe.rate * max(scale, 1e-3)
             with torch.autocast(place.type, precision, enabled=precision != torch.float32):
                 loss, terms = objective.loss(crops.to(place), rng, late)
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(model.parameters(), the_recipe.clip)
             if not torch.isfinite(norm):
                 log(f"step {step}: the gradient is not finite; the step is left out")
                 continue
-            optimizer.step()
+            for optimizer in moves:
+                optimizer.step()
             with torch.no_grad():
                 # Early on a short memory, or the random start would linger in the average.
                 decay = min(the_recipe.average, (step + 1) / (step + 10))
@@ -415,15 +426,17 @@ def train(
                 logged = now
             if now - saved > 180:
                 about = {"step": finished, "seconds": now - began}
-                _save_checkpoint(checkpoint, model, average, optimizer, about)
+                _save_checkpoint(checkpoint, model, average, moves, about)
+                saved = now
+            if now - judged > 600:
                 figures = objective.validate(average)
                 log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-                saved = time.monotonic()
+                judged = time.monotonic()
     finally:
         batches.close()  # type: ignore[attr-defined]
         seconds = time.monotonic() - began
         # An interrupted run keeps what it has, too.
-        _save_checkpoint(checkpoint, model, average, optimizer, {"step": finished, "seconds": seconds})
+        _save_checkpoint(checkpoint, model, average, moves, {"step": finished, "seconds": seconds})
     average.eval()
     figures = objective.validate(average)
     log("held out: " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
@@ -442,6 +455,7 @@ def train(
             "seed": seed,
             "recipe": asdict(the_recipe),
             "commit": commit,
+            **({"start": origin} if origin else {}),
             "held_out": {k: round(v, 3) for k, v in figures.items()},
         },
     )

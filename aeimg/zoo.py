@@ -294,6 +294,17 @@ def _shared(path: Path, changed: int, device: torch.device) -> Any:
     return load_model(path).to(device)
 
 
+def resolve(name: str) -> Path | Entry:
+    """What `name` stands for: a weights file, by its path, by its label or as that of a registered model; or a
+    registered model without one. Raises `ModelError`."""
+    if name.endswith(".safetensors"):
+        return Path(name)
+    if name not in BUILTINS and name not in _registered and re.fullmatch(r".+-\d+", name) and name not in _points():
+        return find_weights(name)
+    found = entry(name)
+    return found.weights or found
+
+
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
     """The model for `task` that `model` names, on `device`; None is the default.
 
@@ -301,20 +312,12 @@ def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -
     weights are loaded once and shared. Raises `ModelError`.
     """
     name = DEFAULTS[task] if model is None else os.fspath(model)
-    path: Path | None = None
-    if name.endswith(".safetensors"):
-        path = Path(name)
-    elif name not in BUILTINS and name not in _registered and re.fullmatch(r".+-\d+", name) and name not in _points():
-        path = find_weights(name)
-    else:
-        found = entry(name)
-        path, found_task = found.weights, found.task
-    if path is not None:
-        found_task = read_header(path).task
+    found = resolve(name)
+    found_task = read_header(found).task if isinstance(found, Path) else found.task
     if found_task != task:
         raise ModelError(f"model {name!r} is for the task {found_task}, not for {task}")
-    if path is not None:
-        return _shared(path, path.stat().st_mtime_ns, device)
+    if isinstance(found, Path):
+        return _shared(found, found.stat().st_mtime_ns, device)
     try:
         made = found.factory()
         return made.to(device) if hasattr(made, "to") else made

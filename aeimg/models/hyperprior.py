@@ -5,9 +5,10 @@
                          +--hyper analysis-+--> side symbols z           (coded first; one vector a 64x64 block)
     symbols + means --synthesis--> pixels
 
-- **Linear shortcut.** The codes are the leading principal components of the 16x16x3 blocks plus what a
-  convolutional network adds to them; the way back is mirrored. The networks' last layers start at zero, so
-  training starts from the linear autoencoder and learns what it lacks.
+- **Linear shortcut.** The codes are a lapped linear transform of the pixels plus what a convolutional network adds to
+  them; the way back is mirrored. The transform's 32x32 kernels start as the leading principal components of the
+  16x16x3 blocks and the networks' last layers start at zero, so training starts from the linear autoencoder and learns
+  what it lacks.
 - **Entropy model.** Mean and scale of every code are predicted from side symbols (Minnen et al. 2018) and from
   codes decoded before, in four steps: each step decodes, at each position of a 2x2 square, another quarter of the
   channels (the quadtree partition of DCVC-DC, Li et al. 2023). `round(y - mean)` is coded with zero-mean tables,
@@ -18,6 +19,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,21 +29,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entropy import LEVELS, SMALLEST, STEP, bits
-from .integer import FloatScales, ScalesConfig, at_quality
+from .integer import STEPS, FloatScales, ScalesConfig, at_quality, last_layer, put, take
 
 BLOCK = 16
 """Side of the block of pixels that one code vector stands for."""
 SIDE = 4
 """Side of the square of code vectors that one vector of side symbols stands for."""
-STEPS = 4
 RELUCTANCE = 1.5
 """How much an error counts in rate-distortion optimised quantisation; 1 where codes were independent of each other."""
 PACE = 0.2
-"""The kernels' entries are small, about 1/28: this lets them learn more slowly than other weights."""
+"""The linear kernels' entries are small, about 1/28: this lets them learn more slowly than other weights."""
+SIDE_PACE = 0.02
+"""The same for what the kernels learn of the neighbouring blocks, which starts from nothing."""
 EXTRA = 32.0
 """8-bit units per unit of what the analysis network adds to the linear codes."""
-ORDER = (0, 2, 3, 1)
-"""When a position of the 2x2 square (raster order) is decoded in the first group of channels: the diagonal first."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class HyperpriorConfig:
     context: int = 96
     hidden: int = 192
     rate_points: int = 8
-    coarsest: float = 130.0
+    coarsest: float = 140.0
     """Quantiser's step at the lowest rate, in 8-bit units."""
-    octaves: float = 3.2
+    octaves: float = 4.0
     """By how many factors of two the step falls towards the highest rate."""
 
     @property
     def scales(self) -> ScalesConfig:
-        return ScalesConfig(codes=self.codes, hyper=self.hyper, steps=STEPS, rate_points=self.rate_points)
+        return ScalesConfig(codes=self.codes, hyper=self.hyper, rate_points=self.rate_points)
 
 
 class Block(nn.Module):
@@ -152,12 +153,13 @@ class Means(nn.Module):
         return F.pixel_shuffle(self.expand3(h), 2)
 
     def forward(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
+        """Means of the codes of `step`, `[N,M]` as `take` orders them."""
         h = features
         if step:
             context = F.leaky_relu(self.gather1[step - 1](known), 0.1)
             h = torch.cat([h, self.gather2[step - 1](context)], 1)
         h = self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None]
-        return self.combine2[step](F.leaky_relu(h, 0.1))  # type: ignore[no-any-return]
+        return last_layer(self.combine2[step], F.leaky_relu(h, 0.1), step)  # type: ignore[arg-type]
 
 
 class HyperAnalysis(nn.Module):
@@ -178,30 +180,24 @@ class HyperAnalysis(nn.Module):
         return self.tail(h)  # type: ignore[no-any-return]
 
 
-def step_masks(codes: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Which symbols each step decodes: bool `[STEPS,codes,height,width]`, each symbol in exactly one step."""
-    rows = torch.arange(height, device=device)[:, None] % 2
-    columns = torch.arange(width, device=device)[None, :] % 2
-    position = torch.tensor(ORDER, device=device)[2 * rows + columns]
-    group = torch.arange(codes, device=device) % STEPS
-    step = (position[None] + group[:, None, None]) % STEPS
-    return torch.stack([step == k for k in range(STEPS)])
-
-
 def strength(q: Tensor) -> Tensor:
     """What a squared error (8-bit units, mean over pixels and channels) is worth in bits per pixel at the rate `q`."""
-    return 0.001 * torch.exp2(6.6 * q)
+    return 0.0008 * torch.exp2(8.2 * q)
+
+
+@functools.cache
+def _saved() -> Tensor:
+    """Bits saved by a magnitude of n instead of n + 1, for n = 0..15, by index: `[LEVELS * 16]`."""
+    cost = bits(torch.arange(17.0).expand(LEVELS, -1), torch.arange(float(LEVELS))[:, None])
+    return torch.diff(cost, dim=1).flatten()
 
 
 def _decide(residual: Tensor, index: Tensor, worth: Tensor) -> Tensor:
     """`residual` rounded, or one step less where `worth` times the squared error that adds is less than the bits."""
-    magnitudes = torch.arange(17.0, device=index.device)
-    cost = bits(magnitudes.expand(LEVELS, -1), torch.arange(float(LEVELS), device=index.device)[:, None])
-    saved = torch.diff(cost, dim=1)
     symbol = residual.round()
     size = symbol.abs()
-    level = index.round().clamp(0, LEVELS - 1).long()
-    gain = saved.flatten()[level * 16 + (size - 1).clamp(0, 15).long()]
+    place = index.round().clamp_(0, LEVELS - 1).mul_(16).add_((size - 1).clamp_(0, 15))
+    gain = _saved().to(residual.device)[place.int()]
     added = 2 * (residual.abs() - size) + 1
     return symbol - symbol.sign() * (worth * added < gain)
 
@@ -244,9 +240,9 @@ class Hyperprior(nn.Module):
         self.log_gain = nn.Parameter(torch.zeros(c.rate_points, c.codes))
         self.register_buffer("linear", torch.zeros(c.codes, 3 * BLOCK**2))
         """Orthonormal rows: the principal components of the blocks."""
-        self.analysis_shift = nn.Parameter(torch.zeros(c.codes, 3 * BLOCK**2))
-        self.synthesis_shift = nn.Parameter(torch.zeros(c.codes, 3 * BLOCK**2))
-        """How far the learned kernels have moved from the principal components, in units of `PACE`."""
+        self.analysis_shift = nn.Parameter(torch.zeros(c.codes, 3 * 64, 4, 4))
+        self.synthesis_shift = nn.Parameter(torch.zeros(c.codes, 3 * 64, 4, 4))
+        """How far the learned kernels have moved from the principal components; see `_kernels`."""
         self.register_buffer("spread", torch.ones(c.codes))
         """Standard deviation of each component, in 8-bit units."""
 
@@ -267,6 +263,12 @@ class Hyperprior(nn.Module):
         sigma = self.spread / self.steps(q) * 0.6
         self.scales.base.copy_((sigma / SMALLEST).log() / STEP)
 
+    def _kernels(self, shift: Tensor) -> Tensor:
+        """The linear transform's kernels, 32x32 pixels on a grid of 16, unshuffled by 8: `[codes,192,4,4]`."""
+        halves = self.linear.view(-1, 3, 2, 8, 2, 8).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3 * 64, 2, 2)
+        pace = F.pad(torch.full((2, 2), PACE, device=shift.device), (1, 1, 1, 1), value=SIDE_PACE)
+        return F.pad(halves, (1, 1, 1, 1)) + pace * shift
+
     def steps(self, q: Tensor) -> Tensor:
         """The quantiser's step of each code in 8-bit units, `[N,codes]`."""
         c = self.config
@@ -285,8 +287,9 @@ class Hyperprior(nn.Module):
         """
         extra = self.analysis((4 * x - 2).contiguous(memory_format=torch.channels_last), q)
         with torch.autocast(x.device.type, enabled=False):
-            blocks = F.pixel_unshuffle(255 * x.float() - 127.5, BLOCK)
-            codes = F.conv2d(blocks, (self.linear + PACE * self.analysis_shift)[:, :, None, None])
+            mirrored = F.pad(255 * x.float() - 127.5, (8, 8, 8, 8), mode="reflect")
+            parts = F.pixel_unshuffle(mirrored, 8).contiguous(memory_format=torch.channels_last)
+            codes = F.conv2d(parts, self._kernels(self.analysis_shift), stride=2)
             y: Tensor = (codes + EXTRA * extra.float()) / self.steps(q)[:, :, None, None]
             return y
 
@@ -294,8 +297,8 @@ class Hyperprior(nn.Module):
         """Codes in quantiser steps -> pixels, not clipped."""
         with torch.autocast(y.device.type, enabled=False):
             codes = y.float() * self.steps(q)[:, :, None, None]
-            blocks = F.conv2d(codes, (self.linear + PACE * self.synthesis_shift).T[:, :, None, None])
-            base = (F.pixel_shuffle(blocks, BLOCK) + 127.5) / 255
+            parts = F.conv_transpose2d(codes, self._kernels(self.synthesis_shift), stride=2, padding=1)
+            base = (F.pixel_shuffle(parts, 8) + 127.5) / 255
             normal = (y.float() / self._norm(q)).contiguous(memory_format=torch.channels_last)
         x: Tensor = base + self.synthesis(normal, q).float() / 4
         return x
@@ -303,8 +306,8 @@ class Hyperprior(nn.Module):
     def predict(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
         """Means of the codes of `step`, in quantiser steps; `known`: codes of earlier steps, zero elsewhere."""
         norm = self._norm(q)
-        mean: Tensor = self.means(step, features, known / norm, q).float() * norm
-        return mean
+        mean = self.means(step, features, known / norm if step else known, q).float()
+        return mean * take(norm.expand_as(known), step)
 
     # -- coding, without the coder --------------------------------------------------------------------------
 
@@ -321,31 +324,30 @@ class Hyperprior(nn.Module):
             z = self.hyper_analysis(y).round()
             features = self.scales.expand(z)[:, :, :height, :width]
             worth = RELUCTANCE / 3 * strength(q)[:, None, None, None] * self.steps(q)[:, :, None, None] ** 2
+            worth = worth.expand_as(y)
             symbols, known = torch.zeros_like(y), torch.zeros_like(y)
-            for step, (mask, mean) in enumerate(self._walk(z, known, q)):
-                residual = y - mean
+            for step, mean in self._walk(z, known, q):
                 index = self.scales(step, features, symbols.abs(), q)
-                symbol = _decide(residual, index, worth)
-                symbols = torch.where(mask, symbol, symbols)
-                known.copy_(torch.where(mask, symbol + mean, known))
+                symbol = _decide(take(y, step) - mean, index, take(worth, step))
+                put(symbols, step, symbol)
+                put(known, step, symbol + mean)
         return z.int(), symbols.int()
 
     @torch.no_grad()
     def dequantise(self, z: Tensor, symbols: Tensor, q: Tensor) -> Tensor:
         """Side symbols and symbols -> codes in quantiser steps: the mirror of `quantise`."""
-        symbols = symbols.float()
-        known = torch.zeros_like(symbols)
+        known = torch.zeros(symbols.shape, device=symbols.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(symbols.device.type, enabled=False):
-            for mask, mean in self._walk(z.float(), known, q):
-                known.copy_(torch.where(mask, symbols + mean, known))
+            for step, mean in self._walk(z.float(), known, q):
+                put(known, step, take(symbols, step) + mean)
         return known
 
-    def _walk(self, z: Tensor, known: Tensor, q: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Step by step, which symbols it is about and their means; the caller fills `known` in between."""
+    def _walk(self, z: Tensor, known: Tensor, q: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Step by step the means of its codes; the caller fills `known` in between."""
         height, width = known.shape[2:]
         features = self.means.expand(z)[:, :, :height, :width]
-        for step, mask in enumerate(step_masks(self.config.codes, height, width, known.device)):
-            yield mask, self.predict(step, features, known, q)
+        for step in range(STEPS):
+            yield step, self.predict(step, features, known, q)
 
     # -- training ---------------------------------------------------------------------------------------------
 
@@ -364,19 +366,18 @@ class Hyperprior(nn.Module):
         z = _round(z)
         mean_features = self.means.expand(z)[:, :, :height, :width]
         scale_features = self.scales.expand(z)[:, :, :height, :width]
-        known = torch.zeros_like(y)
-        magnitudes = torch.zeros_like(y)
-        mean = torch.zeros_like(y)
-        index = torch.zeros_like(y)
-        for step, mask in enumerate(step_masks(self.config.codes, height, width, x.device)):
-            m = self.predict(step, mean_features, known, q)
-            t = self.scales(step, scale_features, magnitudes, q)
-            symbol = _round(y - m)
-            known = torch.where(mask, symbol + m, known)
-            magnitudes = torch.where(mask, symbol.abs(), magnitudes)
-            mean = torch.where(mask, m, mean)
-            index = torch.where(mask, t, index)
+        known, magnitudes = torch.zeros_like(y), torch.zeros_like(y)
+        noisy, indexes = [], []
+        for step in range(STEPS):
+            code = take(y, step)
+            mean = self.predict(step, mean_features, known, q)
+            indexes.append(self.scales(step, scale_features, magnitudes, q))
+            noisy.append(code - mean + torch.rand_like(code) - 0.5)
+            symbol = _round(code - mean)
+            # Copies, because what the networks saw is needed again on the way back.
+            known, magnitudes = known.clone(), magnitudes.clone()
+            put(known, step, symbol + mean)
+            put(magnitudes, step, symbol.abs())
         with torch.autocast(x.device.type, enabled=False):
-            noisy = y - mean + torch.rand_like(y) - 0.5
-            code_bits = bits(noisy, _Clamp.apply(index)).flatten(1).sum(1)
+            code_bits = bits(torch.cat(noisy, 1), _Clamp.apply(torch.cat(indexes, 1))).sum(1)
         return self.synthesise(known, q), code_bits, side_bits

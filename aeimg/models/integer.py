@@ -23,6 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+STEPS = 4
+"""In how many steps a picture's symbols are coded."""
+ORDER = (0, 2, 3, 1)
+"""When a position of the 2x2 square (raster order) is decoded in the first group of channels: the diagonal first."""
+
 ACTIVATION_BITS = 8
 WEIGHT_BITS = 12
 SUM_BITS = ACTIVATION_BITS + WEIGHT_BITS
@@ -32,13 +37,53 @@ QUALITIES = 100
 OUTPUT_GAIN = 8
 """Indexes per unit of the last layer, a factor of e in the scale: so it learns at the pace of the others."""
 
+Part = tuple[slice, slice, slice]
+"""Channels, rows, columns."""
+
+
+def step_parts(step: int, codes: int) -> list[Part]:
+    """The symbols that `step` codes, as four regular grids: of each position in a 2x2 square every fourth channel.
+
+    The quadtree partition of DCVC-DC (Li et al. 2023).
+    """
+    return [
+        (slice((step - turn) % STEPS, codes, STEPS), slice(position // 2, None, 2), slice(position % 2, None, 2))
+        for position, turn in enumerate(ORDER)
+    ]
+
+
+def take(x: Tensor, step: int) -> Tensor:
+    """The values of `x` `[N,C,H,W]` at the symbols of `step`: `[N,M]`; by part, row, column, and channel last."""
+    parts = [x[:, c, i, j].permute(0, 2, 3, 1).flatten(1) for c, i, j in step_parts(step, x.shape[1])]
+    return torch.cat(parts, 1)
+
+
+def put(x: Tensor, step: int, values: Tensor) -> None:
+    """The mirror of `take`: sets `x` in place."""
+    at = 0
+    for c, i, j in step_parts(step, x.shape[1]):
+        part = x[:, c, i, j].permute(0, 2, 3, 1)
+        count = part[0].numel()
+        part.copy_(values[:, at : at + count].view(part.shape))
+        at += count
+
+
+def last_layer(layer: nn.Conv2d, hidden: Tensor, step: int) -> Tensor:
+    """A 1x1 convolution of `hidden` `[N,*,H,W]`, computed at the symbols of `step` only: `[N,M]`, as `take` orders."""
+    assert layer.bias is not None
+    hidden = hidden.permute(0, 2, 3, 1)
+    weight = layer.weight.flatten(1)
+    parts = [
+        F.linear(hidden[:, i, j], weight[c], layer.bias[c]).flatten(1) for c, i, j in step_parts(step, len(weight))
+    ]
+    return torch.cat(parts, 1)
+
 
 @dataclass(frozen=True)
 class ScalesConfig:
     codes: int
     hyper: int
     """Channels of the side symbols."""
-    steps: int
     features: int = 96
     """Channels of what the side symbols are expanded to."""
     context: int = 64
@@ -68,16 +113,16 @@ class FloatScales(nn.Module):
         self.expand1 = nn.Conv2d(c.hyper, 4 * c.context, 1)
         self.expand2 = nn.Conv2d(c.context, c.context, 3, padding=1)
         self.expand3 = nn.Conv2d(c.context, 4 * c.features, 1)
-        self.gather1 = nn.ModuleList(nn.Conv2d(c.codes, c.context, 1) for _ in range(c.steps - 1))
-        self.gather2 = nn.ModuleList(nn.Conv2d(c.context, c.context, 3, padding=1) for _ in range(c.steps - 1))
+        self.gather1 = nn.ModuleList(nn.Conv2d(c.codes, c.context, 1) for _ in range(STEPS - 1))
+        self.gather2 = nn.ModuleList(nn.Conv2d(c.context, c.context, 3, padding=1) for _ in range(STEPS - 1))
         self.combine1 = nn.ModuleList(
-            nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(c.steps)
+            nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(STEPS)
         )
-        self.combine2 = nn.ModuleList(nn.Conv2d(c.hidden, c.codes, 1) for _ in range(c.steps))
+        self.combine2 = nn.ModuleList(nn.Conv2d(c.hidden, c.codes, 1) for _ in range(STEPS))
         for layer in self.combine2:
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self.rate = nn.Parameter(torch.zeros(c.rate_points, c.steps, c.hidden))
+        self.rate = nn.Parameter(torch.zeros(c.rate_points, STEPS, c.hidden))
         self.base = nn.Parameter(torch.zeros(c.rate_points, c.codes))
         """Index of each code before anything is known of the picture; set from the data before training."""
         self.side = nn.Parameter(torch.full((c.rate_points, c.hyper), 20.0))
@@ -90,7 +135,7 @@ class FloatScales(nn.Module):
         return F.relu(F.pixel_shuffle(self.expand3(h), 2))
 
     def forward(self, step: int, features: Tensor, magnitudes: Tensor, q: Tensor) -> Tensor:
-        """Real-valued indexes `[N,codes,H,W]` for the symbols of `step`.
+        """Real-valued indexes of the symbols of `step`, `[N,M]` as `take` orders them.
 
         `magnitudes`: `|s|` of the symbols of earlier steps, zero elsewhere, `[N,codes,H,W]`; `q` `[N]` in [0,1].
         """
@@ -99,7 +144,8 @@ class FloatScales(nn.Module):
             context = F.relu(self.gather1[step - 1](torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE))))
             h = torch.cat([h, F.relu(self.gather2[step - 1](context))], 1)
         h = F.relu(self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None])
-        return OUTPUT_GAIN * self.combine2[step](h).float() + at_quality(self.base, q)[:, :, None, None]
+        base = at_quality(self.base, q)[:, :, None, None].expand(-1, -1, *h.shape[2:])
+        return OUTPUT_GAIN * last_layer(self.combine2[step], h, step).float() + take(base, step)  # type: ignore[arg-type]
 
     def side_index(self, q: Tensor) -> Tensor:
         """Real-valued indexes `[N,hyper]` of the side symbols."""
@@ -160,21 +206,30 @@ class IntegerScales:
         h = self._activate(self._layer("expand2", h))
         return self._activate(F.pixel_shuffle(self._layer("expand3", h), 2))
 
-    def indexes(self, step: int, features: Tensor, symbols: Tensor, quality: int) -> Tensor:
-        """int32 indexes `[codes,H,W]` for the symbols of `step`.
+    def magnitudes(self, symbols: Tensor) -> Tensor:
+        """Symbols, int32, any shape -> what the network is told of them, float64 integers."""
+        return self._t["magnitude"][symbols.abs().clamp_(0, LARGEST_MAGNITUDE)]
 
-        `features`: from `expand`, cropped to `[features,H,W]`; `symbols`: int32 `[codes,H,W]`, zero where not yet
-        decoded; `quality` 1..100.
+    def indexes(self, step: int, features: Tensor, magnitudes: Tensor, quality: int) -> Tensor:
+        """uint8 indexes `[M]` of the symbols of `step`, as `take` orders them.
+
+        `features`: from `expand`, cropped to `[features,H,W]`; `magnitudes`: of symbols of earlier steps,
+        `[codes,H,W]`, zero where not yet decoded; `quality` 1..100.
         """
         h = features
         if step:
-            magnitudes = self._t["magnitude"][symbols.abs().clamp(0, LARGEST_MAGNITUDE).long()]
             context = self._activate(self._layer(f"gather1.{step - 1}", magnitudes))
             context = self._activate(self._layer(f"gather2.{step - 1}", context))
             h = torch.cat([h, context])
         h = self._activate(self._layer(f"combine1.{step}", h, self._t["rate"][quality - 1, step]))
-        h = self._layer(f"combine2.{step}", h, self._t["base"][quality - 1])
-        return torch.floor_(h.add_(2.0 ** (SUM_BITS - 1)).mul_(2.0**-SUM_BITS)).clamp_(0, self.levels - 1).int()
+        weight = self._t[f"combine2.{step}.weight"]
+        bias = self._t[f"combine2.{step}.bias"] + self._t["base"][quality - 1]
+        parts = [
+            torch.addmm(bias[c], h[:, i, j].flatten(1).T, weight[c].T).flatten()
+            for c, i, j in step_parts(step, len(weight))
+        ]
+        t = torch.cat(parts)
+        return torch.floor_(t.add_(2.0 ** (SUM_BITS - 1)).mul_(2.0**-SUM_BITS)).clamp_(0, self.levels - 1).byte()
 
     def side_index(self, quality: int) -> Tensor:
         """int32 indexes `[hyper]` of the side symbols at `quality` 1..100."""
