@@ -141,7 +141,7 @@ class CompressObjective(Objective):
 
     task = "compress"
     architecture = "hyperprior"
-    recipe = Recipe(crop=128, batch=8, rate=1e-3, late=0.2, late_crop=256, late_batch=6)
+    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6)
 
     def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
         super().__init__(photographs)

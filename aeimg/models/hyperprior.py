@@ -39,7 +39,7 @@ RELUCTANCE = 1.5
 """How much an error counts in rate-distortion optimised quantisation; 1 where codes were independent of each other."""
 PACE = 0.2
 """The linear kernels' entries are small, about 1/28: this lets them learn more slowly than other weights."""
-SIDE_PACE = 0.02
+SIDE_PACE = 0.06
 """The same for what the kernels learn of the neighbouring blocks, which starts from nothing."""
 EXTRA = 32.0
 """8-bit units per unit of what the analysis network adds to the linear codes."""
@@ -55,7 +55,7 @@ class HyperpriorConfig:
     """Residual blocks at 1/8 in the analysis."""
     synthesis8: int = 3
     width16: int = 192
-    analysis16: int = 1
+    analysis16: int = 2
     synthesis16: int = 1
     hyper: int = 64
     """Side symbols per 64x64 block."""
