@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,8 @@ class _Group(click.Group):
 def main() -> None:
     """Denoise and compress folders of images with learned autoencoders."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    # Pillow's warning comes at half the size that is an error here; see images.pixel_limit.
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,6 +71,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
                 show_default=True,
                 help="What to do after an image that fails.",
             ),
+            click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
             click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
         ]
     ):
@@ -75,16 +79,27 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _run(source: Path, out: Path, task: str, quiet: bool, **options: Any) -> None:
+def _run(source: Path, out: Path, task: str, quiet: bool, json_file: Path | None, **options: Any) -> None:
     from .engine import process
+    from .paths import write_atomic
 
     summary = process(source, task, out=out, progress=not quiet and sys.stderr.isatty(), **options)
     _tell(summary, task, quiet)
+    if json_file is not None:
+        about: dict[str, Any] = {"aeimg": __version__, "task": task, "source": str(source), "out": str(out)}
+        about |= {
+            key: getattr(summary, key) for key in ("done", "skipped", "pixels", "bytes_in", "bytes_out", "seconds")
+        }
+        about |= {"failed": len(summary.failed), "files": summary.files}
+        write_atomic(json_file, json.dumps(about, indent=1).encode())
     if summary.failed:
         sys.exit(1)
 
 
 def _tell(summary: Summary, task: str, quiet: bool) -> None:
+    for record in summary.files:
+        for warning in record.get("warnings", ()):
+            click.echo(f"note: {record['input']}: {warning}", err=True)
     for path, reason in summary.failed:
         click.echo(f"failed: {path}: {reason.removeprefix(f'{path}: ')}", err=True)
     if quiet:
@@ -98,6 +113,11 @@ def _tell(summary: Summary, task: str, quiet: bool) -> None:
         megapixels = summary.pixels / 1e6
         line += f"; {megapixels:.1f} megapixels in {summary.seconds:.1f} s ({megapixels / summary.seconds:.1f} MP/s)"
         line += f", {_size(summary.bytes_in)} -> {_size(summary.bytes_out)}"
+    if summary.done and task == "compress":
+        line += f" ({8 * summary.bytes_out / summary.pixels:.3f} bits per pixel)"
+    figures = [record["psnr"] for record in summary.files if record.get("psnr") is not None]
+    if figures:
+        line += f", mean PSNR {sum(figures) / len(figures):.2f} dB"
     if not (summary.done or summary.skipped or summary.failed):
         line += "; no images found"
     click.echo(line, err=True)
@@ -124,6 +144,17 @@ def denoise(source: Path, out: Path, **options: Any) -> None:
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--quality", type=click.IntRange(1, 100), default=50, show_default=True)
+@click.option("--target-bpp", type=float, help="Instead of --quality: the best file of at most so many bits per pixel.")
+@click.option("--max-bytes", type=int, help="Instead of --quality: the best file of at most so many bytes.")
+@click.option("--target-psnr", type=float, help="Instead of --quality: the smallest file of at least this PSNR (dB).")
+@click.option(
+    "--effort",
+    type=click.IntRange(1, 9),
+    default=1,
+    show_default=True,
+    help="From 2 on, refine each latent: smaller files, slower encoding, the same decoding.",
+)
+@click.option("--measure", is_flag=True, help="Decode again, and tell PSNR and SSIM (with --json, of each file).")
 @_shared
 def compress(source: Path, out: Path, **options: Any) -> None:
     """Compress the images in SOURCE (a file or folder) into latent files (.aei) in the folder OUT."""

@@ -14,6 +14,8 @@ Pictures are coded in tiles of `TILE` code vectors a side, each on its own; the 
 
 from __future__ import annotations
 
+import functools
+import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,40 +27,44 @@ from torch import Tensor
 
 from .entropy import LEVELS, Decoder, Encoder, Tables
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
-from .models.hyperprior import BLOCK, SIDE, Hyperprior
+from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
 from .models.integer import STEPS, IntegerScales, put, quality_to_q, take
-from .tiles import grid, pad, padded
+from .tiles import Tile, grid, pad, padded
 
 TILE = 128
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
 HALO = 6
 """How many code vectors past its own the transforms of a tile see; more than their reach of 5."""
 
+REFINING_STEP = 1.4
+"""How far the first refinement goes towards where an orthonormal synthesis would err the least."""
+
 
 class Codec(Protocol):
-    """What a model of the task "compress" must do. Pixels are `[N,3,H,W]` float in [0,1], quality is 1..100.
+    """What a model of the task "compress" must do.
 
-    `label` names model and version in the latent files, `digest` (8 bytes) tells one set of weights from another.
+    Pixels are `[N,C,H,W]`, C 1 or 3: uint8, uint16, or float in [0,1]; quality is 1..100. `label` names model and
+    version in the latent files, `digest` (8 bytes) tells one set of weights from another.
     """
 
     label: str
     digest: bytes
 
-    def encode(self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype) -> list[Any]:
-        """Pixels -> each picture's latent."""
+    def encode(self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int) -> list[Any]:
+        """Pixels on the CPU -> each picture's latent; `effort` 1..9 says how hard to look for a good one."""
         ...
 
-    def to_bytes(self, latent: Any, quality: int) -> tuple[bytes, int]:
-        """A latent -> its bytes and a CRC-32 of its symbols."""
+    def to_bytes(self, latent: Any, quality: int) -> bytes:
+        """A latent -> its bytes, with a checksum of the latent in them."""
         ...
 
-    def from_bytes(self, data: bytes, crc: int, width: int, height: int, quality: int) -> Any:
+    def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Any:
         """The mirror of `to_bytes`; raises `InvalidLatent` for damaged data."""
         ...
 
-    def decode(self, latents: list[Any], width: int, height: int, quality: int, device: torch.device,
-               dtype: torch.dtype) -> Tensor:  # fmt: skip
-        """Latents of pictures of one size -> pixels, not clipped, on the CPU."""
+    def decode(self, latents: list[Any], shape: tuple[int, int, int], quality: int, device: torch.device,
+               dtype: torch.dtype, depth: int) -> Tensor:  # fmt: skip
+        """Latents of pictures of one shape `(C, H, W)` -> pixels on the CPU, uint8 or uint16 by `depth` (8 or 16)."""
         ...
 
 
@@ -67,17 +73,38 @@ class Symbols:
     """The integers that stand for one tile."""
 
     side: Tensor
-    """int32 `[hyper,ceil(h/4),ceil(w/4)]`."""
+    """int16 `[hyper,ceil(h/4),ceil(w/4)]`."""
     codes: Tensor
-    """int32 `[codes,h,w]`."""
+    """int16 `[codes,h,w]`."""
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of the side symbols, then the codes, in raster order, as 16-bit little-endian integers."""
+        parts = (part.contiguous().numpy().astype("<i2", copy=False) for part in (self.side, self.codes))
+        return functools.reduce(lambda crc, part: zlib.crc32(part.tobytes(), crc), parts, 0)
 
 
-def _crc(tiles: list[Symbols]) -> int:
-    crc = 0
-    for tile in tiles:
-        for part in (tile.side, tile.codes):
-            crc = zlib.crc32(part.contiguous().numpy().astype("<i4", copy=False).tobytes(), crc)
-    return crc
+_PreparedTile = tuple[Tensor, tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures, and the part of their analysis that does not depend on the rate."""
+
+    pixels: Tensor
+    tiles: list[_PreparedTile]
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Pixels as float32 in [0,1]: integers by their largest value, floats clipped."""
+    if x.is_floating_point():
+        return x.float().clamp(0, 1)
+    return x.float() / torch.iinfo(x.dtype).max
+
+
+def as_integer(x: Tensor, depth: int) -> Tensor:
+    """Float pixels, rounded and clipped, as integers of `depth` bits (in int32, on the CPU)."""
+    return (x.clamp(0, 1) * ((1 << depth) - 1)).round().int().cpu()
 
 
 class HyperpriorCodec:
@@ -104,35 +131,90 @@ class HyperpriorCodec:
     # -- device: pixels <-> symbols ------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def encode(self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype) -> list[list[Symbols]]:
-        """Pixels `[N,3,H,W]` -> for each picture the symbols of its tiles, in raster order, on the CPU."""
+    def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Prepared:
+        """Pixels -> what `encode` takes in their place, to be spared most of the analysis at a second quality."""
+        rows, columns = padded(x.shape[2], BLOCK) // BLOCK, padded(x.shape[3], BLOCK) // BLOCK
+        tiles = [self._prepare(x, tile, device, dtype) for tile in grid(rows, columns, TILE, HALO)]
+        return Prepared(x, tiles)
+
+    def _prepare(self, x: Tensor, tile: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedTile:
+        area = tile.scaled(BLOCK)
+        part = as_float(area.cut(x).to(device)).expand(-1, 3, -1, -1)
+        part = pad(part, area.bottom - area.top, area.right - area.left)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return part, self.network.prepare(part)
+
+    @torch.inference_mode()
+    def encode(
+        self, x: Tensor | Prepared, quality: int, device: torch.device, dtype: torch.dtype, effort: int = 1
+    ) -> list[list[Symbols]]:
+        """Pixels `[N,C,H,W]` -> for each picture the symbols of its tiles, in raster order, on the CPU.
+
+        Only one tile is ever on the device, or as floats in memory, unless all were prepared.
+        """
         network = self.network
-        q = self._q(len(x), quality, device)
-        rows, columns = (padded(side, BLOCK) // BLOCK for side in x.shape[2:])
-        x = pad(x, rows * BLOCK, columns * BLOCK)
-        pictures: list[list[Symbols]] = [[] for _ in range(len(x))]
-        for tile in grid(rows, columns, TILE, HALO):
-            part = tile.scaled(BLOCK).cut(x).to(device, torch.float32)
+        pixels = x.pixels if isinstance(x, Prepared) else x
+        q = self._q(len(pixels), quality, device)
+        height, width = pixels.shape[2:]
+        rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
+        pictures: list[list[Symbols]] = [[] for _ in range(len(pixels))]
+        for number, tile in enumerate(grid(rows, columns, TILE, HALO)):
+            part, prepared = x.tiles[number] if isinstance(x, Prepared) else self._prepare(pixels, tile, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                y = network.analyse(part, q)
+                y = network.finish(prepared, q)
+            if effort > 1:
+                y = self._refine(part, y, tile, (height, width), q, effort - 1, dtype)
             side, codes = network.quantise(tile.inner(y), q)
             for picture, z, s in zip(pictures, side.cpu(), codes.cpu(), strict=True):
                 picture.append(Symbols(z, s))
         return pictures
 
+    @torch.inference_mode(False)
+    def _refine(
+        self, part: Tensor, y: Tensor, tile: Tile, size: tuple[int, int], q: Tensor, rounds: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Codes `y` of a tile such that their quantised selves err less; those around the tile stay.
+
+        Each round quantises, decodes, and moves the codes against the gradient of the squared error, by Newton's step
+        for an orthonormal synthesis: each code learns what rounding did to the others. `size` is that of the picture
+        in pixels: what lies beyond it is nobody's error.
+        """
+        network = self.network
+        area = tile.scaled(BLOCK)
+        rows, columns = (slice(0, end - start) for start, end in ((area.keep_top, size[0]), (area.keep_left, size[1])))
+        target = area.inner(part.clone())[:, :, rows, columns]
+        around, q = y.clone(), q.clone()
+        codes = tile.inner(around).clone()
+        curvature = 2 * network.steps(q)[:, :, None, None] ** 2 / 255**2
+        for number in range(rounds):
+            quantised = network.dequantise(*network.quantise(codes, q), q).requires_grad_()
+            with torch.enable_grad(), torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32):
+                whole = around.clone()
+                tile.inner(whole).copy_(quantised)
+                error = area.inner(network.synthesise(whole, q))[:, :, rows, columns] - target
+                (gradient,) = torch.autograd.grad(error.square().sum(), quantised)
+            ideal = quantised.detach() - gradient / curvature
+            codes.lerp_(ideal, REFINING_STEP / (1 + 0.3 * number))
+        tile.inner(around).copy_(codes)
+        return around
+
     @torch.inference_mode()
     def decode(
         self,
         latents: list[list[Symbols]],
-        width: int,
-        height: int,
+        shape: tuple[int, int, int],
         quality: int,
         device: torch.device,
         dtype: torch.dtype,
+        depth: int = 8,
     ) -> Tensor:
-        """The symbols of pictures of one size -> pixels `[N,3,height,width]`, not clipped, on the CPU."""
+        """The symbols of pictures of one shape -> pixels `[N,C,H,W]` on the CPU, uint8 or uint16.
+
+        A grey picture is the mean of the three channels that the network makes.
+        """
         network = self.network
         count = len(latents)
+        channels, height, width = shape
         q = self._q(count, quality, device)
         rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
         codes = torch.empty(count, network.config.codes, rows, columns)
@@ -140,28 +222,31 @@ class HyperpriorCodec:
             side = torch.stack([picture[number].side for picture in latents]).to(device)
             symbols = torch.stack([picture[number].codes for picture in latents]).to(device)
             tile.kept(codes).copy_(network.dequantise(side, symbols, q))
-        result = torch.empty(count, 3, rows * BLOCK, columns * BLOCK)
+        result = torch.empty(count, *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
         for tile in grid(rows, columns, TILE, HALO):
             part = tile.cut(codes).to(device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 x = network.synthesise(part, q)
-            pixels = tile.scaled(BLOCK)
-            pixels.kept(result).copy_(pixels.inner(x))
-        return result[:, :, :height, :width]
+            area = tile.scaled(BLOCK)
+            x = area.inner(x)
+            x = x.mean(1, keepdim=True) if channels == 1 else x
+            place = area.kept(result)
+            place.copy_(as_integer(x, depth)[:, :, : place.shape[2], : place.shape[3]])
+        return result
 
     # -- CPU: symbols <-> bytes ----------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def to_bytes(self, latent: list[Symbols], quality: int) -> tuple[bytes, int]:
-        """Symbols -> for each tile a u32 length and a stream; and the CRC-32 of the symbols."""
-        parts = []
+    def to_bytes(self, latent: list[Symbols], quality: int) -> bytes:
+        """Symbols -> for each tile its stream's length, u32, and the CRC of its symbols, u32; then the streams."""
+        index, streams = [], []
         for tile in latent:
             coder = Encoder(self.tables)
-            for symbols, index in self.groups(tile, quality):
-                coder.encode(symbols, index)
-            stream = coder.finish()
-            parts += [len(stream).to_bytes(4, "little"), stream]
-        return b"".join(parts), _crc(latent)
+            for symbols, scales in self.groups(tile, quality):
+                coder.encode(symbols, scales)
+            streams.append(coder.finish())
+            index.append(struct.pack("<II", len(streams[-1]), tile.crc))
+        return b"".join(index + streams)
 
     def groups(self, tile: Symbols, quality: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The symbols of a tile and their scale indexes, group by group in the order in which they are coded."""
@@ -174,35 +259,49 @@ class HyperpriorCodec:
             put(magnitudes[None], step, self.scales.magnitudes(symbols))
 
     @torch.inference_mode()
-    def from_bytes(self, data: bytes, crc: int, width: int, height: int, quality: int) -> list[Symbols]:
-        """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote."""
+    def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> list[Symbols]:
+        """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
+
+        Whether the lengths add up is seen before anything is decoded, and each tile is checked before the next.
+        """
         rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
+        parts = list(grid(rows, columns, TILE, 0))
+        if len(data) < 8 * len(parts):
+            raise TruncatedLatent("the coded data ends before its picture does")
+        index = list(struct.iter_unpack("<II", data[: 8 * len(parts)]))
+        expected = 8 * len(parts) + sum(length for length, _ in index)
+        if len(data) < expected:
+            raise TruncatedLatent("the coded data ends before its picture does")
+        if len(data) > expected or any(length % 4 for length, _ in index):
+            raise InvalidLatent("the coded data is longer than its picture, or its lengths are forged")
         tiles = []
-        at = 0
-        for part in grid(rows, columns, TILE, 0):
-            length = int.from_bytes(data[at : at + 4], "little")
-            stream = data[at + 4 : at + 4 + length]
-            if len(stream) < length or at + 4 > len(data) or length % 4:
-                raise TruncatedLatent("the coded data ends before its picture does")
-            at += 4 + length
+        at = 8 * len(parts)
+        for part, (length, crc) in zip(parts, index, strict=True):
             shape = (self.network.config.codes, part.bottom - part.top, part.right - part.left)
-            side_shape = (self.network.config.hyper, *(padded(n, SIDE) // SIDE for n in shape[1:]))
-            decoder = Decoder(self.tables, stream)
-            index = self._side_index(side_shape, quality)
-            side = torch.from_numpy(decoder.decode(index.flatten().numpy())).view(side_shape)
-            features, magnitudes = self._context(side, shape)
-            known = torch.zeros(shape, dtype=torch.int32)
-            for step in range(STEPS):
-                index = self.scales.indexes(step, features, magnitudes, quality)
-                symbols = torch.from_numpy(decoder.decode(index.numpy()))[None]
-                put(known[None], step, symbols)
-                put(magnitudes[None], step, self.scales.magnitudes(symbols))
-            tiles.append(Symbols(side, known))
-        if at != len(data):
-            raise InvalidLatent("the coded data goes on behind its picture")
-        if _crc(tiles) != crc:
-            raise ChecksumMismatch("the decoded symbols are not those that were encoded")
+            tiles.append(self._decode_tile(data[at : at + length], shape, quality))
+            if tiles[-1].crc != crc:
+                raise ChecksumMismatch("the decoded symbols are not those that were encoded")
+            at += length
         return tiles
+
+    def _decode_tile(self, stream: bytes, shape: tuple[int, int, int], quality: int) -> Symbols:
+        side_shape = (self.network.config.hyper, *(padded(n, SIDE) // SIDE for n in shape[1:]))
+        decoder = Decoder(self.tables, stream)
+
+        def decode(index: Tensor) -> Tensor:
+            symbols = decoder.decode(index.flatten().numpy())
+            if symbols.size and np.abs(symbols.astype(np.int64)).max() > LARGEST:
+                raise ChecksumMismatch("an impossible symbol in the entropy-coded data")
+            return torch.from_numpy(symbols).short()
+
+        side = decode(self._side_index(side_shape, quality)).view(side_shape)
+        features, magnitudes = self._context(side, shape)
+        known = torch.zeros(shape, dtype=torch.int16)
+        for step in range(STEPS):
+            symbols = decode(self.scales.indexes(step, features, magnitudes, quality))[None]
+            put(known[None], step, symbols)
+            put(magnitudes[None], step, self.scales.magnitudes(symbols))
+        return Symbols(side, known)
 
     def _side_index(self, shape: tuple[int, ...], quality: int) -> Tensor:
         return self.scales.side_index(quality)[:, None, None].expand(shape)

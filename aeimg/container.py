@@ -13,18 +13,18 @@ All numbers are little-endian; `varint` is an unsigned LEB128 number of at most 
 A section occurs at most once. A tag in lower case may be passed over by a reader that does not know it; one in
 upper case may not. The sections of version 1:
 
-    I  image    varint width, varint height, u8 channels (1 grey, 3 RGB), u8 bits per channel (8)
+    I  image    varint width, varint height, u8 channels (1 grey, 3 RGB), u8 bits per channel (8 or 16)
     M  model    8 bytes: the first of the SHA-256 over the weights; then the label in UTF-8: `aeimg-codec-1`
-    P  payload  u8 quality (1..100), u32 CRC-32 of the decoded symbols, then what the model's coder wrote
+    P  payload  u8 quality (1..100), then what the model's coder wrote
     S  stored   the source file itself, or a lossless WebP or PNG of the pixels: where the model's code was larger
-    A  alpha    a greyscale PNG
+    A  alpha    a greyscale PNG of the picture's size and depth
     C  ICC, E  EXIF, X  XMP: deflated (RFC 1950)
     n  name of the source file, without folders, UTF-8
     f  format of the source file, as Pillow names it
 
 Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
-metadata. A reader checks the CRC first, so that a damaged file is refused whole; the CRC of the symbols catches
-what it can't: a decoder that decodes otherwise than the encoder did.
+metadata. A reader checks the CRC first, so that a damaged file is refused whole. What that can't catch, a decoder that
+decodes otherwise than the encoder did, the model's own data must: the built-in codec's holds a CRC of the symbols.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class Coded:
     digest: bytes
     """The first 8 bytes of the SHA-256 over its weights."""
     quality: int
-    symbols_crc: int
     data: bytes
     alpha: bytes | None = None
     icc: bytes | None = None
@@ -109,7 +108,7 @@ def write(latent: Coded | Stored) -> bytes:
             (b"E", zlib.compress(latent.exif, 9) if latent.exif else None),
             (b"X", zlib.compress(latent.xmp, 9) if latent.xmp else None),
             (b"A", latent.alpha),
-            (b"P", struct.pack("<BI", latent.quality, latent.symbols_crc) + latent.data),
+            (b"P", bytes([latent.quality]) + latent.data),
         ]
     sections += [(b"n", latent.name.encode("utf-8", "replace") or None), (b"f", latent.format.encode() or None)]
     body = b"".join(tag + _varint(len(payload)) + payload for tag, payload in sections if payload is not None)
@@ -171,18 +170,18 @@ def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
         image, model, payload = found["I"], found["M"], found["P"]
         width, at = _read_varint(image, 0, name)
         height, at = _read_varint(image, at, name)
-        if len(image) != at + 2 or len(model) < 9 or len(payload) < 5:
+        if len(image) != at + 2 or len(model) < 9 or not payload:
             raise TruncatedLatent(f"{name}: a section is too short")
         channels, depth = image[at], image[at + 1]
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise InvalidLatent(f"{name}: declares an impossible size of {width}x{height}")
-        if channels not in (1, 3) or depth != 8:
+        if channels not in (1, 3) or depth not in (8, 16):
             raise UnsupportedVersion(f"{name}: {channels} channels of {depth} bits are unknown to this aeimg")
-        quality, crc = struct.unpack_from("<BI", payload)
+        quality = payload[0]
         if not 1 <= quality <= 100:
             raise InvalidLatent(f"{name}: declares quality {quality}, outside 1..100")
         return Coded(
-            width, height, channels, depth, model[8:].decode(), model[:8], quality, crc, payload[5:],
+            width, height, channels, depth, model[8:].decode(), model[:8], quality, payload[1:],
             alpha=found.get("A"),
             icc=_inflate(found.get("C"), "ICC", name),
             exif=_inflate(found.get("E"), "EXIF", name),

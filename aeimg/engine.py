@@ -6,14 +6,13 @@
 
 `stream` knows nothing of pictures: it moves items through the four functions of a `Verb`, never holds more than
 `window` of them or, once their sizes are known, more than about `memory` bytes, and turns whatever goes wrong with
-one item into that item's outcome. `Denoise`, `Compress` and `Decompress` are the verbs; `process` is the door.
+one item into that item's outcome. The verbs are those of `verbs`; `process` is the door.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import zlib
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -26,22 +25,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths, zoo
-from .denoise import denoise, estimate_sigma
-from .errors import (
-    AeimgError,
-    InputError,
-    ModelError,
-    OutputError,
-    UnreadableImage,
-    UnsupportedImage,
-    UsageError,
-    WrongWeights,
-)
-from .images import WRITABLE, Picture, encode_lossless, encode_picture, from_pil, read_picture, to_pil
-from .tiles import pad, padded
+from . import paths, zoo
+from .errors import AeimgError, OutputError, UsageError
+from .images import WRITABLE
+from .verbs import Compress, Decompress, Denoise, Options
 
-Array = np.ndarray
 TASKS = ("denoise", "compress", "decompress")
 BATCH_PIXELS = 4 << 20
 """A batch is not made larger than this, in pixels, unless one image alone is."""
@@ -187,339 +175,7 @@ def _run(verb: Verb, items: list[Any]) -> list[Any]:
         return [_run(verb, [item])[0] for item in items]
 
 
-# -- the verbs ---------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Item:
-    """A picture on its way."""
-
-    picture: Picture
-    kind: str
-    """What the caller wants back: "pil", "numpy", "tensor", "bytes", or "file": the bytes of a file to be written."""
-    origin: Any
-    """What the caller gave."""
-    data: bytes | None = None
-    """The source file, if it was one."""
-    suffix: str | None = None
-    """Of the file to be written; None leaves it to the options."""
-    sigma: float = 0.0
-    latent: Any = None
-    """What a latent file held: a `_Latent`, or None where it stored an image file."""
-
-    @property
-    def pixels(self) -> int:
-        return self.picture.width * self.picture.height
-
-    @property
-    def nbytes(self) -> int:
-        # The model's float input and output are alive at the same time as the pixels.
-        return self.picture.pixels.nbytes + 2 * 12 * self.pixels
-
-
-@dataclass(frozen=True)
-class _Latent:
-    codec: Any
-    symbols: Any
-    quality: int
-
-
-def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
-    return padded(picture.height, multiple), padded(picture.width, multiple)
-
-
-def _stack(items: list[_Item], height: int, width: int) -> Tensor:
-    """The items' pixels as one float batch, padded to one size."""
-    return torch.cat([pad(torch.from_numpy(item.picture.as_float())[None], height, width) for item in items])
-
-
-class _ModelVerb:
-    """A verb that runs a model."""
-
-    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
-        self.model, self.device, self.dtype, self.options = model, device, dtype, options
-        self.multiple = int(getattr(model, "multiple", 1))
-
-
-class _PictureVerb(_ModelVerb):
-    """What denoising and compression share: reading pictures of any kind, and gathering them by padded size."""
-
-    def read(self, source: Any) -> _Item:
-        return open_source(source)
-
-    def key(self, item: _Item) -> Hashable:
-        return (item.picture.pixels.shape[0], *_padded_size(item.picture, self.multiple))
-
-
-class Denoise(_PictureVerb):
-    """Picture -> picture."""
-
-    def read(self, source: Any) -> _Item:
-        item = super().read(source)
-        sigma = self.options.sigma
-        item.sigma = estimate_sigma(item.picture.as_float()) if sigma == "auto" else float(sigma)
-        return item
-
-    def run(self, items: list[_Item]) -> list[Array]:
-        height, width = _padded_size(items[0].picture, self.multiple)
-        sigma = torch.tensor([item.sigma for item in items])
-        clean = denoise(
-            self.model, _stack(items, height, width), sigma, self.options.strength, device=self.device, dtype=self.dtype
-        ).numpy()
-        pictures = [item.picture for item in items]
-        results = [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
-        for index, result in enumerate(results):
-            if not np.isfinite(result).all():
-                results[index] = InputError("the model's result is not finite")
-        return results
-
-    def write(self, item: _Item, result: Array) -> Any:
-        return deliver(item.picture.with_float(result), item, self.options)
-
-
-class Compress(_PictureVerb):
-    """Picture -> the bytes of a latent file."""
-
-    def read(self, source: Any) -> _Item:
-        item = super().read(source)
-        if item.picture.pixels.dtype == np.uint16:
-            raise UnsupportedImage(
-                f"{item.picture.name or 'the image'}: 16 bits per channel are not handled yet by compress; "
-                f"convert it to 8 bits"
-            )
-        return item
-
-    def run(self, items: list[_Item]) -> list[Any]:
-        height, width = _padded_size(items[0].picture, self.multiple)
-        x = _stack(items, height, width).clamp(0, 1).expand(-1, 3, -1, -1)
-        return list(self.model.encode(x, self.options.quality, self.device, self.dtype))
-
-    def write(self, item: _Item, result: Any) -> bytes:
-        picture, quality = item.picture, self.options.quality
-        data, crc = self.model.to_bytes(result, quality)
-        alpha = None
-        if picture.alpha is not None:
-            alpha = encode_lossless(Picture(to_eight_bits(picture.alpha)[None]))
-        coded = container.write(
-            container.Coded(
-                picture.width, picture.height, picture.pixels.shape[0], 8, self.model.label, self.model.digest,
-                quality, crc, data, alpha, picture.icc, picture.exif, picture.xmp, picture.name, picture.format,
-            )
-        )  # fmt: skip
-        return min((coded, *self._stored(item, len(coded))), key=len)
-
-    def _stored(self, item: _Item, limit: int) -> Iterator[bytes]:
-        """What may be smaller than `limit` without loss: the source file itself, and a lossless file of the pixels."""
-        picture = item.picture
-        if item.data is not None and len(item.data) < limit:
-            yield container.write(container.Stored(item.data, picture.name, picture.format))
-        if picture.pixels.dtype == np.uint8 and _flat(picture.pixels, limit):
-            yield container.write(container.Stored(encode_lossless(picture), picture.name, picture.format))
-
-
-def _flat(pixels: Array, limit: int) -> bool:
-    """Whether lossless coding may come near `limit` bytes: tiny images, and where every 16th row deflates to little."""
-    if pixels[0].size <= 64 * 64:
-        return True
-    rows = np.ascontiguousarray(pixels[:, ::16])
-    deflated = len(zlib.compress(np.diff(rows, axis=2).tobytes(), 1))
-    return bool(deflated * pixels.shape[1] / rows.shape[1] < 3 * limit)
-
-
-class Decompress(_ModelVerb):
-    """A latent file -> picture."""
-
-    def read(self, source: Any) -> _Item:
-        if not isinstance(source, str | os.PathLike | bytes | bytearray):
-            raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
-        if isinstance(source, bytes | bytearray):
-            name, data = "the latent file", bytes(source)
-        else:
-            name, data = str(source), _read_file(source)
-        latent = container.read(data, name)
-        kind = self.options.kind
-        if isinstance(latent, container.Stored):
-            return _Item(replace(read_picture(latent.data, name), name=latent.name), kind, source, latent.data)
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and latent.width * latent.height > limit:
-            raise InputError(f"{name}: declares {latent.width}x{latent.height} pixels, more than is taken for honest")
-        codec = self._codec(latent, name)
-        try:
-            symbols = codec.from_bytes(latent.data, latent.symbols_crc, latent.width, latent.height, latent.quality)
-        except InputError as error:
-            raise type(error)(f"{name}: {error}") from error
-        # Strides of zero: a place for the pixels that takes no memory before they are there.
-        empty = np.broadcast_to(np.uint8(0), (latent.channels, latent.height, latent.width))
-        alpha = None if latent.alpha is None else read_picture(latent.alpha, name).pixels[0]
-        picture = Picture(empty, alpha, latent.icc, latent.exif, latent.xmp, latent.format, latent.name)
-        if alpha is not None and alpha.shape != empty.shape[1:]:
-            raise InputError(f"{name}: its alpha has another size than its pixels")
-        return _Item(picture, kind, source, latent=_Latent(codec, symbols, latent.quality))
-
-    def _codec(self, latent: container.Coded, name: str) -> Any:
-        try:
-            codec = self.model or zoo.get(latent.label, "compress", self.device)
-        except ModelError as error:
-            raise WrongWeights(f"{name}: was made with {latent.label}: {error}") from error
-        if (codec.label, codec.digest) != (latent.label, latent.digest):
-            raise WrongWeights(
-                f"{name}: was made with {latent.label} ({latent.digest.hex()}), and these weights are {codec.label} "
-                f"({codec.digest.hex()}); name the right ones with --model FILE"
-            )
-        return codec
-
-    def key(self, item: _Item) -> Hashable:
-        latent = item.latent
-        return None if latent is None else (id(latent.codec), latent.quality, *self._size(item))
-
-    @staticmethod
-    def _size(item: _Item) -> tuple[int, int]:
-        return _padded_size(item.picture, int(getattr(item.latent.codec, "multiple", 1)))
-
-    def run(self, items: list[_Item]) -> list[Any]:
-        latents = [item.latent for item in items]
-        if latents[0] is None:
-            return [None] * len(items)
-        height, width = self._size(items[0])
-        symbols = [latent.symbols for latent in latents]
-        codec, quality = latents[0].codec, latents[0].quality
-        return list(codec.decode(symbols, width, height, quality, self.device, self.dtype).numpy())
-
-    def write(self, item: _Item, result: Array | None) -> Any:
-        picture = item.picture
-        if result is not None:
-            x = result[:, : picture.height, : picture.width]
-            x = x.mean(0, keepdims=True) if picture.pixels.shape[0] == 1 else x
-            picture = picture.with_float(x)
-        elif item.kind == "file" and WRITABLE.get(item.suffix or "") == picture.format:
-            return item.data  # stored, and wanted in the very format it was stored in
-        return deliver(picture, item, self.options)
-
-
-# -- sources and results ------------------------------------------------------------------------------------------
-
-
-def to_eight_bits(plane: Array) -> Array:
-    """A plane of any of the three dtypes as uint8."""
-    if plane.dtype == np.uint8:
-        return plane
-    if plane.dtype == np.uint16:
-        return (plane >> 8).astype(np.uint8)
-    return np.asarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
-
-
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{path}: can't be read ({error.strerror})") from error
-
-
-def open_source(source: Any) -> _Item:
-    """Anything that `process` takes as one picture, as an item. Raises `UsageError` for anything else."""
-    if isinstance(source, str | os.PathLike):
-        data = _read_file(source)
-        return _Item(replace(read_picture(data, str(source)), name=Path(source).name), "pil", source, data)
-    if isinstance(source, bytes | bytearray):
-        return _Item(read_picture(bytes(source)), "bytes", source, bytes(source))
-    if isinstance(source, Image.Image):
-        return _Item(from_pil(source), "pil", source)
-    if isinstance(source, np.ndarray):
-        return _Item(_from_array(source), "numpy", source)
-    if isinstance(source, Tensor):
-        if source.dim() != 3 or source.shape[0] not in (1, 3, 4) or not source.is_floating_point():
-            raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float, C 1, 3 or 4; this is {_shape(source)}")
-        values = source.detach().float().cpu().numpy()
-        alpha = values[3] if values.shape[0] == 4 else None
-        return _Item(Picture(np.ascontiguousarray(values[:3]), alpha), "tensor", source)
-    raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
-
-
-def _shape(x: Any) -> str:
-    return f"{list(x.shape)} {x.dtype}"
-
-
-def _from_array(array: Array) -> Picture:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
-        raise UsageError(f"an array must be [H,W], [H,W,3] or [H,W,4]; this is {_shape(array)}")
-    if np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32)
-    elif array.dtype not in (np.uint8, np.uint16):
-        raise UsageError(f"an array must be uint8, uint16 or float; this is {_shape(array)}")
-    if array.ndim == 2:
-        return Picture(np.ascontiguousarray(array[None]))
-    planes = np.ascontiguousarray(array.transpose(2, 0, 1))
-    return Picture(planes[:3], planes[3] if array.shape[2] == 4 else None)
-
-
-def deliver(picture: Picture, item: _Item, options: Options) -> Any:
-    """A picture as the kind that the caller wants."""
-    if item.kind == "pil":
-        return to_pil(picture)
-    if item.kind in ("bytes", "file"):
-        suffix = item.suffix or options.suffix or _suffix_of(picture.format)
-        return encode_picture(picture, suffix, image_quality=options.image_quality)
-    planes = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[None]])
-    if item.kind == "tensor":
-        if planes.dtype != np.float32:
-            planes = planes.astype(np.float32) / np.float32(np.iinfo(planes.dtype).max)
-        result = torch.from_numpy(np.ascontiguousarray(planes))
-        return result.to(item.origin.device, item.origin.dtype) if isinstance(item.origin, Tensor) else result
-    array = np.ascontiguousarray(planes[0] if planes.shape[0] == 1 else planes.transpose(1, 2, 0))
-    if isinstance(item.origin, np.ndarray) and np.issubdtype(item.origin.dtype, np.floating):
-        return array.astype(item.origin.dtype)
-    return array
-
-
-def _suffix_of(kind: str) -> str:
-    """The suffix of a Pillow format; PNG where aeimg does not write that format."""
-    return next((suffix for suffix, name in WRITABLE.items() if name == kind), ".png")
-
-
 # -- the door ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `process` and the command line can be told; the words are the same. See `process`."""
-
-    sigma: float | str = "auto"
-    strength: float = 1.0
-    quality: int = 50
-    kind: str = "pil"
-    format: str | None = None
-    image_quality: int | None = None
-    if_exists: str = "skip"
-    on_error: str | None = None
-    jobs: int | None = None
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        def check(sound: bool, message: str) -> None:
-            if not sound:
-                raise UsageError(message)
-
-        try:
-            sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
-        except (TypeError, ValueError):
-            sigma = -1.0
-        check(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
-        check(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
-        check(self.quality in range(1, 101), f"quality must be a whole number of 1..100, not {self.quality!r}")
-        kinds = ("pil", "numpy", "tensor", "bytes")
-        check(self.kind in kinds, f"kind must be one of {', '.join(kinds)}, not {self.kind!r}")
-        known = sorted({suffix.lstrip(".") for suffix in WRITABLE})
-        check(self.format in (None, "keep", *known), f"format must be keep or one of {', '.join(known)}")
-        check(self.image_quality is None or self.image_quality in range(1, 101), "image_quality must lie in 1..100")
-        check(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
-        check(self.on_error in (None, "continue", "stop"), "on_error must be continue or stop")
-        check(self.jobs is None or self.jobs >= 1, "jobs must be at least 1")
-        check(self.batch_size >= 1, "batch_size must be at least 1")
-
-    @property
-    def suffix(self) -> str | None:
-        """The suffix that `format` stands for; None to keep that of the source."""
-        return None if self.format in (None, "keep") else f".{self.format}"
 
 
 @dataclass
@@ -534,6 +190,9 @@ class Summary:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """A record for each file: `input`, `output`, `status` ("done", "skipped" or "failed"); then, as it applies, sizes,
+    `model`, `quality`, `bpp`, `psnr` (null where nothing was lost), `ssim`, `warnings`, `error`."""
 
 
 _VERBS: dict[str, Any] = {"denoise": Denoise, "compress": Compress, "decompress": Decompress}
@@ -576,6 +235,10 @@ def process(
             sigma: noise level in 8-bit units, or "auto" to estimate it (denoise).
             strength: 0 leaves the picture as it is, 1 takes all the noise away (denoise).
             quality: 1..100 (compress).
+            target_bpp, max_bytes, target_psnr: instead of a quality, for each picture the highest quality whose file is
+                no larger, or the lowest that reaches the PSNR (dB).
+            effort: 1..9; from 2 on the encoder refines the latent: slower, a few percent smaller (compress).
+            measure: decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
             kind: "pil", "numpy", "tensor" or "bytes": what decompress gives back.
             format: suffix of the files written, "keep" for that of the source; decompress writes png by default.
             image_quality: 1..100 for JPEG, WebP and AVIF files that are written; default 95.
@@ -641,6 +304,7 @@ class _Written:
 
     bytes_in: int
     bytes_out: int
+    about: dict[str, Any]
 
 
 class _ToFiles:
@@ -656,7 +320,11 @@ class _ToFiles:
     def write(self, item: Any, result: Any) -> _Written:
         data = self.verb.write(item, result)
         paths.write_atomic(item.origin.target, data)
-        return _Written(item.origin.source.stat().st_size, len(data))
+        about = {"width": item.picture.width, "height": item.picture.height, **item.about}
+        warnings = [*item.picture.notes, *about.pop("warnings", ())]
+        if warnings:
+            about["warnings"] = warnings
+        return _Written(item.origin.source.stat().st_size, len(data), about)
 
 
 def _files(source: Path, task: str, out: Path, verb: Verb, options: Options, progress: bool) -> Summary:
@@ -671,27 +339,35 @@ def _files(source: Path, task: str, out: Path, verb: Verb, options: Options, pro
 
     jobs = paths.plan(source, files, out, suffix)
     summary = Summary()
+
+    def record(job: paths.Job, status: str, **about: Any) -> None:
+        summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
+
     todo = []
     for job in jobs:
         if options.if_exists != "overwrite" and job.target.exists():
             if options.if_exists == "error":
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
             summary.skipped += 1
+            record(job, "skipped")
         else:
             todo.append(job)
     from tqdm import tqdm
 
     with tqdm(total=len(todo), unit="image", disable=not progress, dynamic_ncols=True) as bar:
         for outcome in _stream(todo, _ToFiles(verb), options):
+            job, written = outcome.source, outcome.value
             if outcome.error is not None:
-                summary.failed.append((outcome.source.source, _reason(outcome.error)))
+                summary.failed.append((job.source, _reason(outcome.error)))
+                record(job, "failed", error=_reason(outcome.error))
                 if options.on_error == "stop":
                     break
             else:
                 summary.done += 1
                 summary.pixels += outcome.pixels
-                summary.bytes_in += outcome.value.bytes_in
-                summary.bytes_out += outcome.value.bytes_out
+                summary.bytes_in += written.bytes_in
+                summary.bytes_out += written.bytes_out
+                record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
             bar.update()
             rate = summary.pixels / 1e6 / max(time.monotonic() - began, 1e-9)
             bar.set_postfix_str(f"{rate:.1f} MP/s" + (f", {len(summary.failed)} failed" if summary.failed else ""))

@@ -180,8 +180,14 @@ class Decoder:
     def _raw(self, count: int) -> Array:
         if not count:
             return np.zeros(0, np.int64)
-        halves = self._coder.decode(_uniform(1 << 16), 2 * count).astype(np.int64).reshape(-1, 2)
+        halves = self._symbols(_uniform(1 << 16), 2 * count).astype(np.int64).reshape(-1, 2)
         return np.asarray((halves[:, 0] << 16) | halves[:, 1])
+
+    def _symbols(self, model: Any, count: int) -> Array:
+        try:
+            return np.asarray(self._coder.decode(model, count))
+        except (AssertionError, ValueError) as error:
+            raise ChecksumMismatch(f"the entropy-coded data is damaged ({error})") from error
 
     def decode(self, indexes: Array) -> Array:
         """The symbols (int32) for `indexes`. Raises `ChecksumMismatch` where the stream can't be one of ours."""
@@ -201,10 +207,7 @@ class Decoder:
             if not size:
                 continue
             reach = self._tables.reach[level]
-            try:
-                group = self._coder.decode(self._tables.models[level], size) - reach
-            except (AssertionError, ValueError) as error:
-                raise ChecksumMismatch(f"the entropy-coded data is damaged ({error})") from error
+            group = self._symbols(self._tables.models[level], size) - reach
             outside = group > reach
             if outside.any():
                 group[outside] = self._raw(int(outside.sum())).astype(np.uint32).view(np.int32)

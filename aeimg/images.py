@@ -2,19 +2,21 @@
 
 Pixels are numpy arrays, 1 channel (grey) or 3 (RGB), uint8, uint16 or float32 in [0,1]; alpha is kept
 apart, in the same dtype. The EXIF orientation is applied on reading and removed from the EXIF data.
-Everything that Pillow would convert without a word (16-bit RGB, several frames, CMYK) is refused by name.
+What Pillow would cut or drop without a word (16-bit colour, several frames) is refused by name; CMYK is converted and
+the picture says so.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from .errors import OutputError, UnreadableImage, UnsupportedImage, UsageError
 
@@ -56,6 +58,8 @@ class Picture:
     """Pillow's name of the format it was read from; empty for pixels that never were a file."""
     name: str = ""
     """Name of the file it was read from, without folders."""
+    notes: tuple[str, ...] = ()
+    """What reading it changed, for the user to know."""
 
     @property
     def width(self) -> int:
@@ -84,6 +88,11 @@ class Picture:
         return replace(self, pixels=np.rint(np.clip(pixels, 0, 1) * peak).astype(self.pixels.dtype))
 
 
+def pixel_limit() -> float:
+    """How many pixels a file may declare: where Pillow calls it an error, at twice `PIL.Image.MAX_IMAGE_PIXELS`."""
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
 # -- reading ----------------------------------------------------------------------------------------------
 
 
@@ -91,7 +100,7 @@ def read_picture(data: bytes, name: str = "the image") -> Picture:
     """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
     try:
         image = Image.open(io.BytesIO(data), formats=READABLE)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         raise UnreadableImage(f"{name}: not an image in a format that aeimg reads ({', '.join(READABLE)})") from error
@@ -117,11 +126,10 @@ def _refuse_deep_colour(name: str, image: Image.Image, data: bytes) -> None:
 
 def from_pil(image: Image.Image, name: str = "the image") -> Picture:
     """A Pillow image as a `Picture`, its orientation applied. Raises `UnreadableImage` or `UnsupportedImage`."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
+    if image.width * image.height > pixel_limit():
         raise UnreadableImage(
-            f"{name}: declares {image.width * image.height / 1e6:.0f} megapixels, more than the {limit / 1e6:.0f} that "
-            f"are taken for honest; raise PIL.Image.MAX_IMAGE_PIXELS for larger ones"
+            f"{name}: declares {image.width * image.height / 1e6:.0f} megapixels, more than the "
+            f"{pixel_limit() / 1e6:.0f} that are taken for honest; raise PIL.Image.MAX_IMAGE_PIXELS for larger ones"
         )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is a phone's photo with a preview behind it
@@ -133,6 +141,10 @@ def from_pil(image: Image.Image, name: str = "the image") -> Picture:
         xmp = image.info.get("xmp")
         icc = image.info.get("icc_profile")
         turned = ImageOps.exif_transpose(image) if exif is not None else image
+        notes: tuple[str, ...] = ()
+        if turned.mode == "CMYK":
+            turned, note = _from_cmyk(turned, icc)
+            notes, icc = (note,), None  # the profile was for CMYK; what is there now is sRGB
         if exif is not None and 0x0112 in exif:
             del exif[0x0112]
             xmp = turned.info.get("xmp", xmp)
@@ -146,7 +158,22 @@ def from_pil(image: Image.Image, name: str = "the image") -> Picture:
         exif=exif.tobytes() if exif else None,
         xmp=xmp.encode() if isinstance(xmp, str) else xmp or None,
         format=kind,
+        notes=notes,
     )
+
+
+def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
+    """A CMYK image as sRGB, and how that was done."""
+    if icc:
+        try:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+            turned = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            name = ImageCms.getProfileName(profile).strip()
+            assert turned is not None
+            return turned, f"converted from CMYK to sRGB by its profile ({name})"
+        except (ImageCms.PyCMSError, OSError) as error:
+            return image.convert("RGB"), f"converted from CMYK to RGB without its profile, which is unusable ({error})"
+    return image.convert("RGB"), "converted from CMYK to RGB without a profile: it has none"
 
 
 def _exif(image: Image.Image) -> Image.Exif | None:
@@ -251,7 +278,7 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
 
 
 def encode_lossless(picture: Picture) -> bytes:
-    """An 8-bit picture as a lossless file: WebP for colour, PNG for grey and where WebP is too small."""
+    """A picture of 8 bits, or grey of 16, as a lossless file: WebP for colour, else and beyond its size PNG."""
     image = to_pil(picture)
     metadata: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif}
     metadata = {key: value for key, value in metadata.items() if value}

@@ -57,13 +57,17 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(step.view(parameter.shape), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
 
 
-def optimizers(model: nn.Module, lr: float, beta2: float, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """Muon for the kernels of the model's convolutions, AdamW (no decay) for its other parameters."""
-    kernels = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+def optimizers(
+    model: nn.Module, lr: float, beta2: float, dtype: torch.dtype, *, muon: bool
+) -> list[torch.optim.Optimizer]:
+    """AdamW (no decay) for the model's parameters; with `muon`, that takes the kernels of its convolutions."""
+    kernels = [module.weight for module in model.modules() if muon and isinstance(module, nn.Conv2d)]
     taken = {id(kernel) for kernel in kernels}
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return [
-        Muon(kernels, lr, dtype),
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=fused),
-    ]
+    chosen: list[torch.optim.Optimizer] = []
+    if kernels:
+        chosen.append(Muon(kernels, lr, dtype))
+    if others:
+        fused = others[0].device.type in ("cpu", "cuda")
+        chosen.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=fused))
+    return chosen

@@ -51,6 +51,8 @@ class Recipe:
     beta2: float = 0.99
     clip: float = 1.0
     average: float = 0.999
+    muon: bool = False
+    """Whether the kernels of convolutions are moved by Muon; AdamW moves the rest."""
 
 
 class Objective(ABC):
@@ -141,7 +143,7 @@ class CompressObjective(Objective):
 
     task = "compress"
     architecture = "hyperprior"
-    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6)
+    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True)
 
     def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
         super().__init__(photographs)
@@ -366,7 +368,7 @@ def train(
     average = build(objective.architecture, config or {})
     average.load_state_dict(model.state_dict())
     average.to(place).to(memory_format=torch.channels_last).requires_grad_(False)
-    moves = optimizers(model, the_recipe.rate, the_recipe.beta2, precision)
+    moves = optimizers(model, the_recipe.rate, the_recipe.beta2, precision, muon=the_recipe.muon)
     first, before = 0, 0.0
     if resume is not None:
         about = _load_checkpoint(Path(resume), model, average, moves)

@@ -153,7 +153,7 @@ class Entry:
 
 BUILTINS = {
     "aeimg-denoise": ("denoise", "aeimg-denoise-1"),
-    "aeimg-codec": ("compress", "aeimg-codec-1"),
+    "aeimg-codec": ("compress", "aeimg-codec-2"),
 }
 """Name -> task and the label of its newest weights, which is what the plain name stands for."""
 

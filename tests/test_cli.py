@@ -78,10 +78,10 @@ def test_info_describes_latents_and_weights_and_refuses_others(folder):
     from aeimg import zoo
 
     run("compress", folder / "in", folder / "latents", "--quality", 60)
-    weights = zoo.find_weights("aeimg-codec-1")
+    weights = zoo.find_weights(zoo.BUILTINS["aeimg-codec"][1])
     done = run("info", "--json", folder / "latents/a.aei", weights)
     latent, about = (json.loads(line) for line in done.stdout.splitlines())
-    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", "aeimg-codec-1", 60)
+    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", zoo.BUILTINS["aeimg-codec"][1], 60)
     assert (latent["width"], latent["height"], latent["source"]) == (143, 101, "a.png")
     assert latent["weights"] == about["digest"]
     assert about["card"]["steps"] > 0

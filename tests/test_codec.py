@@ -35,8 +35,8 @@ def same(a, b) -> bool:
 def test_symbols_come_back_exactly(shipped, small, quality):
     height, width = small.shape[:2]
     (latent,) = shipped.encode(tensor(small), quality, CPU, torch.float32)
-    data, crc = shipped.to_bytes(latent, quality)
-    assert same([shipped.from_bytes(data, crc, width, height, quality)], [latent])
+    data = shipped.to_bytes(latent, quality)
+    assert same([shipped.from_bytes(data, width, height, quality)], [latent])
 
 
 def test_files_decode_to_the_same_symbols_however_they_are_decoded(shipped, photograph):
@@ -44,7 +44,7 @@ def test_files_decode_to_the_same_symbols_however_they_are_decoded(shipped, phot
     crops = [np.ascontiguousarray(photograph[y : y + 128, x : x + 160]) for y in (0, 130) for x in (0, 90, 180, 270)]
     files = list(process(iter(crops), "compress", quality=60))
     latents = [codec_latent(file) for file in files]
-    expected = [shipped.from_bytes(item.data, item.symbols_crc, 160, 128, 60) for item in latents]
+    expected = [shipped.from_bytes(item.data, 160, 128, 60) for item in latents]
     threads = torch.get_num_threads()
     pictures = []
     try:
@@ -52,17 +52,17 @@ def test_files_decode_to_the_same_symbols_however_they_are_decoded(shipped, phot
             torch.set_num_threads(count)
             for layout in (torch.contiguous_format, torch.channels_last):
                 shipped.network.to(memory_format=layout)
-                again = [shipped.from_bytes(item.data, item.symbols_crc, 160, 128, 60) for item in latents]
+                again = [shipped.from_bytes(item.data, 160, 128, 60) for item in latents]
                 assert same(again, expected)
                 for dtype in (torch.float32, torch.bfloat16):
                     for batch in (1, 8):
                         parts = [again[n : n + batch] for n in range(0, 8, batch)]
-                        pictures.append(torch.cat([shipped.decode(p, 160, 128, 60, CPU, dtype) for p in parts]))
+                        pictures.append(torch.cat([shipped.decode(p, (3, 128, 160), 60, CPU, dtype) for p in parts]))
     finally:
         torch.set_num_threads(threads)
         shipped.network.to(memory_format=torch.channels_last)
     for picture in pictures[1:]:
-        assert (picture - pictures[0]).abs().mean() < 1 / 255
+        assert (picture.float() - pictures[0].float()).abs().mean() < 1
 
 
 @pytest.mark.gpu
@@ -72,11 +72,10 @@ def test_a_gpu_decodes_what_the_cpu_encoded(shipped, photograph):
     cuda = torch.device("cuda")
     other = zoo.get(None, "compress", cuda)
     height, width = photograph.shape[:2]
-    data, crc = shipped.to_bytes(latent, 60)
-    assert same([other.from_bytes(data, crc, width, height, 60)], [latent])
-    here = shipped.decode([latent], width, height, 60, CPU, torch.float32)
-    there = other.decode([latent], width, height, 60, cuda, torch.float32)
-    assert (here - there).abs().max() < 2 / 255
+    assert same([other.from_bytes(shipped.to_bytes(latent, 60), width, height, 60)], [latent])
+    here = shipped.decode([latent], (3, height, width), 60, CPU, torch.float32)
+    there = other.decode([latent], (3, height, width), 60, cuda, torch.float32)
+    assert (here.int() - there.int()).abs().max() <= 2
 
 
 def codec_latent(file: bytes):
@@ -109,7 +108,7 @@ def test_the_size_is_what_the_tables_promise(shipped, photograph):
             # the last column is the escape, which 32 raw bits follow
             escape = 32 - (tables[torch.from_numpy(index).long(), -1] / 2**24).log2()
             ideal += float(torch.where(probability > 0, -probability.log2(), escape)[coded].sum())
-    assert 8 * len(shipped.to_bytes(latent, quality)[0]) == pytest.approx(ideal, rel=0.01)
+    assert 8 * len(shipped.to_bytes(latent, quality)) == pytest.approx(ideal, rel=0.01)
 
 
 def codec_reach() -> int:
@@ -123,10 +122,10 @@ def test_tiled_coding_is_that_of_the_whole_but_for_its_edges(shipped, photograph
 
     def run():
         latents = shipped.encode(x, 60, CPU, torch.float32)
-        data, crc = shipped.to_bytes(latents[0], 60)
-        back = shipped.from_bytes(data, crc, 640, 512, 60)
-        picture = shipped.decode([back], 640, 512, 60, CPU, torch.float32)
-        return len(data), -10 * torch.log10((picture.clamp(0, 1) - x).square().mean()).item(), len(back)
+        data = shipped.to_bytes(latents[0], 60)
+        back = shipped.from_bytes(data, 640, 512, 60)
+        picture = shipped.decode([back], (3, 512, 640), 60, CPU, torch.float32)
+        return len(data), -10 * torch.log10((picture / 255 - x).square().mean()).item(), len(back)
 
     whole = run()
     monkeypatch.setattr(codec, "TILE", 16)
@@ -138,19 +137,19 @@ def test_tiled_coding_is_that_of_the_whole_but_for_its_edges(shipped, photograph
 
 def test_damaged_data_is_refused_by_name(shipped, small):
     (latent,) = shipped.encode(tensor(small), 40, CPU, torch.float32)
-    data, crc = shipped.to_bytes(latent, 40)
+    data = shipped.to_bytes(latent, 40)
     with pytest.raises(TruncatedLatent):
-        shipped.from_bytes(data[:-4], crc, 143, 101, 40)
-    with pytest.raises(InvalidLatent, match="goes on behind"):
-        shipped.from_bytes(data + b"more", crc, 143, 101, 40)
+        shipped.from_bytes(data[:-4], 143, 101, 40)
+    with pytest.raises(InvalidLatent, match="longer than its picture"):
+        shipped.from_bytes(data + b"more", 143, 101, 40)
     with pytest.raises(ChecksumMismatch):
-        shipped.from_bytes(data, crc ^ 1, 143, 101, 40)
+        shipped.from_bytes(data[:4] + bytes([data[4] ^ 1]) + data[5:], 143, 101, 40)
     rng = np.random.default_rng(0)
     for _ in range(25):
         mutated = bytearray(data)
-        mutated[rng.integers(4, len(data))] ^= int(rng.integers(1, 256))
+        mutated[rng.integers(len(data))] ^= int(rng.integers(1, 256))
         with pytest.raises(InvalidLatent):
-            shipped.from_bytes(bytes(mutated), crc, 143, 101, 40)
+            shipped.from_bytes(bytes(mutated), 143, 101, 40)
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.aei")), ids=lambda p: p.stem)

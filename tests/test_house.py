@@ -13,7 +13,7 @@ import aeimg
 
 ORDER = [
     "errors", "paths", "images", "tiles", "metrics", "container", "entropy", "models", "zoo", "denoise", "codec",
-    "engine", "distributed", "data", "train", "bench", "report", "cli", "__main__",
+    "verbs", "engine", "distributed", "data", "optim", "train", "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(aeimg.__file__).parent
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from aeimg.entropy import LEVELS
-from aeimg.models.hyperprior import Hyperprior, HyperpriorConfig, step_masks
-from aeimg.models.integer import FloatScales, IntegerScales, ScalesConfig, freeze
+from aeimg.models.hyperprior import Hyperprior, HyperpriorConfig
+from aeimg.models.integer import STEPS, FloatScales, IntegerScales, ScalesConfig, freeze, put, take
 from aeimg.models.unet import UNet, UNetConfig
 
 CPU = torch.device("cpu")
@@ -45,12 +45,19 @@ def test_the_denoisers_halo_covers_its_reach():
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 4)])
 def test_every_symbol_belongs_to_exactly_one_step(height, width):
-    masks = step_masks(10, height, width, CPU)
-    assert (masks.sum(0) == 1).all()
+    x = torch.arange(2 * 12 * height * width).view(2, 12, height, width)
+    parts = [take(x, step) for step in range(STEPS)]
+    assert torch.equal(torch.cat(parts, 1).sort(1).values, x.flatten(1))
+    again = torch.zeros_like(x)
+    for step, part in enumerate(parts):
+        put(again, step, part)
+    assert torch.equal(again, x)
 
 
-def test_each_step_takes_a_quarter_of_the_symbols():
-    assert step_masks(320, 8, 8, CPU).float().mean((1, 2, 3)).tolist() == [0.25] * 4
+def test_each_step_takes_a_quarter_of_the_symbols_and_of_each_position():
+    x = torch.arange(64)[None, None].expand(1, 320, -1).reshape(1, 320, 8, 8)
+    for step in range(STEPS):
+        assert torch.bincount(take(x, step)[0], minlength=64).tolist() == [80] * 64
 
 
 def test_the_linear_shortcut_alone_is_pca():
@@ -86,7 +93,7 @@ def test_dequantise_mirrors_quantise():
 @pytest.fixture(scope="module")
 def scales():
     torch.manual_seed(0)
-    config = ScalesConfig(codes=16, hyper=4, steps=4, features=8, context=8, hidden=16)
+    config = ScalesConfig(codes=16, hyper=4, features=8, context=8, hidden=16)
     network = FloatScales(config)
     jolt(network, 1.0)
     with torch.no_grad():
@@ -108,8 +115,8 @@ def test_integer_scales_are_the_trained_ones_to_within_one_index(scales):
     features = network.expand(side[None].float())
     for step in range(4):
         real = network(step, features, symbols[None].abs().float(), q)[0]
-        exact = integer.indexes(step, integer.expand(side), symbols, 50)
-        assert (exact - real.clamp(0, LEVELS - 1)).abs().max() < 1.0
+        exact = integer.indexes(step, integer.expand(side), integer.magnitudes(symbols), 50)
+        assert (exact.float() - real.clamp(0, LEVELS - 1)).abs().max() < 1.0
         assert exact.unique().numel() > 5
 
 
@@ -118,7 +125,8 @@ def test_integer_scales_do_not_depend_on_threads_or_on_float_settings(scales):
     side, symbols = inputs(1)
 
     def run():
-        return [integer.indexes(step, integer.expand(side), symbols, 77) for step in range(4)]
+        magnitudes = integer.magnitudes(symbols)
+        return [integer.indexes(step, integer.expand(side), magnitudes, 77) for step in range(4)]
 
     expected = run()
     threads = torch.get_num_threads()
@@ -139,5 +147,5 @@ def test_the_largest_symbols_leave_the_sums_exact(scales):
     side = torch.full((4, 3, 2), 2**31 - 1, dtype=torch.int32)
     symbols = torch.full((16, 12, 8), -(2**31), dtype=torch.int32)
     for step in range(4):
-        index = integer.indexes(step, integer.expand(side), symbols, 100)
+        index = integer.indexes(step, integer.expand(side), integer.magnitudes(symbols), 100)
         assert 0 <= int(index.min()) <= int(index.max()) < LEVELS

@@ -200,15 +200,15 @@ class IntegerScales:
         return torch.floor_(x.add_(2.0 ** (WEIGHT_BITS - 1)).mul_(2.0**-WEIGHT_BITS)).clamp_(0, LARGEST_ACTIVATION)
 
     def expand(self, z: Tensor) -> Tensor:
-        """Side symbols, int32 `[hyper,h,w]` -> features, float64 integers `[features,4h,4w]`."""
+        """Side symbols `[hyper,h,w]` -> features, float64 integers `[features,4h,4w]`."""
         h = z.double().clamp(-LARGEST_MAGNITUDE, LARGEST_MAGNITUDE) * 2.0**ACTIVATION_BITS
         h = self._activate(F.pixel_shuffle(self._layer("expand1", h), 2))
         h = self._activate(self._layer("expand2", h))
         return self._activate(F.pixel_shuffle(self._layer("expand3", h), 2))
 
     def magnitudes(self, symbols: Tensor) -> Tensor:
-        """Symbols, int32, any shape -> what the network is told of them, float64 integers."""
-        return self._t["magnitude"][symbols.abs().clamp_(0, LARGEST_MAGNITUDE)]
+        """Symbols, any shape -> what the network is told of them, float64 integers."""
+        return self._t["magnitude"][symbols.int().abs().clamp_(0, LARGEST_MAGNITUDE)]
 
     def indexes(self, step: int, features: Tensor, magnitudes: Tensor, quality: int) -> Tensor:
         """uint8 indexes `[M]` of the symbols of `step`, as `take` orders them.

@@ -1,0 +1,517 @@
+"""What is done to each picture: the verbs that `engine` streams items through, the items, and the words for options.
+
+    open_source ──> Item ──> Denoise, Compress or Decompress: read, key, run, write ──> deliver
+
+`read` and `write` run in threads, `run` in the caller's thread with a batch of items of equal `key`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import container, zoo
+from .denoise import denoise, estimate_sigma
+from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
+from .images import (
+    WRITABLE,
+    Picture,
+    encode_lossless,
+    encode_picture,
+    from_pil,
+    pixel_limit,
+    read_picture,
+    to_pil,
+)
+from .metrics import bits_per_pixel, psnr, ssim
+from .tiles import pad, padded
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `process` and the command line can be told; the words are the same. See `process`."""
+
+    sigma: float | str = "auto"
+    strength: float = 1.0
+    quality: int = 50
+    target_bpp: float | None = None
+    target_psnr: float | None = None
+    max_bytes: int | None = None
+    effort: int = 1
+    measure: bool = False
+    kind: str = "pil"
+    format: str | None = None
+    image_quality: int | None = None
+    if_exists: str = "skip"
+    on_error: str | None = None
+    jobs: int | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        def check(sound: bool, message: str) -> None:
+            if not sound:
+                raise UsageError(message)
+
+        try:
+            sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
+        except (TypeError, ValueError):
+            sigma = -1.0
+        check(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
+        check(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
+        check(self.quality in range(1, 101), f"quality must be a whole number of 1..100, not {self.quality!r}")
+        targets = {name: getattr(self, name) for name in ("target_bpp", "target_psnr", "max_bytes")}
+        given = [name for name, value in targets.items() if value is not None]
+        check(len(given) <= 1, f"only one of {', '.join(targets)} can be aimed at, not {' and '.join(given)}")
+        for name in given:
+            check(targets[name] > 0, f"{name} must be more than 0, not {targets[name]!r}")
+        check(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
+        kinds = ("pil", "numpy", "tensor", "bytes")
+        check(self.kind in kinds, f"kind must be one of {', '.join(kinds)}, not {self.kind!r}")
+        known = sorted({suffix.lstrip(".") for suffix in WRITABLE})
+        check(self.format in (None, "keep", *known), f"format must be keep or one of {', '.join(known)}")
+        check(self.image_quality is None or self.image_quality in range(1, 101), "image_quality must lie in 1..100")
+        check(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
+        check(self.on_error in (None, "continue", "stop"), "on_error must be continue or stop")
+        check(self.jobs is None or self.jobs >= 1, "jobs must be at least 1")
+        check(self.batch_size >= 1, "batch_size must be at least 1")
+
+    @property
+    def suffix(self) -> str | None:
+        """The suffix that `format` stands for; None to keep that of the source."""
+        return None if self.format in (None, "keep") else f".{self.format}"
+
+
+PREPARED_PIXELS = 1 << 25
+"""Larger pictures are analysed anew for each quality that is tried, rather than kept analysed."""
+
+
+# -- the verbs ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Item:
+    """A picture on its way."""
+
+    picture: Picture
+    kind: str
+    """What the caller wants back: "pil", "numpy", "tensor", "bytes", or "file": the bytes of a file to be written."""
+    origin: Any
+    """What the caller gave."""
+    data: bytes | None = None
+    """The source file, if it was one."""
+    suffix: str | None = None
+    """Of the file to be written; None leaves it to the options."""
+    sigma: float = 0.0
+    latent: Any = None
+    """What a latent file held: a `Latent`, or None where it stored an image file."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the verb has to say of it: model, quality, figures, warnings."""
+
+    @property
+    def pixels(self) -> int:
+        return self.picture.width * self.picture.height
+
+    @property
+    def nbytes(self) -> int:
+        # The model's float input and output are alive at the same time as the pixels.
+        return self.picture.pixels.nbytes + 2 * 12 * self.pixels
+
+
+@dataclass(frozen=True)
+class Latent:
+    codec: Any
+    symbols: Any
+    quality: int
+
+
+def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
+    return padded(picture.height, multiple), padded(picture.width, multiple)
+
+
+def _stack(items: list[Item], height: int, width: int) -> Tensor:
+    """The items' pixels as one float batch, padded to one size."""
+    return torch.cat([pad(torch.from_numpy(item.picture.as_float())[None], height, width) for item in items])
+
+
+class _ModelVerb:
+    """A verb that runs a model."""
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
+        self.model, self.device, self.dtype, self.options = model, device, dtype, options
+        self.multiple = int(getattr(model, "multiple", 1))
+
+
+class _PictureVerb(_ModelVerb):
+    """What denoising and compression share: reading pictures of any kind, and gathering them by padded size."""
+
+    def read(self, source: Any) -> Item:
+        return open_source(source)
+
+    def key(self, item: Item) -> Hashable:
+        return (item.picture.pixels.shape[0], *_padded_size(item.picture, self.multiple))
+
+
+class Denoise(_PictureVerb):
+    """Picture -> picture."""
+
+    def read(self, source: Any) -> Item:
+        item = super().read(source)
+        sigma = self.options.sigma
+        item.sigma = estimate_sigma(item.picture.as_float()) if sigma == "auto" else float(sigma)
+        return item
+
+    def run(self, items: list[Item]) -> list[Array]:
+        height, width = _padded_size(items[0].picture, self.multiple)
+        sigma = torch.tensor([item.sigma for item in items])
+        clean = denoise(
+            self.model, _stack(items, height, width), sigma, self.options.strength, device=self.device, dtype=self.dtype
+        ).numpy()
+        pictures = [item.picture for item in items]
+        results = [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
+        for index, result in enumerate(results):
+            if not np.isfinite(result).all():
+                results[index] = InputError("the model's result is not finite")
+        return results
+
+    def write(self, item: Item, result: Array) -> Any:
+        item.about |= {"sigma": round(item.sigma, 2), "strength": self.options.strength}
+        item.about["model"] = getattr(self.model, "label", type(self.model).__name__)
+        return deliver(item.picture.with_float(result), item, self.options)
+
+
+class Compress(_PictureVerb):
+    """Picture -> the bytes of a latent file."""
+
+    def read(self, source: Any) -> Item:
+        item = super().read(source)
+        pixels = item.picture.pixels
+        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+            raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
+        return item
+
+    def key(self, item: Item) -> Hashable:
+        return (*super().key(item), item.picture.pixels.dtype)  # type: ignore[misc]
+
+    def run(self, items: list[Item]) -> list[Any]:
+        height, width = _padded_size(items[0].picture, self.multiple)
+        pixels = [_continued(item.picture.pixels, height, width) for item in items]
+        # One large picture is not copied; one that may only be read must be, torch knows no such arrays.
+        alone = len(pixels) == 1 and pixels[0].flags.writeable
+        x = torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
+        if self._aims:
+            return [self._aim(item, one) for item, one in zip(items, x[:, None], strict=True)]
+        quality = self.options.quality
+        latents = self._encode(x, quality)
+        if self.options.measure:
+            for item, decoded in zip(items, self._decode(latents, x, quality), strict=True):
+                self._measure(item, decoded)
+        return [(latent, quality) for latent in latents]
+
+    def write(self, item: Item, result: Any) -> bytes:
+        latent, quality = result
+        coded = self._file(item, latent, quality)
+        data = min((coded, *self._stored(item, len(coded))), key=len)
+        stored = data is not coded
+        item.about |= {
+            "model": self.model.label, "quality": quality, "effort": self.options.effort, "stored": stored,
+            "bpp": round(bits_per_pixel(len(data), item.picture.width, item.picture.height), 5),
+        }  # fmt: skip
+        if stored:  # without loss
+            item.about |= {name: value for name, value in (("psnr", None), ("ssim", 1.0)) if name in item.about}
+        limit = self.options.max_bytes
+        if limit is not None and len(data) > limit:
+            raise UnsupportedImage(
+                f"{item.picture.name or 'the image'}: can't be made smaller than {len(data)} bytes "
+                f"(quality {quality}); {limit} were asked for"
+            )
+        return data
+
+    # -- one quality ------------------------------------------------------------------------------------------
+
+    def _encode(self, x: Any, quality: int) -> list[Any]:
+        return list(self.model.encode(x, quality, self.device, self.dtype, self.options.effort))
+
+    def _decode(self, latents: list[Any], x: Tensor, quality: int) -> Array:
+        depth = 16 if x.dtype == torch.uint16 else 8
+        shape = (x.shape[1], x.shape[2], x.shape[3])
+        return self.model.decode(latents, shape, quality, self.device, self.dtype, depth).numpy()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _against(item: Item, decoded: Array) -> tuple[Array, Array]:
+        """Picture and decoded picture `[H,W]` or `[H,W,3]`, in the integers that were decoded."""
+        picture = item.picture
+        decoded = decoded[:, : picture.height, : picture.width]
+        pixels = picture.pixels
+        if pixels.dtype == np.float32:
+            pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+        return np.squeeze(pixels.transpose(1, 2, 0), 2) if len(pixels) == 1 else pixels.transpose(1, 2, 0), (
+            decoded[0] if len(decoded) == 1 else decoded.transpose(1, 2, 0)
+        )
+
+    def _measure(self, item: Item, decoded: Array) -> None:
+        pixels, decoded = self._against(item, decoded)
+        item.about |= {"psnr": round(psnr(pixels, decoded), 3), "ssim": round(ssim(pixels, decoded), 5)}
+
+    def _file(self, item: Item, latent: Any, quality: int) -> bytes:
+        picture = item.picture
+        alpha = None
+        if picture.alpha is not None:
+            plane = picture.alpha if picture.alpha.dtype == np.uint16 else to_eight_bits(picture.alpha)
+            alpha = encode_lossless(Picture(plane[None]))
+        depth = 16 if picture.pixels.dtype == np.uint16 else 8
+        return container.write(
+            container.Coded(
+                picture.width, picture.height, picture.pixels.shape[0], depth, self.model.label, self.model.digest,
+                quality, self.model.to_bytes(latent, quality), alpha, picture.icc, picture.exif, picture.xmp,
+                picture.name, picture.format,
+            )
+        )  # fmt: skip
+
+    def _stored(self, item: Item, limit: int) -> Iterator[bytes]:
+        """What may be smaller than `limit` without loss: the source file itself, and a lossless file of the pixels."""
+        picture = item.picture
+        if item.data is not None and len(item.data) < limit:
+            yield container.write(container.Stored(item.data, picture.name, picture.format))
+        plain = picture.pixels.dtype == np.uint8 or (picture.mode == "L" and picture.pixels.dtype == np.uint16)
+        if plain and _flat(picture.pixels, limit):
+            yield container.write(container.Stored(encode_lossless(picture), picture.name, picture.format))
+
+    # -- a quality to be found --------------------------------------------------------------------------------
+
+    @property
+    def _aims(self) -> bool:
+        o = self.options
+        return o.target_bpp is not None or o.target_psnr is not None or o.max_bytes is not None
+
+    def _aim(self, item: Item, x: Tensor) -> tuple[Any, int]:
+        """The latent, and the quality, of the one picture `x` that does what the options ask for.
+
+        For a size, the highest quality that keeps to it; for a PSNR, the lowest that reaches it. Where none does,
+        the nearest there is: `write` decides whether that will do.
+        """
+        o = self.options
+        source: Any = x
+        if hasattr(self.model, "prepare") and item.pixels <= PREPARED_PIXELS:
+            source = self.model.prepare(x, self.device, self.dtype)
+        latents: dict[int, Any] = {}
+
+        def size(quality: int) -> float:
+            (latents[quality],) = self._encode(source, quality)
+            return math.log(len(self._file(item, latents[quality], quality)))
+
+        def fidelity(quality: int) -> float:
+            (latents[quality],) = self._encode(source, quality)
+            (decoded,) = self._decode([latents[quality]], x, quality)
+            return psnr(*self._against(item, decoded))
+
+        if o.target_psnr is not None:
+            quality = 1 + _highest(lambda q: fidelity(q) - o.target_psnr, slope=0.15)  # type: ignore[operator]
+        else:
+            limit = o.max_bytes if o.max_bytes is not None else int(o.target_bpp * item.pixels / 8)  # type: ignore[operator]
+            quality = _highest(lambda q: size(q) - math.log(max(limit, 1)) - 1e-9, slope=0.032)
+        quality = min(max(quality, 1), 100)
+        if quality not in latents:
+            (latents[quality],) = self._encode(source, quality)
+        if o.measure:
+            self._measure(item, self._decode([latents[quality]], x, quality)[0])
+        return latents[quality], quality
+
+
+def _highest(excess: Callable[[int], float], slope: float) -> int:
+    """The highest quality at which `excess`, which rises with it, is below zero; 0 where it is nowhere.
+
+    By bisection that guesses along a line: `slope` is what to expect of it in the beginning.
+    """
+    low, high = (0, None), (101, None)  # type: tuple[int, float | None], tuple[int, float | None]
+    guess = 50
+    while high[0] - low[0] > 1:
+        guess = min(max(guess, low[0] + 1), high[0] - 1)
+        value = excess(guess)
+        if value < 0:
+            low = (guess, value)
+        else:
+            high = (guess, value)
+        if low[1] is not None and high[1] is not None:
+            slope = max((high[1] - low[1]) / (high[0] - low[0]), 1e-6)
+        guess = round(guess - value / slope)
+    return low[0]
+
+
+def _continued(pixels: Array, height: int, width: int) -> Array:
+    """`pixels` `[C,h,w]` continued downwards and to the right by the last row and column."""
+    missing = (height - pixels.shape[1], width - pixels.shape[2])
+    return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge") if any(missing) else pixels
+
+
+def _flat(pixels: Array, limit: int) -> bool:
+    """Whether lossless coding may come near `limit` bytes: tiny images, and where every 16th row deflates to little."""
+    if pixels[0].size <= 64 * 64:
+        return True
+    rows = np.ascontiguousarray(pixels[:, ::16])
+    deflated = len(zlib.compress(np.diff(rows, axis=2).tobytes(), 1))
+    return bool(deflated * pixels.shape[1] / rows.shape[1] < 3 * limit)
+
+
+class Decompress(_ModelVerb):
+    """A latent file -> picture."""
+
+    def read(self, source: Any) -> Item:
+        if not isinstance(source, str | os.PathLike | bytes | bytearray):
+            raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
+        if isinstance(source, bytes | bytearray):
+            name, data = "the latent file", bytes(source)
+        else:
+            name, data = str(source), _read_file(source)
+        latent = container.read(data, name)
+        kind = self.options.kind
+        if isinstance(latent, container.Stored):
+            return Item(replace(read_picture(latent.data, name), name=latent.name), kind, source, latent.data)
+        if latent.width * latent.height > pixel_limit():
+            raise InputError(f"{name}: declares {latent.width}x{latent.height} pixels, more than is taken for honest")
+        codec = self._codec(latent, name)
+        try:
+            symbols = codec.from_bytes(latent.data, latent.width, latent.height, latent.quality)
+        except InputError as error:
+            raise type(error)(f"{name}: {error}") from error
+        # Strides of zero: a place for the pixels that takes no memory before they are there.
+        zero = np.uint8(0) if latent.depth == 8 else np.uint16(0)
+        empty = np.broadcast_to(zero, (latent.channels, latent.height, latent.width))
+        alpha = None if latent.alpha is None else read_picture(latent.alpha, name).pixels[0]
+        picture = Picture(empty, alpha, latent.icc, latent.exif, latent.xmp, latent.format, latent.name)
+        if alpha is not None and (alpha.shape, alpha.dtype) != (empty.shape[1:], empty.dtype):
+            raise InputError(f"{name}: its alpha has another size or depth than its pixels")
+        return Item(picture, kind, source, latent=Latent(codec, symbols, latent.quality))
+
+    def _codec(self, latent: container.Coded, name: str) -> Any:
+        try:
+            codec = self.model or zoo.get(latent.label, "compress", self.device)
+        except ModelError as error:
+            raise WrongWeights(f"{name}: was made with {latent.label}: {error}") from error
+        if (codec.label, codec.digest) != (latent.label, latent.digest):
+            raise WrongWeights(
+                f"{name}: was made with {latent.label} ({latent.digest.hex()}), and these weights are {codec.label} "
+                f"({codec.digest.hex()}); name the right ones with --model FILE"
+            )
+        return codec
+
+    def key(self, item: Item) -> Hashable:
+        latent = item.latent
+        if latent is None:
+            return None
+        pixels = item.picture.pixels
+        return (id(latent.codec), latent.quality, pixels.shape[0], pixels.dtype, *self._size(item))
+
+    @staticmethod
+    def _size(item: Item) -> tuple[int, int]:
+        return _padded_size(item.picture, int(getattr(item.latent.codec, "multiple", 1)))
+
+    def run(self, items: list[Item]) -> list[Any]:
+        latents = [item.latent for item in items]
+        if latents[0] is None:
+            return [None] * len(items)
+        pixels = items[0].picture.pixels
+        shape = (pixels.shape[0], *self._size(items[0]))
+        codec, quality, depth = latents[0].codec, latents[0].quality, 8 * pixels.itemsize
+        symbols = [latent.symbols for latent in latents]
+        return list(codec.decode(symbols, shape, quality, self.device, self.dtype, depth).numpy())
+
+    def write(self, item: Item, result: Array | None) -> Any:
+        picture = item.picture
+        if result is not None:
+            item.about |= {"model": item.latent.codec.label, "quality": item.latent.quality}
+            picture = replace(picture, pixels=result[:, : picture.height, : picture.width])
+        elif item.kind == "file" and WRITABLE.get(item.suffix or "") == picture.format:
+            return item.data  # stored, and wanted in the very format it was stored in
+        return deliver(picture, item, self.options)
+
+
+# -- sources and results ------------------------------------------------------------------------------------------
+
+
+def to_eight_bits(plane: Array) -> Array:
+    """A plane of any of the three dtypes as uint8."""
+    if plane.dtype == np.uint8:
+        return plane
+    if plane.dtype == np.uint16:
+        return (plane >> 8).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
+
+
+def _read_file(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"{path}: can't be read ({error.strerror})") from error
+
+
+def open_source(source: Any) -> Item:
+    """Anything that `process` takes as one picture, as an item. Raises `UsageError` for anything else."""
+    if isinstance(source, str | os.PathLike):
+        data = _read_file(source)
+        return Item(replace(read_picture(data, str(source)), name=Path(source).name), "pil", source, data)
+    if isinstance(source, bytes | bytearray):
+        return Item(read_picture(bytes(source)), "bytes", source, bytes(source))
+    if isinstance(source, Image.Image):
+        return Item(from_pil(source), "pil", source)
+    if isinstance(source, np.ndarray):
+        return Item(_from_array(source), "numpy", source)
+    if isinstance(source, Tensor):
+        if source.dim() != 3 or source.shape[0] not in (1, 3, 4) or not source.is_floating_point():
+            raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float, C 1, 3 or 4; this is {_shape(source)}")
+        values = source.detach().float().cpu().numpy()
+        alpha = values[3] if values.shape[0] == 4 else None
+        return Item(Picture(np.ascontiguousarray(values[:3]), alpha), "tensor", source)
+    raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
+
+
+def _shape(x: Any) -> str:
+    return f"{list(x.shape)} {x.dtype}"
+
+
+def _from_array(array: Array) -> Picture:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
+        raise UsageError(f"an array must be [H,W], [H,W,3] or [H,W,4]; this is {_shape(array)}")
+    if np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float32)
+    elif array.dtype not in (np.uint8, np.uint16):
+        raise UsageError(f"an array must be uint8, uint16 or float; this is {_shape(array)}")
+    if array.ndim == 2:
+        return Picture(np.ascontiguousarray(array[None]))
+    planes = np.ascontiguousarray(array.transpose(2, 0, 1))
+    return Picture(planes[:3], planes[3] if array.shape[2] == 4 else None)
+
+
+def deliver(picture: Picture, item: Item, options: Options) -> Any:
+    """A picture as the kind that the caller wants."""
+    if item.kind == "pil":
+        return to_pil(picture)
+    if item.kind in ("bytes", "file"):
+        suffix = item.suffix or options.suffix or _suffix_of(picture.format)
+        return encode_picture(picture, suffix, image_quality=options.image_quality)
+    planes = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[None]])
+    if item.kind == "tensor":
+        if planes.dtype != np.float32:
+            planes = planes.astype(np.float32) / np.float32(np.iinfo(planes.dtype).max)
+        result = torch.from_numpy(np.ascontiguousarray(planes))
+        return result.to(item.origin.device, item.origin.dtype) if isinstance(item.origin, Tensor) else result
+    array = np.ascontiguousarray(planes[0] if planes.shape[0] == 1 else planes.transpose(1, 2, 0))
+    if isinstance(item.origin, np.ndarray) and np.issubdtype(item.origin.dtype, np.floating):
+        return array.astype(item.origin.dtype)
+    return array
+
+
+def _suffix_of(kind: str) -> str:
+    """The suffix of a Pillow format; PNG where aeimg does not write that format."""
+    return next((suffix for suffix, name in WRITABLE.items() if name == kind), ".png")
