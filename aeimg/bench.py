@@ -27,7 +27,7 @@ from .paths import find_images
 
 Figures = dict[str, Any]
 
-QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+QUALITIES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 PEERS: dict[str, tuple[str, str, dict[str, Any], Sequence[int]]] = {
     "jpeg": ("JPEG", "optimized, progressive", {"optimize": True, "progressive": True}, (10, 20, 30, 45, 60, 75, 88)),
     "webp": ("WEBP", "method 6", {"method": 6}, (1, 10, 30, 50, 75, 85, 95)),
@@ -67,6 +67,7 @@ def bench_compress(
     device: str = "auto",
     dtype: str = "auto",
     qualities: Sequence[int] = QUALITIES,
+    effort: int = 1,
 ) -> Figures:
     """Bits per pixel of whole files, RGB PSNR, BD-rates and speeds of aeimg and its peers on the images in `data`."""
     images = _images(data, limit)
@@ -76,7 +77,8 @@ def bench_compress(
 
     def ours(quality: int) -> tuple[list[bytes], list[np.ndarray], float, float]:
         began = time.perf_counter()
-        files = list(process((path for path, _ in images), "compress", quality=quality, **chosen))
+        paths = (path for path, _ in images)
+        files = list(process(paths, "compress", quality=quality, effort=effort, **chosen))
         middle = time.perf_counter()
         decoded = list(process(files, "decompress", kind="numpy", **chosen))
         return files, decoded, middle - began, time.perf_counter() - middle
@@ -96,7 +98,9 @@ def bench_compress(
 
         return code
 
-    codecs: dict[str, tuple[Callable[[int], Any], Sequence[int], str]] = {"aeimg": (ours, qualities, "")}
+    codecs: dict[str, tuple[Callable[[int], Any], Sequence[int], str]] = {
+        "aeimg": (ours, qualities, f"effort {effort}")
+    }
     for name, (kind, about, options, levels) in PEERS.items():
         codecs[name] = (peer(kind, options), levels, about)
     rows = {}

@@ -245,6 +245,7 @@ def train(task: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
 @click.option("--card", is_flag=True, help="Write the figures into the card of the weights file named by --model, too.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
+@click.option("--effort", type=click.IntRange(1, 9), help="Of compress.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 def bench(task: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
@@ -255,7 +256,13 @@ def bench(task: str, data: Path, json_file: Path | None, card: bool, **options: 
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")
-    figures = benches.bench_denoise(data, **options) if task == "denoise" else benches.bench_compress(data, **options)
+    effort = options.pop("effort")
+    if effort is not None and task != "compress":
+        raise UsageError("--effort is an option of compress")
+    if task == "denoise":
+        figures = benches.bench_denoise(data, **options)
+    else:
+        figures = benches.bench_compress(data, **options, effort=effort or 1)
     click.echo(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())

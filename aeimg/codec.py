@@ -33,8 +33,8 @@ from .tiles import Tile, grid, pad, padded
 
 TILE = 128
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
-HALO = 6
-"""How many code vectors past its own the transforms of a tile see; more than their reach of 5."""
+HALO = 8
+"""How many code vectors past its own the transforms of a tile see; more than their reach of 7."""
 
 REFINING_STEP = 1.4
 """How far the first refinement goes towards where an orthonormal synthesis would err the least."""

@@ -10,6 +10,10 @@ import numpy as np
 Array = np.ndarray
 
 
+SMALLEST_FOR_SSIM = 11
+"""Sides of its window, in pixels."""
+
+
 def _range(a: Array, b: Array) -> float:
     if a.shape != b.shape or a.dtype != b.dtype:
         raise ValueError(f"images differ in shape or dtype: {a.shape} {a.dtype}, {b.shape} {b.dtype}")
@@ -60,7 +64,7 @@ def _planes(a: Array, b: Array, smallest: int) -> list[tuple[Array, Array]]:
 def ssim(a: Array, b: Array) -> float:
     """Structural similarity (Wang et al. 2004), the mean over channels. Both sides at least 11 pixels."""
     peak = _range(a, b)
-    return float(np.mean([_ssim_parts(x, y, peak)[0] for x, y in _planes(a, b, 11)]))
+    return float(np.mean([_ssim_parts(x, y, peak)[0] for x, y in _planes(a, b, SMALLEST_FOR_SSIM)]))
 
 
 def ms_ssim(a: Array, b: Array) -> float:

@@ -33,7 +33,7 @@ from .images import (
     read_picture,
     to_pil,
 )
-from .metrics import bits_per_pixel, psnr, ssim
+from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
 from .tiles import pad, padded
 
 Array = np.ndarray
@@ -262,7 +262,9 @@ class Compress(_PictureVerb):
 
     def _measure(self, item: Item, decoded: Array) -> None:
         pixels, decoded = self._against(item, decoded)
-        item.about |= {"psnr": round(psnr(pixels, decoded), 3), "ssim": round(ssim(pixels, decoded), 5)}
+        similar = ssim(pixels, decoded) if min(pixels.shape[:2]) >= SMALLEST_FOR_SSIM else math.nan
+        figures = {"psnr": round(psnr(pixels, decoded), 3), "ssim": round(similar, 5)}
+        item.about |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
     def _file(self, item: Item, latent: Any, quality: int) -> bytes:
         picture = item.picture

@@ -63,7 +63,7 @@ class Header:
 
     @property
     def label(self) -> str:
-        """Name and version as latent files and weights files spell them: `aeimg-codec-1`."""
+        """Name and version as latent files and weights files spell them: `aeimg-codec-2`."""
         return f"{self.name}-{self.version}"
 
 
@@ -171,7 +171,7 @@ def weights_folders() -> list[Path]:
 
 
 def find_weights(label: str) -> Path:
-    """The weights file called `label` (`aeimg-codec-1`). Raises `ModelError` that says what to do."""
+    """The weights file called `label` (`aeimg-codec-2`). Raises `ModelError` that says what to do."""
     for folder in weights_folders():
         path = folder / f"{label}.safetensors"
         if path.is_file():
@@ -266,7 +266,7 @@ def entries() -> list[Entry | ModelError]:
 def load_model(path: Path) -> Any:
     """The model of a weights file: a network in fp32 on the CPU, in evaluation mode, ready for its task.
 
-    It carries `label` ("aeimg-codec-1") and `digest` (see `load_tensors`).
+    It carries `label` ("aeimg-codec-2") and `digest` (see `load_tensors`).
     """
     import torch
 
@@ -308,7 +308,7 @@ def resolve(name: str) -> Path | Entry:
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
     """The model for `task` that `model` names, on `device`; None is the default.
 
-    `model` is a registered name, a weights file, or the label of one (`aeimg-codec-1`) that lies in `weights_folders`;
+    `model` is a registered name, a weights file, or the label of one (`aeimg-codec-2`) that lies in `weights_folders`;
     weights are loaded once and shared. Raises `ModelError`.
     """
     name = DEFAULTS[task] if model is None else os.fspath(model)

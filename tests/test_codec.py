@@ -135,6 +135,16 @@ def test_tiled_coding_is_that_of_the_whole_but_for_its_edges(shipped, photograph
     assert tiled[0] == pytest.approx(whole[0], rel=0.05)
 
 
+def test_tiles_decode_in_any_order(shipped, photograph, monkeypatch):
+    monkeypatch.setattr(codec, "TILE", 8)
+    (latent,) = shipped.encode(tensor(photograph[:250, :200]), 30, CPU, torch.float32)
+    assert len(latent) == 4
+    streams = [shipped.to_bytes([tile], 30)[8:] for tile in latent]
+    for tile, stream in reversed(list(zip(latent, streams, strict=True))):
+        alone = shipped._decode_tile(stream, tuple(tile.codes.shape), 30)
+        assert (alone.crc, torch.equal(alone.codes, tile.codes)) == (tile.crc, True)
+
+
 def test_damaged_data_is_refused_by_name(shipped, small):
     (latent,) = shipped.encode(tensor(small), 40, CPU, torch.float32)
     data = shipped.to_bytes(latent, 40)

@@ -152,6 +152,18 @@ def test_the_summary_tells_what_each_file_cost(tmp_path, photograph, png):
     assert records["flat.png"]["psnr"] is None
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 7), (11, 11), (17, 33)])
+def test_any_size_is_coded_measured_and_decoded(tmp_path, png, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(pixels))
+    summary = process(tmp_path / "in", "compress", out=tmp_path / "out", measure=True)
+    assert (summary.done, summary.failed) == (1, [])
+    record = summary.files[0]
+    assert (record["ssim"] is None) == (min(size) < 11 and not record["stored"])
+    assert process(tmp_path / "out" / "a.aei", "decompress", kind="numpy").shape == pixels.shape
+
+
 def test_the_profile_of_a_cmyk_image_is_used_where_it_has_one(photograph):
     from aeimg.images import read_picture
 

@@ -18,7 +18,6 @@ from aeimg import (
     InvalidLatent,
     OutputError,
     UnreadableImage,
-    UnsupportedImage,
     UsageError,
     WrongWeights,
     container,

@@ -43,6 +43,28 @@ def test_the_denoisers_halo_covers_its_reach():
     assert difference[:, network.halo + 1 :].max() == 0
 
 
+def test_the_codecs_halo_covers_the_reach_of_both_transforms():
+    from aeimg.codec import HALO
+
+    torch.manual_seed(0)
+    network = Hyperprior(SMALL)
+    network.fit_linear(torch.rand(2000, 768) * 255)
+    jolt(network)
+    side, q = 2 * HALO + 4, torch.tensor([0.5])
+    x = torch.rand(1, 3, 16 * side, 16 * side)
+    changed = x.clone()
+    changed[:, :, 0, 0] += 1
+    difference = (network.analyse(x, q) - network.analyse(changed, q)).abs().amax((0, 1))
+    assert difference[0, 0] > 0
+    assert max(difference[HALO:].max(), difference[:, HALO:].max()) == 0
+    y = torch.randn(1, 16, side, side)
+    other = y.clone()
+    other[:, :, 0, 0] += 1
+    difference = (network.synthesise(y, q) - network.synthesise(other, q)).abs().amax((0, 1))
+    assert difference[0, 0] > 0
+    assert max(difference[16 * HALO :].max(), difference[:, 16 * HALO :].max()) == 0
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (7, 4)])
 def test_every_symbol_belongs_to_exactly_one_step(height, width):
     x = torch.arange(2 * 12 * height * width).view(2, 12, height, width)
