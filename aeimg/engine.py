@@ -192,7 +192,8 @@ class Summary:
     seconds: float = 0.0
     files: list[dict[str, Any]] = field(default_factory=list)
     """A record for each file: `input`, `output`, `status` ("done", "skipped" or "failed"); then, as it applies, sizes,
-    `model`, `quality`, `bpp`, `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `warnings`, `error`."""
+    `model`, `quality`, `bpp`, `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `warnings`,
+    `error`."""
 
 
 _VERBS: dict[str, Any] = {"denoise": Denoise, "compress": Compress, "decompress": Decompress}

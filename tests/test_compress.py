@@ -62,7 +62,7 @@ def test_aims_beyond_reach(photograph):
 
 
 def test_effort_saves_bits_and_changes_nothing_for_the_decoder(photograph):
-    """Both curves at the same PSNR: what effort 4 needs in bits against effort 1, by the slope between two qualities."""
+    """What effort 4 needs in bits against effort 1 at the same PSNR, by the slope between two qualities."""
     crop = photograph[40:232, 100:292]
     points = {}
     for effort, quality in ((1, 40), (1, 60), (4, 40)):
