@@ -36,7 +36,7 @@ TILE = 128
 HALO = 8
 """How many code vectors past its own the transforms of a tile see; more than their reach of 7."""
 
-REFINING_STEP = 1.4
+REFINING_STEP = 1.2
 """How far the first refinement goes towards where an orthonormal synthesis would err the least."""
 
 
