@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -251,12 +251,13 @@ class HyperpriorCodec:
     def groups(self, tile: Symbols, quality: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The symbols of a tile and their scale indexes, group by group in the order in which they are coded."""
         yield tile.side.flatten().numpy(), self._side_index(tile.side.shape, quality).flatten().numpy()
-        features, magnitudes = self._context(tile.side, tile.codes.shape)
+        features = self.scales.expand(tile.side)[:, : tile.codes.shape[1], : tile.codes.shape[2]]
+        earlier: list[Tensor] = []
         for step in range(STEPS):
-            index = self.scales.indexes(step, features, magnitudes, quality)
-            symbols = take(tile.codes[None], step)
-            yield symbols[0].numpy(), index.numpy()
-            put(magnitudes[None], step, self.scales.magnitudes(symbols))
+            index = self.scales.indexes(step, features, earlier, quality)
+            symbols = take(tile.codes[None], step)[0]
+            yield symbols.numpy(), index.numpy()
+            earlier.append(self.scales.magnitudes(symbols))
 
     @torch.inference_mode()
     def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> list[Symbols]:
@@ -295,18 +296,14 @@ class HyperpriorCodec:
             return torch.from_numpy(symbols).short()
 
         side = decode(self._side_index(side_shape, quality)).view(side_shape)
-        features, magnitudes = self._context(side, shape)
-        known = torch.zeros(shape, dtype=torch.int16)
+        features = self.scales.expand(side)[:, : shape[1], : shape[2]]
+        codes = torch.empty(shape, dtype=torch.int16)
+        earlier: list[Tensor] = []
         for step in range(STEPS):
-            symbols = decode(self.scales.indexes(step, features, magnitudes, quality))[None]
-            put(known[None], step, symbols)
-            put(magnitudes[None], step, self.scales.magnitudes(symbols))
-        return Symbols(side, known)
+            symbols = decode(self.scales.indexes(step, features, earlier, quality))
+            put(codes[None], step, symbols[None])
+            earlier.append(self.scales.magnitudes(symbols))
+        return Symbols(side, codes)
 
     def _side_index(self, shape: tuple[int, ...], quality: int) -> Tensor:
         return self.scales.side_index(quality)[:, None, None].expand(shape)
-
-    def _context(self, side: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The scale network's features, and room for the symbols' magnitudes, for codes of `shape`."""
-        _, height, width = shape
-        return self.scales.expand(side)[:, :height, :width], torch.zeros(*shape, dtype=torch.float64)

@@ -136,8 +136,9 @@ def test_integer_scales_are_the_trained_ones_to_within_one_index(scales):
     q = torch.tensor([49 / 99])
     features = network.expand(side[None].float())
     for step in range(4):
-        real = network(step, features, symbols[None].abs().float(), q)[0]
-        exact = integer.indexes(step, integer.expand(side), integer.magnitudes(symbols), 50)
+        earlier = [take(symbols[None], number) for number in range(step)]
+        real = network(step, features, [part.abs().float() for part in earlier], q)[0]
+        exact = integer.indexes(step, integer.expand(side), [integer.magnitudes(part[0]) for part in earlier], 50)
         assert (exact.float() - real.clamp(0, LEVELS - 1)).abs().max() < 1.0
         assert exact.unique().numel() > 5
 
@@ -147,8 +148,8 @@ def test_integer_scales_do_not_depend_on_threads_or_on_float_settings(scales):
     side, symbols = inputs(1)
 
     def run():
-        magnitudes = integer.magnitudes(symbols)
-        return [integer.indexes(step, integer.expand(side), magnitudes, 77) for step in range(4)]
+        earlier = [integer.magnitudes(take(symbols[None], step)[0]) for step in range(4)]
+        return [integer.indexes(step, integer.expand(side), earlier[:step], 77) for step in range(4)]
 
     expected = run()
     threads = torch.get_num_threads()
@@ -169,5 +170,6 @@ def test_the_largest_symbols_leave_the_sums_exact(scales):
     side = torch.full((4, 3, 2), 2**31 - 1, dtype=torch.int32)
     symbols = torch.full((16, 12, 8), -(2**31), dtype=torch.int32)
     for step in range(4):
-        index = integer.indexes(step, integer.expand(side), integer.magnitudes(symbols), 100)
+        earlier = [integer.magnitudes(take(symbols[None], number)[0]) for number in range(step)]
+        index = integer.indexes(step, integer.expand(side), earlier, 100)
         assert 0 <= int(index.min()) <= int(index.max()) < LEVELS

@@ -20,7 +20,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..entropy import LEVELS, SMALLEST, STEP, bits
-from .integer import STEPS, FloatScales, ScalesConfig, at_quality, last_layer, put, take
+from .integer import STEPS, FloatScales, ScalesConfig, at_quality, first_layer, last_layer, put, take
 
 BLOCK = 16
 """Side of the block of pixels that one code vector stands for."""
@@ -157,11 +157,13 @@ class Means(nn.Module):
         h = F.leaky_relu(self.expand2(h), 0.1)
         return F.pixel_shuffle(self.expand3(h), 2)
 
-    def forward(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
-        """Means of the codes of `step`, `[N,M]` as `take` orders them."""
+    def forward(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
+        """Means of the codes of `step` from the codes of `earlier` steps, all `[N,M]` as `take` orders them."""
         h = features
         if step:
-            context = F.leaky_relu(self.gather1[step - 1](known), 0.1)
+            first = self.gather1[step - 1]
+            context = first_layer(first.weight, first.bias, earlier, *h.shape[2:])  # type: ignore[arg-type]
+            context = F.leaky_relu(context, 0.1)
             h = torch.cat([h, self.gather2[step - 1](context)], 1)
         h = self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None]
         return last_layer(self.combine2[step], F.leaky_relu(h, 0.1), step)  # type: ignore[arg-type]
@@ -325,11 +327,11 @@ class Hyperprior(nn.Module):
         x: Tensor = base + self.synthesis(normal, q).float() / 4
         return x
 
-    def predict(self, step: int, features: Tensor, known: Tensor, q: Tensor) -> Tensor:
-        """Means of the codes of `step`, in quantiser steps; `known`: codes of earlier steps, zero elsewhere."""
-        norm = self._norm(q)
-        mean = self.means(step, features, known / norm if step else known, q).float()
-        return mean * take(norm.expand_as(known), step)
+    def predict(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
+        """Means of the codes of `step`, in quantiser steps, from the codes of `earlier` steps; all `[N,M]`."""
+        grid = self._norm(q).expand(-1, -1, *features.shape[2:])
+        normal = [codes / take(grid, number) for number, codes in enumerate(earlier)]
+        return self.means(step, features, normal, q).float() * take(grid, step)  # type: ignore[no-any-return]
 
     # -- coding, without the coder --------------------------------------------------------------------------
 
@@ -348,29 +350,33 @@ class Hyperprior(nn.Module):
             features = self.scales.expand(z)[:, :, :height, :width]
             worth = RELUCTANCE / 3 * strength(q)[:, None, None, None] * self.steps(q)[:, :, None, None] ** 2
             worth = worth.expand_as(y)
-            symbols, known = torch.zeros_like(y), torch.zeros_like(y)
-            for step, mean in self._walk(z, known, q):
-                index = self.scales(step, features, symbols.abs(), q)
+            symbols = torch.zeros_like(y)
+            codes: list[Tensor] = []
+            magnitudes: list[Tensor] = []
+            for step, mean in self._walk(z, codes, y.shape, q):
+                index = self.scales(step, features, magnitudes, q)
                 symbol = _decide(take(y, step) - mean, index, take(worth, step))
                 put(symbols, step, symbol)
-                put(known, step, symbol + mean)
+                codes.append(symbol + mean)
+                magnitudes.append(symbol.abs())
         return z.short(), symbols.short()
 
     @torch.no_grad()
     def dequantise(self, z: Tensor, symbols: Tensor, q: Tensor) -> Tensor:
         """Side symbols and symbols -> codes in quantiser steps: the mirror of `quantise`."""
-        known = torch.zeros(symbols.shape, device=symbols.device).contiguous(memory_format=torch.channels_last)
+        known = torch.empty(symbols.shape, device=symbols.device, memory_format=torch.channels_last)
+        codes: list[Tensor] = []
         with torch.autocast(symbols.device.type, enabled=False):
-            for step, mean in self._walk(z.float(), known, q):
-                put(known, step, take(symbols, step) + mean)
+            for step, mean in self._walk(z.float(), codes, symbols.shape, q):
+                codes.append(take(symbols, step) + mean)
+                put(known, step, codes[-1])
         return known
 
-    def _walk(self, z: Tensor, known: Tensor, q: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Step by step the means of its codes; the caller fills `known` in between."""
-        height, width = known.shape[2:]
-        features = self.means.expand(z)[:, :, :height, :width]
+    def _walk(self, z: Tensor, codes: list[Tensor], shape: torch.Size, q: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Step by step the means of its codes; the caller appends the codes themselves in between."""
+        features = self.means.expand(z)[:, :, : shape[2], : shape[3]]
         for step in range(STEPS):
-            yield step, self.predict(step, features, known, q)
+            yield step, self.predict(step, features, codes, q)
 
     # -- training ---------------------------------------------------------------------------------------------
 
@@ -389,18 +395,19 @@ class Hyperprior(nn.Module):
         z = _round(z)
         mean_features = self.means.expand(z)[:, :, :height, :width]
         scale_features = self.scales.expand(z)[:, :, :height, :width]
-        known, magnitudes = torch.zeros_like(y), torch.zeros_like(y)
+        known = torch.empty_like(y)
+        codes: list[Tensor] = []
+        magnitudes: list[Tensor] = []
         noisy, indexes = [], []
         for step in range(STEPS):
             code = take(y, step)
-            mean = self.predict(step, mean_features, known, q)
+            mean = self.predict(step, mean_features, codes, q)
             indexes.append(self.scales(step, scale_features, magnitudes, q))
             noisy.append(code - mean + torch.rand_like(code) - 0.5)
             symbol = _round(code - mean)
-            # Copies, because what the networks saw is needed again on the way back.
-            known, magnitudes = known.clone(), magnitudes.clone()
-            put(known, step, symbol + mean)
-            put(magnitudes, step, symbol.abs())
+            codes.append(symbol + mean)
+            magnitudes.append(symbol.abs())
+            put(known, step, codes[-1])
         with torch.autocast(x.device.type, enabled=False):
             code_bits = bits(torch.cat(noisy, 1), _Clamp.apply(torch.cat(indexes, 1))).sum(1)
         return self.synthesise(known, q), code_bits, side_bits

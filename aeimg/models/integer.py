@@ -16,7 +16,7 @@ The means of the symbols are computed elsewhere, in floating point: they never t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,30 @@ def put(x: Tensor, step: int, values: Tensor) -> None:
         count = part[0].numel()
         part.copy_(values[:, at : at + count].view(part.shape))
         at += count
+
+
+def first_layer(weight: Tensor, bias: Tensor, earlier: Sequence[Tensor], height: int, width: int) -> Tensor:
+    """A 1x1 convolution that reads the symbols of earlier steps, as if all others were zero.
+
+    `earlier`: for step 0, 1, ... values `[N,M]` as `take` orders them; `weight` `[D,C]` (or `[D,C,1,1]`), `bias` `[D]`
+    -> `[N,D,height,width]`.
+    """
+    weight = weight.flatten(1)
+    result: Tensor | None = None
+    at = 0
+    for position, (_, i, j) in enumerate(step_parts(0, weight.shape[1])):
+        shape = (len(earlier[0]), len(range(height)[i]), len(range(width)[j]), weight.shape[1] // STEPS)
+        count = shape[1] * shape[2] * shape[3]
+        inputs = torch.cat([values[:, at : at + count].view(shape) for values in earlier], 3)
+        at += count
+        channels = [step_parts(step, weight.shape[1])[position][0] for step in range(len(earlier))]
+        part = F.linear(inputs, torch.cat([weight[:, c] for c in channels], 1), bias).permute(0, 3, 1, 2)
+        if result is None:
+            size = (len(part), len(weight), height, width)
+            result = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=torch.channels_last)
+        result[:, :, i, j] = part
+    assert result is not None
+    return result
 
 
 def last_layer(layer: nn.Conv2d, hidden: Tensor, step: int) -> Tensor:
@@ -134,15 +158,17 @@ class FloatScales(nn.Module):
         h = F.relu(self.expand2(h))
         return F.relu(F.pixel_shuffle(self.expand3(h), 2))
 
-    def forward(self, step: int, features: Tensor, magnitudes: Tensor, q: Tensor) -> Tensor:
+    def forward(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
         """Real-valued indexes of the symbols of `step`, `[N,M]` as `take` orders them.
 
-        `magnitudes`: `|s|` of the symbols of earlier steps, zero elsewhere, `[N,codes,H,W]`; `q` `[N]` in [0,1].
+        `earlier`: `|s|` of the symbols of each earlier step, `[N,M]`; `q` `[N]` in [0,1].
         """
         h = features
         if step:
-            context = F.relu(self.gather1[step - 1](torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE))))
-            h = torch.cat([h, F.relu(self.gather2[step - 1](context))], 1)
+            first = self.gather1[step - 1]
+            logarithms = [torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE)) for magnitudes in earlier]
+            context = first_layer(first.weight, first.bias, logarithms, *h.shape[2:])  # type: ignore[arg-type]
+            h = torch.cat([h, F.relu(self.gather2[step - 1](F.relu(context)))], 1)
         h = F.relu(self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None])
         base = at_quality(self.base, q)[:, :, None, None].expand(-1, -1, *h.shape[2:])
         return OUTPUT_GAIN * last_layer(self.combine2[step], h, step).float() + take(base, step)  # type: ignore[arg-type]
@@ -210,15 +236,17 @@ class IntegerScales:
         """Symbols, any shape -> what the network is told of them, float64 integers."""
         return self._t["magnitude"][symbols.int().abs().clamp_(0, LARGEST_MAGNITUDE)]
 
-    def indexes(self, step: int, features: Tensor, magnitudes: Tensor, quality: int) -> Tensor:
+    def indexes(self, step: int, features: Tensor, earlier: Sequence[Tensor], quality: int) -> Tensor:
         """uint8 indexes `[M]` of the symbols of `step`, as `take` orders them.
 
-        `features`: from `expand`, cropped to `[features,H,W]`; `magnitudes`: of symbols of earlier steps,
-        `[codes,H,W]`, zero where not yet decoded; `quality` 1..100.
+        `features`: from `expand`, cropped to `[features,H,W]`; `earlier`: `magnitudes` of the symbols of each earlier
+        step, `[M]`; `quality` 1..100.
         """
         h = features
         if step:
-            context = self._activate(self._layer(f"gather1.{step - 1}", magnitudes))
+            weight, bias = (self._t[f"gather1.{step - 1}.{name}"] for name in ("weight", "bias"))
+            context = first_layer(weight, bias, [values[None] for values in earlier], *h.shape[1:])[0]
+            context = self._activate(context.contiguous())
             context = self._activate(self._layer(f"gather2.{step - 1}", context))
             h = torch.cat([h, context])
         h = self._activate(self._layer(f"combine1.{step}", h, self._t["rate"][quality - 1, step]))
