@@ -95,6 +95,11 @@ class Prepared:
     tiles: list[_PreparedTile]
 
 
+def tiles_of(height: int, width: int) -> Iterator[Tile]:
+    """The tiles of a picture of so many pixels, on the grid of its code vectors."""
+    return grid(padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK, TILE, HALO)
+
+
 def as_float(x: Tensor) -> Tensor:
     """Pixels as float32 in [0,1]: integers by their largest value, floats clipped."""
     if x.is_floating_point():
@@ -133,9 +138,7 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Prepared:
         """Pixels -> what `encode` takes in their place, to be spared most of the analysis at a second quality."""
-        rows, columns = padded(x.shape[2], BLOCK) // BLOCK, padded(x.shape[3], BLOCK) // BLOCK
-        tiles = [self._prepare(x, tile, device, dtype) for tile in grid(rows, columns, TILE, HALO)]
-        return Prepared(x, tiles)
+        return Prepared(x, [self._prepare(x, tile, device, dtype) for tile in tiles_of(*x.shape[2:])])
 
     def _prepare(self, x: Tensor, tile: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedTile:
         area = tile.scaled(BLOCK)
@@ -156,9 +159,8 @@ class HyperpriorCodec:
         pixels = x.pixels if isinstance(x, Prepared) else x
         q = self._q(len(pixels), quality, device)
         height, width = pixels.shape[2:]
-        rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
         pictures: list[list[Symbols]] = [[] for _ in range(len(pixels))]
-        for number, tile in enumerate(grid(rows, columns, TILE, HALO)):
+        for number, tile in enumerate(tiles_of(height, width)):
             part, prepared = x.tiles[number] if isinstance(x, Prepared) else self._prepare(pixels, tile, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = network.finish(prepared, q)
@@ -218,12 +220,12 @@ class HyperpriorCodec:
         q = self._q(count, quality, device)
         rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
         codes = torch.empty(count, network.config.codes, rows, columns)
-        for number, tile in enumerate(grid(rows, columns, TILE, HALO)):
+        for number, tile in enumerate(tiles_of(height, width)):
             side = torch.stack([picture[number].side for picture in latents]).to(device)
             symbols = torch.stack([picture[number].codes for picture in latents]).to(device)
             tile.kept(codes).copy_(network.dequantise(side, symbols, q))
         result = torch.empty(count, *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
-        for tile in grid(rows, columns, TILE, HALO):
+        for tile in tiles_of(height, width):
             part = tile.cut(codes).to(device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 x = network.synthesise(part, q)
@@ -265,8 +267,7 @@ class HyperpriorCodec:
 
         Whether the lengths add up is seen before anything is decoded, and each tile is checked before the next.
         """
-        rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
-        parts = list(grid(rows, columns, TILE, 0))
+        parts = list(tiles_of(height, width))
         if len(data) < 8 * len(parts):
             raise TruncatedLatent("the coded data ends before its picture does")
         index = list(struct.iter_unpack("<II", data[: 8 * len(parts)]))
@@ -278,7 +279,7 @@ class HyperpriorCodec:
         tiles = []
         at = 8 * len(parts)
         for part, (length, crc) in zip(parts, index, strict=True):
-            shape = (self.network.config.codes, part.bottom - part.top, part.right - part.left)
+            shape = (self.network.config.codes, part.keep_bottom - part.keep_top, part.keep_right - part.keep_left)
             tiles.append(self._decode_tile(data[at : at + length], shape, quality))
             if tiles[-1].crc != crc:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")

@@ -114,6 +114,8 @@ class Item:
     suffix: str | None = None
     """Of the file to be written; None leaves it to the options."""
     sigma: float = 0.0
+    alpha: bytes | None = None
+    """The alpha of a picture to be compressed, as it will be stored."""
     latent: Any = None
     """What a latent file held: a `Latent`, or None where it stored an image file."""
     about: dict[str, Any] = field(default_factory=dict)
@@ -199,6 +201,10 @@ class Compress(_PictureVerb):
         pixels = item.picture.pixels
         if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
             raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
+        alpha = item.picture.alpha
+        if alpha is not None:
+            plane = alpha if alpha.dtype == np.uint16 else to_eight_bits(alpha)
+            item.alpha = encode_lossless(Picture(plane[None]))
         return item
 
     def key(self, item: Item) -> Hashable:
@@ -268,15 +274,11 @@ class Compress(_PictureVerb):
 
     def _file(self, item: Item, latent: Any, quality: int) -> bytes:
         picture = item.picture
-        alpha = None
-        if picture.alpha is not None:
-            plane = picture.alpha if picture.alpha.dtype == np.uint16 else to_eight_bits(picture.alpha)
-            alpha = encode_lossless(Picture(plane[None]))
         depth = 16 if picture.pixels.dtype == np.uint16 else 8
         return container.write(
             container.Coded(
                 picture.width, picture.height, picture.pixels.shape[0], depth, self.model.label, self.model.digest,
-                quality, self.model.to_bytes(latent, quality), alpha, picture.icc, picture.exif, picture.xmp,
+                quality, self.model.to_bytes(latent, quality), item.alpha, picture.icc, picture.exif, picture.xmp,
                 picture.name, picture.format,
             )
         )  # fmt: skip

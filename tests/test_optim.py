@@ -1,0 +1,25 @@
+"""The optimiser does what its docstring says."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from aeimg.optim import Muon, optimizers, orthogonalise
+
+
+def test_singular_values_are_brought_near_one():
+    torch.manual_seed(0)
+    for shape in ((3, 20, 50), (2, 50, 20)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert 0.6 < values.min() < values.max() < 1.3
+
+
+def test_muon_takes_the_kernels_and_adamw_the_rest():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    muon, adamw = optimizers(model, 1e-3, 0.99, torch.float32, muon=True)
+    assert isinstance(muon, Muon)
+    assert [p.dim() for p in muon.param_groups[0]["params"]] == [4, 4]
+    assert [p.dim() for p in adamw.param_groups[0]["params"]] == [1, 1]
+    (alone,) = optimizers(model, 1e-3, 0.99, torch.float32, muon=False)
+    assert len(alone.param_groups[0]["params"]) == 4
