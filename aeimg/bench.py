@@ -1,7 +1,7 @@
 """Figures against the usual codecs, and for denoisers against the noise: whole files, through the public API.
 
     bench_compress   rate-distortion points of aeimg, JPEG, WebP and AVIF on the same images; BD-rates; speeds
-    bench_denoise    PSNR over noise levels, told and estimated; speed on one core
+    bench_denoise    PSNR over noise levels, told and estimated, after JPEG, of real pairs; speed on one core
 
 A set of figures is a dictionary that JSON can hold; `table` draws it.
 """
@@ -22,7 +22,7 @@ from PIL import Image
 from . import zoo
 from .engine import process
 from .errors import DataError
-from .metrics import bd_rate, bits_per_pixel, psnr
+from .metrics import bd_rate, bits_per_pixel, psnr, ssim
 from .paths import find_images
 
 Figures = dict[str, Any]
@@ -47,10 +47,13 @@ def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Fig
     """Which model was measured, where and how."""
     import torch
 
-    measured = zoo.get(model, task, zoo.pick_device(device))
+    names = [model] if model is not None else [zoo.DEFAULTS[task], *([zoo.BLIND] if task == "denoise" else [])]
+    measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
     return {
-        "label": getattr(measured, "label", str(model)),
-        "digest": getattr(measured, "digest", b"").hex(),
+        "models": {
+            getattr(one, "label", str(name)): getattr(one, "digest", b"").hex()
+            for name, one in zip(names, measured, strict=True)
+        },
         "device": device,
         "dtype": dtype,
         "threads": torch.get_num_threads(),
@@ -128,6 +131,56 @@ def bench_compress(
     }
 
 
+def _dncnn() -> Any:
+    """DnCNN for colour (Zhang et al. 2017: 20 layers of 64 channels), weights at random: its time is that of real ones."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    for index in range(20):
+        last = index == 19
+        layers.append(nn.Conv2d(3 if index == 0 else 64, 3 if last else 64, 3, padding=1))
+        layers += [] if last else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _denoising_speeds(square: np.ndarray, chosen: dict[str, Any]) -> Figures:
+    """Megapixels/s on one thread in fp32 and in the dtype asked for, through `process`; and those of DnCNN in fp32."""
+    import torch
+
+    megapixels = square.shape[0] * square.shape[1] / 1e6
+    dncnn = _dncnn().to(memory_format=torch.channels_last)
+    x = torch.from_numpy(square).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    options = {**chosen, "sigma": 25, "jobs": 1}
+
+    def peer() -> None:
+        with torch.inference_mode():
+            dncnn(x)
+
+    runs: dict[str, Callable[[], Any]] = {
+        "fp32": lambda: process(square, "denoise", **{**options, "dtype": "fp32"}),
+        "dncnn": peer,
+        chosen["dtype"]: lambda: process(square, "denoise", **options),
+    }
+    threads = torch.get_num_threads()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    try:
+        torch.set_num_threads(1)
+        for turn in range(4):
+            for name, run in runs.items():  # in turns, so that what else the machine does meets all alike
+                began = time.perf_counter()
+                run()
+                if turn:
+                    seconds[name].append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    speeds = {name: megapixels / min(times) for name, times in seconds.items()}
+    return {"one_thread_mps": speeds, "times_dncnn": speeds["fp32"] / speeds["dncnn"]}
+
+
+def _rounded(result: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(result, 0, 1) * 255).astype(np.uint8)
+
+
 def bench_denoise(
     data: Path,
     *,
@@ -138,16 +191,17 @@ def bench_denoise(
     sigmas: Sequence[float] = (15, 25, 50),
     side: int = 1024,
 ) -> Figures:
-    """RGB PSNR of images with white noise (unclipped floats, fixed seed; results rounded to 8 bits), and the speed.
+    """RGB PSNR of a denoiser, or of what `aeimg denoise` chooses, on the images in `data`; and its speed on one thread.
 
-    Each level is measured with sigma told and with sigma estimated, in colour; and told, in greyscale. The speed is
-    that of one thread on a square of `side` pixels, twice: in fp32 and in the dtype that was asked for.
+    White noise (unclipped floats, fixed seed; results rounded to 8 bits) with sigma told and estimated, in colour, and
+    told, in greyscale; noise of sigma 25, then JPEG of quality 75 with 4:2:0; and the clean images themselves, for how
+    far they and the means of their channels are moved. Where `data` holds `noisy/` and `clean/`, the pairs instead.
     """
-    import torch
-
+    chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
+    if (Path(data) / "noisy").is_dir() and (Path(data) / "clean").is_dir():
+        return _bench_pairs(Path(data), limit, chosen)
     images = [x for _, x in _images(data, limit)]
     grey = [np.asarray(Image.fromarray(x).convert("L")) for x in images]
-    chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
 
     def noisy(stack: list[np.ndarray], sigma: float) -> list[np.ndarray]:
         result = []
@@ -157,42 +211,71 @@ def bench_denoise(
         return result
 
     def score(stack: list[np.ndarray], results: Any) -> float:
-        rounded = (np.rint(np.clip(y, 0, 1) * 255).astype(np.uint8) for y in results)
-        return float(np.mean([psnr(y, x) for y, x in zip(rounded, stack, strict=True)]))
+        return float(np.mean([psnr(_rounded(y), x) for y, x in zip(results, stack, strict=True)]))
+
+    def run(stack: Any, sigma: float | str = "auto") -> Any:
+        return process(iter(stack), "denoise", sigma=sigma, **chosen)
 
     rows = {}
     for sigma in sigmas:
         inputs = noisy(images, sigma)
         rows[f"{sigma:g}"] = {
             "noisy": score(images, inputs),
-            "told": score(images, process(iter(inputs), "denoise", sigma=sigma, **chosen)),
-            "auto": score(images, process(iter(inputs), "denoise", sigma="auto", **chosen)),
-            "grey": score(grey, process(iter(noisy(grey, sigma)), "denoise", sigma=sigma, **chosen)),
+            "told": score(images, run(inputs, sigma)),
+            "auto": score(images, run(inputs)),
+            "grey": score(grey, run(noisy(grey, sigma), sigma)),
         }
+    compressed = []
+    for x in noisy(images, 25):
+        buffer = io.BytesIO()
+        Image.fromarray(_rounded(x)).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
+        compressed.append(Image.open(buffer))
+    result = (np.asarray(y) / 255 for y in run(compressed))
+    jpeg = {"noisy": score(images, (np.asarray(y) / 255 for y in compressed)), "auto": score(images, result)}
+    kept = [np.asarray(y) for y in run(map(Image.fromarray, images))]
+    shifts = [np.abs((y.astype(float) - x).mean((0, 1))).max() for y, x in zip(kept, images, strict=True)]
+    clean = {
+        "psnr": float(np.mean([min(psnr(y, x), 100.0) for y, x in zip(kept, images, strict=True)])),
+        "shift": float(np.mean(shifts)),
+        "largest_shift": float(np.max(shifts)),
+    }
     largest = max(images, key=lambda x: x.shape[0] * x.shape[1])
     repeats = (-(-side // largest.shape[0]), -(-side // largest.shape[1]), 1)
     square = np.tile(largest, repeats)[:side, :side].astype(np.float32) / 255
-    threads = torch.get_num_threads()
-    speeds = {}
-    try:
-        torch.set_num_threads(1)
-        for name in ("fp32", dtype):
-            options = {**chosen, "dtype": name, "sigma": 25, "jobs": 1}
-            process(square, "denoise", **options)
-            seconds = []
-            for _ in range(3):
-                began = time.perf_counter()
-                process(square, "denoise", **options)
-                seconds.append(time.perf_counter() - began)
-            speeds[name] = side * side / 1e6 / min(seconds)
-    finally:
-        torch.set_num_threads(threads)
     return {
         "task": "denoise",
         "images": len(images),
         "sigmas": rows,
-        "one_thread_mps": speeds,
+        "jpeg75": jpeg,
+        "clean": clean,
+        **_denoising_speeds(square, chosen),
         **_circumstances("denoise", model, device, dtype),
+    }
+
+
+def _bench_pairs(data: Path, limit: int | None, chosen: dict[str, Any]) -> Figures:
+    """PSNR and SSIM against the clean ones of real noisy images, by camera: what their names begin with, up to `_`."""
+    paths = find_images(data / "noisy")[:limit]
+    if not paths:
+        raise DataError(f"{data}: no images to measure on")
+    results = process(iter(paths), "denoise", **chosen)
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for path, result in zip(paths, results, strict=True):
+        noisy, clean = (np.asarray(Image.open(data / kind / path.name).convert("RGB")) for kind in ("noisy", "clean"))
+        pair = [(psnr(y, clean), ssim(y, clean)) for y in (noisy, np.asarray(result))]
+        row = tuple(value for figures in pair for value in figures)
+        for camera in (path.stem.split("_")[0], "all"):
+            rows.setdefault(camera, []).append(row)
+    names = ("noisy", "noisy_ssim", "auto", "auto_ssim")
+    cameras = {}
+    for camera in sorted(rows):
+        figures = dict(zip(names, np.mean(rows[camera], axis=0).tolist(), strict=True))
+        cameras[camera] = {"pairs": len(rows[camera]), **figures, "gain": figures["auto"] - figures["noisy"]}
+    return {
+        "task": "denoise",
+        "images": len(paths),
+        "cameras": cameras,
+        **_circumstances("denoise", chosen["model"], chosen["device"], chosen["dtype"]),
     }
 
 
@@ -203,7 +286,9 @@ def write_card(weights: Path, data: Path, figures: Figures) -> None:
         ours = figures["codecs"]["aeimg"]
         row = {"bd_rate": {k: round(v, 1) for k, v in ours["bd_rate"].items()}}
     else:
-        row = {sigma: {k: round(v, 2) for k, v in psnr.items()} for sigma, psnr in figures["sigmas"].items()}
+        parts = {**figures.get("sigmas", {}), **figures.get("cameras", {})}
+        parts |= {name: figures[name] for name in ("jpeg75", "clean") if name in figures}
+        row = {part: {k: round(v, 2) for k, v in values.items()} for part, values in parts.items()}
     measured = {**header.card.get("figures", {}), Path(data).name: row}
     zoo.save_weights(weights, tensors, replace(header, card={**header.card, "figures": measured}))
 
@@ -225,12 +310,22 @@ def table(figures: Figures) -> str:
         lines.append(f"{'megapixels/s':24}{'encode':>10}{'decode':>10}")
         for name, row in figures["codecs"].items():
             lines.append(f"{name:24}{row['encode']:10.2f}{row['decode']:10.2f}")
+    elif "cameras" in figures:
+        lines.append(f"{figures['images']} pairs, real noise; RGB PSNR in dB, SSIM")
+        lines.append(f"{'camera':>12}{'pairs':>8}{'noisy':>8}{'auto':>8}{'gain':>8}{'SSIM':>8}{'auto':>8}")
+        for camera, row in figures["cameras"].items():
+            values = f"{row['noisy']:8.2f}{row['auto']:8.2f}{row['gain']:+8.2f}"
+            lines.append(f"{camera:>12}{row['pairs']:8}{values}{row['noisy_ssim']:8.3f}{row['auto_ssim']:8.3f}")
     else:
-        lines.append(f"{figures['images']} images, white noise; RGB PSNR in dB")
-        lines.append(f"{'sigma':>8}{'noisy':>10}{'told':>10}{'auto':>10}{'grey':>10}")
+        lines.append(f"{figures['images']} images; RGB PSNR in dB")
+        lines.append(f"{'white noise':>12}{'noisy':>10}{'told':>10}{'auto':>10}{'grey':>10}")
         for sigma, row in figures["sigmas"].items():
-            lines.append(f"{sigma:>8}" + "".join(f"{row[key]:10.2f}" for key in ("noisy", "told", "auto", "grey")))
+            lines.append(f"{sigma:>12}" + "".join(f"{row[key]:10.2f}" for key in ("noisy", "told", "auto", "grey")))
+        jpeg, clean = figures["jpeg75"], figures["clean"]
+        lines.append(f"{'25, JPEG 75':>12}{jpeg['noisy']:10.2f}{'':10}{jpeg['auto']:10.2f}")
+        lines.append(f"clean images come back at {clean['psnr']:.2f} dB; the mean of the channel that moved most, by")
+        lines.append(f"{clean['shift']:.3f} of 255 on average over images, {clean['largest_shift']:.3f} at most")
         lines.append("")
         speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in figures["one_thread_mps"].items())
-        lines.append(f"megapixels/s on one thread: {speeds}")
+        lines.append(f"megapixels/s on one thread: {speeds}; in fp32 {figures['times_dncnn']:.1f} times DnCNN")
     return "\n".join(lines)

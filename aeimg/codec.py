@@ -29,7 +29,7 @@ from .entropy import LEVELS, Decoder, Encoder, Tables
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
 from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
 from .models.integer import STEPS, IntegerScales, put, quality_to_q, take
-from .tiles import Tile, grid, pad, padded
+from .tiles import Tile, as_float, as_pixels, grid, pad, padded
 
 TILE = 128
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
@@ -100,18 +100,6 @@ def tiles_of(height: int, width: int) -> Iterator[Tile]:
     return grid(padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK, TILE, HALO)
 
 
-def as_float(x: Tensor) -> Tensor:
-    """Pixels as float32 in [0,1]: integers by their largest value, floats clipped."""
-    if x.is_floating_point():
-        return x.float().clamp(0, 1)
-    return x.float() / torch.iinfo(x.dtype).max
-
-
-def as_integer(x: Tensor, depth: int) -> Tensor:
-    """Float pixels, rounded and clipped, as integers of `depth` bits (in int32, on the CPU)."""
-    return (x.clamp(0, 1) * ((1 << depth) - 1)).round().int().cpu()
-
-
 class HyperpriorCodec:
     """A `Hyperprior` network with its integer scales and its tables, ready to code."""
 
@@ -142,7 +130,7 @@ class HyperpriorCodec:
 
     def _prepare(self, x: Tensor, tile: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedTile:
         area = tile.scaled(BLOCK)
-        part = as_float(area.cut(x).to(device)).expand(-1, 3, -1, -1)
+        part = as_float(area.cut(x).to(device)).clamp(0, 1).expand(-1, 3, -1, -1)
         part = pad(part, area.bottom - area.top, area.right - area.left)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return part, self.network.prepare(part)
@@ -233,7 +221,7 @@ class HyperpriorCodec:
             x = area.inner(x)
             x = x.mean(1, keepdim=True) if channels == 1 else x
             place = area.kept(result)
-            place.copy_(as_integer(x, depth)[:, :, : place.shape[2], : place.shape[3]])
+            place.copy_(as_pixels(x, result.dtype)[:, :, : place.shape[2], : place.shape[3]])
         return result
 
     # -- CPU: symbols <-> bytes ----------------------------------------------------------------------------

@@ -1,11 +1,20 @@
-"""Training data: folders of images -> augmented crops, and the noise put on them.
+"""Training data: folders of images -> augmented crops, and what is done to them to make them noisy.
+
+    Photographs, Pairs      folders of images, of clean and noisy ones -> crops
+    add_white_noise         Gaussian noise
+    photographed            what a camera and its software make of a picture; each of its steps stands by itself:
+                            to_linear and to_srgb, add_sensor_noise, mosaic and demosaic, resized, sharpened,
+                            through_jpeg
 
 A batch is a function of the folder, the seed and the step alone, so a resumed run sees what an
-undisturbed one would have seen.
+undisturbed one would have seen. Degradations take and return float `[N,3,H,W]` in [0,1] and draw what they leave to
+chance from `rng`.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from .errors import DataError
 from .paths import find_images
@@ -26,6 +36,8 @@ class Photographs:
 
     Images with a side under `min_side` pixels are left out. Raises `DataError` where fewer than `at_least` remain.
     """
+
+    channels = 3
 
     def __init__(self, folder: Path, *, min_side: int, at_least: int = 1, cache_bytes: int = 2 << 30) -> None:
         self.folder = Path(folder)
@@ -62,11 +74,20 @@ class Photographs:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def largest_side(self) -> int:
+        """Of the largest square that some image holds, in pixels."""
+        return int(self._sides.max())
+
     def split(self, held_out: int) -> list[int]:
         """Indices of `held_out` images, evenly spread, which `crop` will no longer draw from."""
         chosen = np.linspace(0, len(self.paths) - 1, held_out + 2)[1:-1].astype(int).tolist()
         self._weights[chosen] = 0
         return list(chosen)
+
+    def _decode(self, index: int) -> Array:
+        with Image.open(self.paths[index]) as image:
+            return np.asarray(image.convert("RGB"))
 
     def image(self, index: int) -> Array:
         """Image `index` as RGB uint8 `[H,W,3]`."""
@@ -74,8 +95,7 @@ class Photographs:
             if index in self._cache:
                 self._cache.move_to_end(index)
                 return self._cache[index]
-        with Image.open(self.paths[index]) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        pixels = self._decode(index)
         with self._lock:
             self._cache[index] = pixels
             self._cached += pixels.nbytes
@@ -84,14 +104,14 @@ class Photographs:
         return pixels
 
     def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
-        """`count` random crops, each in one of the eight orientations: uint8 `[count,3,size,size]`.
+        """`count` random crops, each in one of the eight orientations: uint8 `[count,channels,size,size]`.
 
         Drawn in proportion to the area, from the images that are large enough.
         """
         weights = self._weights * (self._sides >= size)
         if not weights.any():
             raise DataError(f"{self.folder}: no image has both sides of {size} pixels or more")
-        batch = np.empty((count, 3, size, size), np.uint8)
+        batch = np.empty((count, self.channels, size, size), np.uint8)
         for n, index in enumerate(rng.choice(len(self.paths), size=count, p=weights / weights.sum())):
             pixels = self.image(int(index))
             top = rng.integers(pixels.shape[0] - size + 1)
@@ -102,6 +122,34 @@ class Photographs:
                 crop = crop[:, ::-1]
             batch[n] = crop.transpose(2, 0, 1)
         return torch.from_numpy(batch)
+
+
+class Pairs(Photographs):
+    """Pictures taken twice: `folder/clean` and `folder/noisy` hold files of equal names and sizes.
+
+    An image is `[H,W,6]`, the clean one's channels first. Raises `DataError` for a file without a partner of its size.
+    """
+
+    channels = 6
+
+    def __init__(self, folder: Path, *, min_side: int, at_least: int = 1, cache_bytes: int = 2 << 30) -> None:
+        super().__init__(Path(folder) / "clean", min_side=min_side, at_least=at_least, cache_bytes=cache_bytes)
+        self.noisy = Path(folder) / "noisy"
+        for path in self.paths:
+            try:
+                with Image.open(path) as clean, Image.open(self._partner(path)) as noisy:
+                    sizes = clean.size, noisy.size
+            except OSError as error:
+                raise DataError(f"{self._partner(path)}: the partner of {path} can't be read ({error})") from error
+            if sizes[0] != sizes[1]:
+                raise DataError(f"{path}: its noisy partner has another size, {sizes[1]} against {sizes[0]}")
+
+    def _partner(self, path: Path) -> Path:
+        return self.noisy / path.relative_to(self.folder)
+
+    def _decode(self, index: int) -> Array:
+        with Image.open(self._partner(self.paths[index])) as image:
+            return np.concatenate([super()._decode(index), np.asarray(image.convert("RGB"))], axis=2)
 
 
 def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:
@@ -124,3 +172,160 @@ def add_white_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Ten
     """`x` `[N,C,H,W]` in [0,1] plus Gaussian noise of `sigma` `[N]` in 8-bit units; not clipped."""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return x + noise * (sigma / 255.0).view(-1, 1, 1, 1)
+
+
+# -- what cameras and their software do to a picture -----------------------------------------------------------------
+
+
+def to_linear(x: Tensor) -> Tensor:
+    """sRGB -> linear light (IEC 61966-2-1)."""
+    return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.0) + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(x: Tensor) -> Tensor:
+    """Linear light -> sRGB."""
+    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp(min=1e-8) ** (1 / 2.4) - 0.055)
+
+
+def add_sensor_noise(x: Tensor, shot: Tensor, read: Tensor, generator: torch.Generator) -> Tensor:
+    """`x` in linear light plus noise of variance `shot^2 * x + read^2`, both `[N]` (Foi et al. 2008); not clipped."""
+    shot, read = shot.view(-1, 1, 1, 1), read.view(-1, 1, 1, 1)
+    return x + torch.randn(x.shape, generator=generator) * (shot**2 * x.clamp(min=0) + read**2).sqrt()
+
+
+Position = tuple[int, int]
+"""Row and column, 0 or 1, of the red pixel in each 2x2 of a Bayer mosaic; blue lies across from it."""
+
+
+def mosaic(x: Tensor, red: Position) -> Tensor:
+    """What a Bayer sensor sees of `x` `[N,3,H,W]`: `[N,1,H,W]`."""
+    row, column = red
+    seen = x[:, 1:2].clone()
+    seen[:, 0, row::2, column::2] = x[:, 0, row::2, column::2]
+    seen[:, 0, 1 - row :: 2, 1 - column :: 2] = x[:, 2, 1 - row :: 2, 1 - column :: 2]
+    return seen
+
+
+_ACROSS = [[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]]
+_MALVAR = [
+    [[0, 0, -1, 0, 0], [0, 0, 2, 0, 0], [-1, 2, 4, 2, -1], [0, 0, 2, 0, 0], [0, 0, -1, 0, 0]],
+    _ACROSS,
+    [list(row) for row in zip(*_ACROSS, strict=True)],
+    [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]],
+]
+"""Filters, times 8, for: green at red and blue; a colour between two of its own in a row; in a column; diagonally."""
+
+
+def demosaic(seen: Tensor, red: Position) -> Tensor:
+    """The mirror of `mosaic`, `[N,1,H,W]` -> `[N,3,H,W]`, by the linear filters of Malvar, He and Cutler (2004)."""
+    filters = torch.tensor(_MALVAR, dtype=seen.dtype, device=seen.device)[:, None] / 8
+    green, across, down, diagonal = F.conv2d(F.pad(seen, (2, 2, 2, 2), mode="reflect"), filters).unbind(1)
+    result = seen.repeat(1, 3, 1, 1)
+    row, column = red
+    for channel, (r, c) in ((0, (row, column)), (2, (1 - row, 1 - column))):
+        result[:, channel, r::2, 1 - c :: 2] = across[:, r::2, 1 - c :: 2]
+        result[:, channel, 1 - r :: 2, c::2] = down[:, 1 - r :: 2, c::2]
+        result[:, channel, 1 - r :: 2, 1 - c :: 2] = diagonal[:, 1 - r :: 2, 1 - c :: 2]
+        result[:, 1, r::2, c::2] = green[:, r::2, c::2]
+    return result
+
+
+def resized(x: Tensor, side: int, kind: str) -> Tensor:
+    """Squares scaled to `side` pixels, `kind` "bilinear" or "bicubic", antialiased where they shrink."""
+    return F.interpolate(x, size=(side, side), mode=kind, antialias=True, align_corners=False)
+
+
+def sharpened(x: Tensor, amount: Tensor) -> Tensor:
+    """Unsharp masking: `amount` `[N]` times what a 3x3 binomial blur takes away is added once more."""
+    kernel = torch.tensor([1.0, 2.0, 1.0])
+    kernel = (kernel[:, None] * kernel / 16).expand(x.shape[1], 1, 3, 3).to(x)
+    blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, groups=x.shape[1])
+    return x + amount.view(-1, 1, 1, 1) * (x - blurred)
+
+
+def through_jpeg(x: Tensor, quality: list[int | None], subsampling: list[int]) -> Tensor:
+    """Each image saved as a JPEG of its own quality (None: not at all) and read again.
+
+    `subsampling` 0 is 4:4:4, 1 4:2:2, 2 4:2:0.
+    """
+    pixels = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    result = x.clone()
+    for n, (level, ratio) in enumerate(zip(quality, subsampling, strict=True)):
+        if level is not None:
+            buffer = io.BytesIO()
+            Image.fromarray(pixels[n]).save(buffer, "JPEG", quality=level, subsampling=ratio)
+            result[n] = torch.from_numpy(np.asarray(Image.open(buffer)).copy()).permute(2, 0, 1) / 255.0
+    return result
+
+
+def _camera(x: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
+    """`x` as a sensor and a raw converter would have it: tone curve undone, white balance undone, noise, mosaic, back.
+
+    The ranges of the noise are those of CBDNet (Guo et al. 2019), low levels drawn more often; the white balance
+    follows Brooks et al. (2019).
+    """
+    count = x.shape[0]
+
+    def draw(low: float, high: float, power: float = 1.0) -> Tensor:
+        return torch.from_numpy(low + (high - low) * rng.random(count) ** power).float()
+
+    exponent = draw(0.8, 1.25).view(-1, 1, 1, 1)
+    gains = torch.stack([draw(1.0, 2.4), torch.ones(count), draw(1.0, 2.4)], 1)[:, :, None, None]
+    raw = to_linear(x).clamp(min=1e-6) ** exponent / gains
+    raw = add_sensor_noise(raw, draw(0, 0.16, 2.5), draw(0, 0.06, 2.5), generator)
+    if rng.random() < 0.7:
+        red = (int(rng.integers(2)), int(rng.integers(2)))
+        raw = demosaic(mosaic(raw, red), red)
+    return to_srgb((raw * gains).clamp(1e-6, 1) ** (1 / exponent))
+
+
+def photographed(
+    x: Tensor, rng: np.random.Generator, *, side: int, clean: float = 0.1, white: float = 0.45
+) -> tuple[Tensor, Tensor]:
+    """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
+
+    Sensor noise in linear light before the mosaic, or (a share `white` of the batches) white noise; then resizing,
+    sharpening and JPEG in shuffled order, as in Real-ESRGAN and BSRGAN. What moves or sharpens edges is done to the
+    clean crop too, so the two differ by noise and compression alone. A share `clean` of the images stays untouched, so
+    that clean pictures are left as they are. Crops come in any size, even sides; they are resized to `side` on the way.
+    """
+    count = x.shape[0]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    untouched = rng.random(count) < clean
+    if rng.random() < white:
+        sigma = torch.from_numpy(rng.uniform(0, 50, count)).float()
+        noisy = add_white_noise(x, sigma, generator)
+        # A file holds no values outside [0,1]; arrays may.
+        noisy = noisy.clamp(0, 1) if rng.random() < 0.7 else noisy
+    else:
+        noisy = _camera(x, rng, generator)
+    noisy[torch.from_numpy(untouched)] = x[torch.from_numpy(untouched)]
+
+    def jpeg() -> None:
+        nonlocal noisy
+        quality = [None if untouched[n] or rng.random() < 0.35 else int(rng.integers(30, 96)) for n in range(count)]
+        noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=[0.3, 0.1, 0.6])) for _ in range(count)])
+
+    def resize() -> None:
+        nonlocal x, noisy
+        if x.shape[2] != side:
+            kind = "bicubic" if rng.random() < 0.6 else "bilinear"
+            x, noisy = resized(x, side, kind), resized(noisy, side, kind)
+
+    def sharpen() -> None:
+        nonlocal x, noisy
+        if rng.random() < 0.3:
+            amount = torch.from_numpy(rng.uniform(0, 1.0, count)).float()
+            x, noisy = sharpened(x, amount).clamp(0, 1), sharpened(noisy, amount)
+
+    steps = [resize, sharpen, jpeg]
+    for index in rng.permutation(3):
+        steps[index]()
+    return x, noisy
+
+
+def source_side(side: int, rng: np.random.Generator) -> int:
+    """Of what size to draw crops that `photographed` makes `side` pixels large: even, half to twice, 2 in 5 equal."""
+    if rng.random() < 0.4:
+        return side
+    return 2 * round(side * math.exp2(rng.uniform(-1, 1)) / 2)

@@ -1,15 +1,26 @@
-"""What a loaded denoiser does to a batch."""
+"""What a loaded denoiser does to a batch, and what is measured of pictures before and after:
+
+    measure_noise   a picture -> the level of its noise, and whether it is white
+    denoise         a batch through a network, in tiles
+    check           before and after -> what can be said of the result
+
+All without a clean original.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .tiles import pad, padded, run_tiled
+from .errors import InputError
+from .tiles import as_float, as_pixels, pad, padded, run_tiled
+
+Array = np.ndarray
 
 TILE = 1536
 """Side of the tiles of large images, before the halo, in pixels."""
@@ -18,9 +29,12 @@ TILE = 1536
 class Denoiser(Protocol):
     """What a model of the task "denoise" must do; attributes marked * may be left out.
 
-    `multiple`*  what height and width must be a multiple of (default 1)
-    `halo`*      how far from a pixel the input still matters to it, in pixels; None: everywhere, so never tiled
-                 (the default)
+    `multiple`*    what height and width must be a multiple of (default 1)
+    `halo`*        how far from a pixel the input still matters to it, in pixels; None: everywhere, so never tiled
+                   (the default)
+    `blind`*       whether `sigma` means nothing to it (default False)
+    `takes_grey`*  whether it knows grey images with grey noise, in three equal channels (default False: such noise is
+                   told as sqrt(3) times its level, which is how strong colour noise of the same power would be)
     """
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
@@ -28,8 +42,23 @@ class Denoiser(Protocol):
         ...
 
 
-def estimate_sigma(pixels: np.ndarray) -> float:
-    """The standard deviation of white noise in `pixels` `[C,H,W]` float in [0,1], in 8-bit units.
+# -- what is measured ------------------------------------------------------------------------------------------------
+
+
+def _peak(pixels: Array) -> float:
+    return 1.0 if np.issubdtype(pixels.dtype, np.floating) else float(np.iinfo(pixels.dtype).max)
+
+
+def _patches(pixels: Array, side: int, count: int) -> Array:
+    """About `count` evenly spread patches of `pixels` `[C,H,W]`, as rows, in 8-bit units."""
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
+    stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / count)))
+    patches = windows[:, ::stride, ::stride].transpose(1, 2, 0, 3, 4).reshape(-1, pixels.shape[0] * side * side)
+    return patches.astype(np.float64) * (255.0 / _peak(pixels))
+
+
+def estimate_sigma(pixels: Array) -> float:
+    """The standard deviation of white noise in `pixels` `[C,H,W]` (integers, or float in [0,1]), in 8-bit units.
 
     Chen, Zhu and Heng (ICCV 2015): patches of a natural image span few dimensions, so the smaller eigenvalues of
     their covariance are the noise alone; the largest set of them whose mean equals its median tells its level.
@@ -40,11 +69,7 @@ def estimate_sigma(pixels: np.ndarray) -> float:
     side = 8 if pixels.shape[0] == 1 else 6
     if min(pixels.shape[1:]) < 4 * side:
         return 0.0
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
-    stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / 40_000)))
-    patches = windows[:, ::stride, ::stride].transpose(1, 2, 0, 3, 4).reshape(-1, pixels.shape[0] * side * side)
-    patches = patches.astype(np.float64) * 255
-    values = np.linalg.eigvalsh(np.cov(patches, rowvar=False))
+    values = np.linalg.eigvalsh(np.cov(_patches(pixels, side, 40_000), rowvar=False))
     if pixels.shape[0] == 1:
         return math.sqrt(max(float(values[: len(values) // 16].mean()), 0.0))
     for count in range(len(values), 0, -1):
@@ -52,6 +77,30 @@ def estimate_sigma(pixels: np.ndarray) -> float:
         if (values[:count] > mean).sum() >= (values[:count] < mean).sum():
             return math.sqrt(max(mean, 0.0))
     return 0.0
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of a picture, as far as it shows."""
+
+    sigma: float
+    """Its level if it is white, in 8-bit units."""
+    coarse: float
+    """The same of every second pixel of every second row."""
+
+    @property
+    def white(self) -> bool:
+        """Whether neighbours' noise is independent: then leaving pixels out changes nothing, while noise that a
+        mosaic, resizing or JPEG has been through looks stronger from afar. Too little to tell counts as not white."""
+        return self.sigma >= 1.5 and self.coarse <= 1.25 * self.sigma
+
+
+def measure_noise(pixels: Array) -> Noise:
+    """Of `pixels` `[C,H,W]`, integers, or float in [0,1]."""
+    return Noise(estimate_sigma(pixels), estimate_sigma(pixels[:, ::2, ::2]))
+
+
+# -- what is done ----------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
@@ -65,26 +114,108 @@ def denoise(
     dtype: torch.dtype,
     tile: int = TILE,
 ) -> Tensor:
-    """Denoises a batch of one size: `x` `[N,C,H,W]` float on the CPU, C 1 or 3; the same shape back, on the CPU.
+    """Denoises a batch of one size: pixels `[N,C,H,W]` on the CPU, C 1 or 3, uint8, uint16 or float; the same back.
 
-    `sigma` `[N]` in 8-bit units; `strength` scales what is taken away, 0 leaves everything as it is. Greyscale runs
-    as three equal channels, for which a noise of sigma looks like colour noise of sqrt(3) times as much. Images
-    larger than `tile` go through in tiles, where the model states its halo.
+    `sigma` `[N]` in 8-bit units; `strength` scales what is taken away, 0 leaves everything as it is. Images larger than
+    `tile` go through in tiles, where the model states its halo, and only one tile is ever on the device, or in
+    memory as floats. A tile that does not come out finite is computed again in fp32. Raises `InputError` where that
+    does not help.
     """
-    height, width = x.shape[2:]
     grey = x.shape[1] == 1
-    level = (sigma * (math.sqrt(3) if grey else 1.0)).to(device)
+    level = (sigma * (math.sqrt(3) if grey and not getattr(model, "takes_grey", False) else 1.0)).to(device)
     multiple = int(getattr(model, "multiple", 1))
     halo = getattr(model, "halo", None)
-    whole = pad(x.expand(-1, 3, -1, -1), padded(height, multiple), padded(width, multiple))
+
+    def network(part: Tensor, precision: torch.dtype) -> Tensor:
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            return model(part, level).float()
 
     def run(part: Tensor) -> Tensor:
-        part = part.to(device, torch.float32).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return model(part, level).float().cpu()
+        noisy = as_float(part.to(device))
+        height, width = noisy.shape[2:]
+        whole = pad(noisy.expand(-1, 3, -1, -1), padded(height, multiple), padded(width, multiple))
+        whole = whole.contiguous(memory_format=torch.channels_last)
+        clean = network(whole, dtype)
+        if dtype != torch.float32 and not torch.isfinite(clean).all():
+            clean = network(whole, torch.float32)
+        if not torch.isfinite(clean).all():
+            raise InputError("the model's result is not finite, in fp32 neither; the picture may hold such values")
+        clean = clean[:, :, :height, :width]
+        clean = clean.mean(1, keepdim=True) if grey else clean
+        return as_pixels(noisy + strength * (clean - noisy), x.dtype)
 
-    clean = run(whole) if halo is None else run_tiled(run, whole, padded(tile, multiple), padded(halo, multiple))
-    clean = clean[:, :, :height, :width]
-    if grey:
-        clean = clean.mean(1, keepdim=True)
-    return x + strength * (clean - x)
+    side = padded(tile if halo is not None else max(x.shape[2:]), multiple)
+    return run_tiled(run, x, side, padded(halo or 0, multiple))
+
+
+# -- what came of it -------------------------------------------------------------------------------------------------
+
+BLOCK = 8
+"""Side of the blocks in which results are looked at, in pixels."""
+LARGEST_SHIFT = 0.5
+LARGEST_STRUCTURE = 0.5
+
+
+def _blocks(plane: Array) -> Array:
+    """A plane `[H,W]` as `[n,BLOCK*BLOCK]`, in raster order."""
+    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
+    whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
+    return whole.transpose(0, 2, 1, 3).reshape(rows * columns, BLOCK * BLOCK)
+
+
+def _flat_noise(blocks: Array) -> float:
+    """What varies within the flattest tenth of the blocks that are neither black nor white, in 8-bit units."""
+    means = blocks.mean(1)
+    middle = blocks[(means > 8) & (means < 247)]
+    if len(middle) < 20:
+        return 0.0
+    # Of 64 samples of one normal distribution, a tenth have less than 0.884 of its standard deviation.
+    return float(np.quantile(middle.std(1), 0.1) / 0.884)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What can be said of a denoised picture without its clean original."""
+
+    noise_before: float
+    """In the flattest parts, whatever its kind, in 8-bit units."""
+    noise_after: float
+    shift: tuple[float, ...]
+    """By how much the mean of each channel rose, in 8-bit units."""
+    structure: float
+    """Correlation, over blocks, of what was taken away with the detail that is left: about 0 where noise went, towards
+    1 where edges and texture went with it."""
+
+    def warnings(self, strength: float = 1.0) -> list[str]:
+        """What is out of bounds for that strength, each with what to do."""
+        found = []
+        if max(map(abs, self.shift)) > LARGEST_SHIFT:
+            shifts = ", ".join(f"{value:+.2f}" for value in self.shift)
+            found.append(f"the mean of a channel moved by more than {LARGEST_SHIFT} of 255 ({shifts})")
+        if self.structure > LARGEST_STRUCTURE:
+            found.append(f"detail may have gone with the noise (structure {self.structure:.2f}); try less --strength")
+        if self.noise_after > max(2.0, (1 - 0.5 * strength) * self.noise_before):
+            found.append(
+                f"noise is left ({self.noise_after:.1f} of {self.noise_before:.1f}); try another --model or a --sigma"
+            )
+        return found
+
+
+def check(before: Array, after: Array, *, pixels: int = 1 << 20) -> Check:
+    """Compares pixels `[C,H,W]` of one dtype before and after; of large pictures, bands of about `pixels` in all."""
+    scale = 255.0 / _peak(before)
+    height, width = before.shape[1:]
+    band = 4 * BLOCK
+    step = max(1, height * width // pixels) * band
+    rows = np.concatenate([np.arange(top, min(top + band, height)) for top in range(0, height, step)])
+    old, new = (x[:, rows].astype(np.float32) * scale for x in (before, after))
+    taken = old - new
+    shift = tuple(float(value) for value in taken.mean((1, 2)) * -1)
+    old_grey, new_grey = old.mean(0), new.mean(0)
+    if min(new_grey.shape) < 4 * BLOCK:
+        return Check(0.0, 0.0, shift, 0.0)
+    residual, detail = _blocks(taken.mean(0)).std(1), _blocks(new_grey).std(1)
+    structure = 0.0
+    if residual.std() > 0.05 and detail.std() > 0.05:
+        structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
+    return Check(_flat_noise(_blocks(old_grey)), _flat_noise(_blocks(new_grey)), shift, structure)

@@ -202,10 +202,10 @@ _VERBS: dict[str, Any] = {"denoise": Denoise, "compress": Compress, "decompress"
 def _verb(task: str, model: Any, device: str, dtype: str, options: Options) -> Verb:
     place = zoo.pick_device(device)
     precision = zoo.pick_dtype(dtype, place)
-    if task != "decompress":
-        loaded = zoo.get(model, task, place)
-    else:  # each latent file names its own model
-        loaded = None if model is None else zoo.get(model, "compress", place)
+    if model is None and task != "compress":  # chosen for each picture; named by each latent file
+        loaded = None
+    else:
+        loaded = zoo.get(model, "denoise" if task == "denoise" else "compress", place)
     return _VERBS[task](loaded, place, precision, options)  # type: ignore[no-any-return]
 
 

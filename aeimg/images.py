@@ -25,6 +25,8 @@ Array = np.ndarray
 READABLE = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 """The formats that are opened at all; others (EPS, PSD, ...) are never given to their decoders. MPO comes with JPEG."""
 
+LOSSY = ("JPEG", "WEBP", "AVIF", "GIF", "JPEG2000")
+"""Pillow's formats that change pixels when they are saved, or may."""
 WRITABLE = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".mpo": "JPEG",
     ".png": "PNG", ".apng": "PNG",

@@ -69,15 +69,24 @@ def pad(x: Tensor, height: int, width: int) -> Tensor:
     return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
 
 
-def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int) -> Tensor:
-    """`network` over the tiles of `x` `[N,C,H,W]`, sides multiples of what it asks for. Same shape back.
+def as_float(x: Tensor) -> Tensor:
+    """Pixels as float32, 1.0 for the largest integer; floats are not clipped."""
+    return x.float() if x.is_floating_point() else x.float() / torch.iinfo(x.dtype).max
 
-    `tile` and `halo` must be such multiples too.
+
+def as_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float pixels, on the CPU, for a tensor of `dtype`: rounded and clipped (as int32) for integers."""
+    if dtype.is_floating_point:
+        return x.cpu()
+    return (x.clamp(0, 1) * torch.iinfo(dtype).max).round().int().cpu()
+
+
+def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int) -> Tensor:
+    """`network` over the tiles of `x` `[N,C,H,W]`. Same shape and dtype back.
+
+    `tile` and `halo` must be multiples of what the network asks for; at the right and bottom edge a tile may be less.
     """
-    height, width = x.shape[2:]
-    if height <= tile and width <= tile:
-        return network(x)
     result = torch.empty_like(x)
-    for part in grid(height, width, tile, halo):
+    for part in grid(x.shape[2], x.shape[3], tile, halo):
         part.kept(result).copy_(part.inner(network(part.cut(x))))
     return result

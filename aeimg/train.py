@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .codec import HyperpriorCodec
-from .data import Photographs, add_white_noise, turn_grey, vary_colours
+from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey, vary_colours
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
 from .errors import InvalidWeights, UsageError
 from .models.hyperprior import Hyperprior, strength
@@ -68,16 +68,20 @@ class Objective(ABC):
         self.photographs = photographs
         self.held_out = photographs.split(min(16, len(photographs) // 10))
 
-    def crops(self, rng: np.random.Generator, late: bool) -> Tensor:
+    def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
+        """What `loss` needs, made in a thread of its own: here, uint8 crops `[N,3,S,S]`."""
+        return (self.photographs.crops(rng, *self._size(late)),)
+
+    def _size(self, late: bool) -> tuple[int, int]:
         r = self.recipe
-        return self.photographs.crops(rng, r.late_batch if late else r.batch, r.late_crop if late else r.crop)
+        return (r.late_batch, r.late_crop) if late else (r.batch, r.crop)
 
     def prepare(self) -> None:
         """What a fresh model takes from the data before its first step."""
 
     @abstractmethod
-    def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of uint8 crops `[N,3,S,S]`, and its terms, each named by its unit."""
+    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a `batch`, and its terms, each named by its unit."""
 
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -86,6 +90,18 @@ class Objective(ABC):
     def export(self, model: nn.Module) -> dict[str, Tensor]:
         """What goes into the weights file."""
         return {name: tensor.half() for name, tensor in model.state_dict().items()}
+
+
+def _sized(x: Tensor) -> Tensor:
+    """`x` `[...,H,W]` cut to sides that every network here takes."""
+    height, width = (side // 32 * 32 for side in x.shape[-2:])
+    return x[..., :height, :width].contiguous(memory_format=torch.channels_last)
+
+
+def _psnr(result: Tensor, clean: Tensor) -> float:
+    """Of a denoised image, rounded to 8 bits, in dB."""
+    error = (result.float().clamp(0, 1) * 255).round() / 255 - clean
+    return -10 * math.log10(max(float(error.square().mean()), 1e-10))
 
 
 class DenoiseObjective(Objective):
@@ -99,20 +115,24 @@ class DenoiseObjective(Objective):
         super().__init__(photographs)
         self.model = build(self.architecture, config)
 
-    def _noisy(self, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator(clean.device).manual_seed(int(rng.integers(2**62)))
-        sigma = torch.from_numpy(rng.uniform(0, 55, clean.shape[0]).astype(np.float32)).to(clean.device)
-        return add_white_noise(clean, sigma, generator), sigma
-
-    def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        clean = vary_colours(crops.float() / 255.0, rng)
-        noisy, sigma = self._noisy(clean, rng)
-        layout = torch.channels_last
-        error = self.model(noisy.contiguous(memory_format=layout), sigma).float() - clean
-        mse = error.square().mean()
+    def _against(self, clean: Tensor, noisy: Tensor, sigma: Tensor, late: bool) -> tuple[Tensor, dict[str, float]]:
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        error = (self.model(noisy, sigma).float() - clean).square()
+        mse = error.mean()
         # Both terms are near the root mean square error, so the rate need not change where they do.
-        loss = mse * 8 if late else (error.square() + 1e-6).sqrt().mean()
+        loss = mse * 8 if late else (error + 1e-6).sqrt().mean()
         return loss, {"mse": float(mse.detach())}
+
+    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        (crops,) = batch
+        generator = torch.Generator(crops.device).manual_seed(int(rng.integers(2**62)))
+        clean = vary_colours(crops.float() / 255.0, rng, greyscale=0.03)
+        grey = torch.from_numpy(rng.random(clean.shape[0]) < 0.12)
+        clean[grey] = turn_grey(clean[grey], rng, share=1.0)
+        sigma = torch.from_numpy(rng.uniform(0, 55, clean.shape[0]).astype(np.float32)).to(clean.device)
+        noisy = add_white_noise(clean, sigma, generator)
+        noisy[grey] = noisy[grey][:, :1].expand(-1, 3, -1, -1)  # a grey image has grey noise
+        return self._against(clean, noisy, sigma, late)
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -122,16 +142,67 @@ class DenoiseObjective(Objective):
             psnr = []
             for index in self.held_out:
                 image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None].to(device)
-                height, width = (side // 32 * 32 for side in image.shape[2:])
-                clean = image[:, :, :height, :width].float() / 255.0
+                clean = _sized(image.float() / 255.0)
                 generator = torch.Generator(device).manual_seed(index)
                 level = torch.tensor([float(sigma)], device=device)
-                clean = clean.contiguous(memory_format=torch.channels_last)
-                out = model(add_white_noise(clean, level, generator), level).float()
-                error = (out.clamp(0, 1) * 255).round() / 255 - clean
-                psnr.append(-10 * math.log10(float(error.square().mean())))
+                psnr.append(_psnr(model(add_white_noise(clean, level, generator), level), clean))
             figures[f"psnr{sigma}"] = sum(psnr) / len(psnr)
         return figures
+
+
+class BlindObjective(DenoiseObjective):
+    """Whatever a camera and its software leave in a picture, its level unknown; and pairs of real photographs."""
+
+    def __init__(
+        self, photographs: Photographs, config: dict[str, Any], pairs: Pairs | None = None, share: float = 0.2
+    ) -> None:
+        super().__init__(photographs, {"assumed_sigma": 25.0, **config})
+        self.pairs, self.share = pairs, share
+        self.held_out_pairs = pairs.split(min(6, len(pairs) // 10)) if pairs is not None else []
+
+    def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
+        """Clean and noisy crops, float in [0,1]."""
+        count, side = self._size(late)
+        if self.pairs is not None and rng.random() < self.share:
+            crops = self.pairs.crops(rng, count, side).float() / 255.0
+            return crops[:, :3], crops[:, 3:]
+        source = source_side(side, rng)
+        crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
+        clean, noisy = photographed(crops.float() / 255.0, rng, side=side)
+        both = turn_grey(torch.cat([clean, noisy], 3), rng, share=0.1)
+        return both[..., :side], both[..., side:]
+
+    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        clean, noisy = batch
+        return self._against(clean, noisy, torch.zeros(clean.shape[0], device=clean.device), late)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """PSNR of held-out images: noise of sigma 25 and JPEG 75; as from a camera; clean; and of held-out pairs."""
+        device = next(model.parameters()).device
+        unknown = torch.zeros(1, device=device)
+
+        def run(noisy: Tensor, clean: Tensor) -> float:
+            clean = clean.to(device)
+            return _psnr(model(noisy.to(device).contiguous(memory_format=torch.channels_last), unknown), clean)
+
+        rows = []
+        for index in self.held_out:
+            image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None]
+            clean = _sized(image.float() / 255.0)
+            noisy = add_white_noise(clean, torch.tensor([25.0]), torch.Generator().manual_seed(index))
+            square = clean[..., : min(clean.shape[2:]), : min(clean.shape[2:])]
+            taken = photographed(square, np.random.default_rng(index), side=square.shape[2], clean=0, white=0)
+            rows.append([run(through_jpeg(noisy, [75], [2]), clean), run(taken[1], taken[0]), run(clean, clean)])
+        means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+        figures = dict(zip(("jpeg", "camera", "clean"), means, strict=True))
+        gains = []
+        for index in self.held_out_pairs:
+            assert self.pairs is not None
+            image = torch.from_numpy(self.pairs.image(index).copy()).permute(2, 0, 1)[None]
+            both = _sized(image.float() / 255.0)
+            gains.append(run(both[:, 3:], both[:, :3]) - _psnr(both[:, 3:], both[:, :3]))
+        return {**figures, **({"pairs": sum(gains) / len(gains)} if gains else {})}
 
 
 class CompressObjective(Objective):
@@ -164,7 +235,8 @@ class CompressObjective(Objective):
         worth = strength(q)
         return (worth * mse + bpp) * (worth / 0.01) ** -0.4, bpp, mse
 
-    def loss(self, crops: Tensor, rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        (crops,) = batch
         q = torch.from_numpy(rng.random(crops.shape[0]).astype(np.float32)).to(crops.device)
         x = turn_grey(crops.float() / 255.0, rng, share=0.05)
         loss, bpp, mse = self._terms(self.model, x, q)
@@ -220,7 +292,7 @@ OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress
 
 def _batches(
     objective: Objective, seed: int, start: int, late: Callable[[int], bool]
-) -> Iterator[tuple[int, Tensor, np.random.Generator, bool]]:
+) -> Iterator[tuple[int, tuple[Tensor, ...], np.random.Generator, bool]]:
     """Batches from a thread of their own, two ahead; each depends on (seed, step, phase) alone."""
     ahead: queue.Queue[Any] = queue.Queue(2)
     stop = threading.Event()
@@ -231,7 +303,7 @@ def _batches(
             while not stop.is_set():
                 rng = np.random.default_rng((seed, step))
                 phase = late(step)
-                item = (step, objective.crops(rng, phase), rng, phase)
+                item = (step, objective.batch(rng, phase), rng, phase)
                 while not stop.is_set():
                     try:
                         ahead.put(item, timeout=0.5)
@@ -322,6 +394,8 @@ def train(
     start: str | Path | None = None,
     name: str | None = None,
     version: int = 1,
+    pairs: Path | None = None,
+    blind: bool = False,
     config: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     device: str = "auto",
@@ -334,8 +408,9 @@ def train(
     Ends after `minutes` or `steps`, whichever comes first (at least one must be given); both count what a
     run that is resumed had already done. `checkpoint` (default: beside `out`) is written every three minutes,
     and `resume` continues from one. `start` names weights (a registered model or a file) of the same network to begin
-    with instead of random ones. `config` and `recipe` override fields of the network's config and of the
-    `Recipe`. Raises `UsageError`, `DataError`.
+    with instead of random ones. `blind` trains a denoiser that is told no noise level, on what cameras do to pictures,
+    and on real `pairs` (see `data.Pairs`) where there are any. `config` and `recipe` override fields of the network's
+    config and of the `Recipe`. Raises `UsageError`, `DataError`.
     """
     if task not in OBJECTIVES:
         raise UsageError(f"unknown task {task!r}; known: {', '.join(OBJECTIVES)}")
@@ -345,11 +420,17 @@ def train(
     checkpoint = Path(checkpoint) if checkpoint else out.with_name(out.name + ".checkpoint")
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
-    kind = OBJECTIVES[task]
+    if (blind or pairs) and task != "denoise":
+        raise UsageError(f"blind training and pairs are for the task denoise, not for {task}")
+    blind = blind or pairs is not None
+    kind = BlindObjective if blind else OBJECTIVES[task]
     the_recipe = Recipe(**{**asdict(kind.recipe), **(recipe or {})})
     photographs = Photographs(data, min_side=min(the_recipe.crop, the_recipe.late_crop), at_least=10)
     torch.manual_seed(seed)
-    objective = kind(photographs, config or {})  # type: ignore[call-arg]
+    more: dict[str, Any] = {}
+    if pairs is not None:
+        more["pairs"] = Pairs(pairs, min_side=max(the_recipe.crop, the_recipe.late_crop), at_least=10)
+    objective = kind(photographs, config or {}, **more)  # type: ignore[call-arg]
     objective.recipe = the_recipe
     model = objective.model
     if resume is None and start is None:
@@ -360,12 +441,14 @@ def train(
         if not isinstance(found, Path):
             raise UsageError(f"{start}: a model without a weights file can't be trained further")
         header, tensors, digest = load_tensors(found)
-        if (header.architecture, header.config) != (objective.architecture, asdict(model.config)):  # type: ignore[call-overload]
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        known = {name: tensor.shape for name, tensor in tensors.items() if name in shapes}
+        if (header.architecture, known) != (objective.architecture, shapes):
             raise UsageError(f"{start}: holds another network than the one to be trained; start from one of its kind")
-        model.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
+        model.load_state_dict({name: tensors[name].float() for name in shapes})
         origin = f"{header.label} ({digest.hex()})"
     model.to(place).to(memory_format=torch.channels_last)
-    average = build(objective.architecture, config or {})
+    average = build(objective.architecture, asdict(model.config))  # type: ignore[call-overload]
     average.load_state_dict(model.state_dict())
     average.to(place).to(memory_format=torch.channels_last).requires_grad_(False)
     moves = optimizers(model, the_recipe.rate, the_recipe.beta2, precision, muon=the_recipe.muon)
@@ -395,7 +478,7 @@ def train(
     window: dict[str, list[float]] = {}
     model.train()
     try:
-        for step, crops, rng, late in batches:
+        for step, batch, rng, late in batches:
             done = progress(step)
             if done >= 1:
                 break
@@ -404,7 +487,7 @@ def train(
             for group in (group for optimizer in moves for group in optimizer.param_groups):
                 group["lr"] = the_recipe.rate * max(scale, 1e-3)
             with torch.autocast(place.type, precision, enabled=precision != torch.float32):
-                loss, terms = objective.loss(crops.to(place), rng, late)
+                loss, terms = objective.loss(tuple(part.to(place) for part in batch), rng, late)
             model.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = nn.utils.clip_grad_norm_(model.parameters(), the_recipe.clip)
@@ -449,7 +532,8 @@ def train(
         name=name or out.stem,
         version=version,
         card={
-            "data": f"{len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, of {Path(data).name}/",
+            "data": f"{len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, of {Path(data).name}/"
+            + (f"; {len(more['pairs'])} pairs of {Path(pairs).name}/" if pairs else ""),
             "minutes": round(seconds / 60, 1),
             "steps": finished,
             "device": str(place),

@@ -21,9 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, zoo
-from .denoise import denoise, estimate_sigma
+from .denoise import check, denoise, measure_noise
 from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
 from .images import (
+    LOSSY,
     WRITABLE,
     Picture,
     encode_lossless,
@@ -34,7 +35,7 @@ from .images import (
     to_pil,
 )
 from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
-from .tiles import pad, padded
+from .tiles import padded
 
 Array = np.ndarray
 
@@ -113,7 +114,8 @@ class Item:
     """The source file, if it was one."""
     suffix: str | None = None
     """Of the file to be written; None leaves it to the options."""
-    sigma: float = 0.0
+    choice: Any = None
+    """Which denoiser it gets: a `Choice`."""
     alpha: bytes | None = None
     """The alpha of a picture to be compressed, as it will be stored."""
     latent: Any = None
@@ -127,8 +129,8 @@ class Item:
 
     @property
     def nbytes(self) -> int:
-        # The model's float input and output are alive at the same time as the pixels.
-        return self.picture.pixels.nbytes + 2 * 12 * self.pixels
+        # The result is as large, and so is a copy that is padded; floats are made tile by tile.
+        return 3 * self.picture.pixels.nbytes
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,13 @@ def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
     return padded(picture.height, multiple), padded(picture.width, multiple)
 
 
-def _stack(items: list[Item], height: int, width: int) -> Tensor:
-    """The items' pixels as one float batch, padded to one size."""
-    return torch.cat([pad(torch.from_numpy(item.picture.as_float())[None], height, width) for item in items])
+def _stack(items: list[Item], multiple: int) -> Tensor:
+    """The pixels of items of equal padded size as one batch."""
+    height, width = _padded_size(items[0].picture, multiple)
+    pixels = [_continued(item.picture.pixels, height, width) for item in items]
+    # One large picture is not copied; one that may only be read must be, torch knows no such arrays.
+    alone = len(pixels) == 1 and pixels[0].flags.writeable
+    return torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
 
 
 class _ModelVerb:
@@ -165,32 +171,82 @@ class _PictureVerb(_ModelVerb):
         return (item.picture.pixels.shape[0], *_padded_size(item.picture, self.multiple))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which denoiser a picture gets, told which level, and why."""
+
+    model: str | None
+    """None: the one that was asked for."""
+    sigma: float
+    why: str
+
+
+def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
+    """The denoiser for `picture`, told `sigma` or "auto"; `free` where no model was asked for.
+
+    A told level means white noise of that level. Without one, noise that measures as white, in a file that was
+    compressed without loss, is what `zoo.DEFAULTS` names for the task; everything else, where no level could be
+    trusted, is for the blind model.
+    """
+    if sigma != "auto":
+        return Choice(zoo.DEFAULTS["denoise"] if free else None, float(sigma), "told sigma")
+    noise = measure_noise(picture.pixels)
+    if not free:
+        return Choice(None, noise.sigma, "asked for")
+    if picture.format in LOSSY:
+        return Choice(zoo.BLIND, noise.sigma, f"{picture.format} files hold no white noise")
+    if noise.white:
+        return Choice(zoo.DEFAULTS["denoise"], noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
+    return Choice(zoo.BLIND, noise.sigma, "no white noise found")
+
+
 class Denoise(_PictureVerb):
     """Picture -> picture."""
 
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
+        super().__init__(model, device, dtype, options)
+        # By name; None is the one that was asked for, if there was one.
+        self.models = {None: model} if model is not None else {
+            name: zoo.get(name, "denoise", device) for name in (zoo.DEFAULTS["denoise"], zoo.BLIND)
+        }  # fmt: skip
+
     def read(self, source: Any) -> Item:
         item = super().read(source)
-        sigma = self.options.sigma
-        item.sigma = estimate_sigma(item.picture.as_float()) if sigma == "auto" else float(sigma)
+        pixels = item.picture.pixels
+        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+            raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
+        item.choice = choose(item.picture, self.options.sigma, free=None not in self.models)
         return item
 
+    def _model(self, item: Item) -> Any:
+        return self.models[item.choice.model]
+
+    def key(self, item: Item) -> Hashable:
+        multiple = int(getattr(self._model(item), "multiple", 1))
+        picture = item.picture
+        return (item.choice.model, picture.pixels.shape[0], picture.pixels.dtype, *_padded_size(picture, multiple))
+
     def run(self, items: list[Item]) -> list[Array]:
-        height, width = _padded_size(items[0].picture, self.multiple)
-        sigma = torch.tensor([item.sigma for item in items])
-        clean = denoise(
-            self.model, _stack(items, height, width), sigma, self.options.strength, device=self.device, dtype=self.dtype
-        ).numpy()
+        model = self._model(items[0])
+        x = _stack(items, int(getattr(model, "multiple", 1)))
+        sigma = torch.tensor([item.choice.sigma for item in items])
+        clean = denoise(model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype).numpy()
         pictures = [item.picture for item in items]
-        results = [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
-        for index, result in enumerate(results):
-            if not np.isfinite(result).all():
-                results[index] = InputError("the model's result is not finite")
-        return results
+        return [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
 
     def write(self, item: Item, result: Array) -> Any:
-        item.about |= {"sigma": round(item.sigma, 2), "strength": self.options.strength}
-        item.about["model"] = getattr(self.model, "label", type(self.model).__name__)
-        return deliver(item.picture.with_float(result), item, self.options)
+        seen, model = check(item.picture.pixels, result), self._model(item)
+        item.about |= {
+            "model": getattr(model, "label", type(model).__name__), "why": item.choice.why,
+            "sigma": None if getattr(model, "blind", False) else round(item.choice.sigma, 2),
+            "strength": self.options.strength,
+            "noise_before": round(seen.noise_before, 2), "noise_after": round(seen.noise_after, 2),
+            "shift": [round(value, 3) for value in seen.shift], "structure": round(seen.structure, 3),
+        }  # fmt: skip
+        warnings = seen.warnings(self.options.strength)
+        if warnings:
+            item.about["warnings"] = warnings
+        return deliver(replace(item.picture, pixels=result), item, self.options)
 
 
 class Compress(_PictureVerb):
@@ -211,11 +267,7 @@ class Compress(_PictureVerb):
         return (*super().key(item), item.picture.pixels.dtype)  # type: ignore[misc]
 
     def run(self, items: list[Item]) -> list[Any]:
-        height, width = _padded_size(items[0].picture, self.multiple)
-        pixels = [_continued(item.picture.pixels, height, width) for item in items]
-        # One large picture is not copied; one that may only be read must be, torch knows no such arrays.
-        alone = len(pixels) == 1 and pixels[0].flags.writeable
-        x = torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
+        x = _stack(items, self.multiple)
         if self._aims:
             return [self._aim(item, one) for item, one in zip(items, x[:, None], strict=True)]
         quality = self.options.quality

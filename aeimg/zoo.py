@@ -160,6 +160,9 @@ BUILTINS = {
 DEFAULTS = {"denoise": "aeimg-denoise", "compress": "aeimg-codec"}
 """Task -> the model that runs where none is named."""
 
+BLIND = "aeimg-denoise-blind"
+"""The denoiser for pictures whose noise is of no known level, where none is named."""
+
 _registered: dict[str, Entry] = {}
 
 

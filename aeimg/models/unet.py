@@ -4,6 +4,8 @@ A U-shaped stack of plain 3x3 residual blocks. The image is unshuffled by 2 (Shi
 a noise-level map is appended as in FFDNet (Zhang et al. 2018), and no layer has a bias, so that the network is
 homogeneous of degree one and generalises over noise levels (Mohan et al. 2020). There is no global pooling:
 a tile sees exactly what the whole image would show it.
+
+A blind network reads one and the same level always and has to see for itself.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class UNetConfig:
     """Residual blocks of each level on the way down (the last entry: at the bottom)."""
     blocks_up: tuple[int, ...] = (1, 1)
     """Residual blocks of each level on the way up."""
+    assumed_sigma: float | None = None
+    """Of a blind network: the noise level that its map holds, whatever it is told."""
 
 
 class ResidualBlock(nn.Module):
@@ -50,6 +54,8 @@ class UNet(nn.Module):
     """
 
     task = "denoise"
+    takes_grey = True
+    """Grey images with grey noise were among what it learned from: three equal channels, and sigma as it is."""
 
     def __init__(self, config: UNetConfig = UNetConfig()) -> None:
         super().__init__()
@@ -70,6 +76,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.tail.weight)
 
     @property
+    def blind(self) -> bool:
+        """Whether the noise level that it is told means nothing to it."""
+        return self.config.assumed_sigma is not None
+
+    @property
     def multiple(self) -> int:
         """What height and width must be a multiple of, in pixels."""
         return int(self.config.unshuffle * 2 ** (len(self.config.channels) - 1))
@@ -85,6 +96,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """`x` `[N,C,H,W]`, `sigma` `[N]` in 8-bit units (15 means 15/255). Returns the clean image, same shape."""
+        if self.config.assumed_sigma is not None:
+            sigma = torch.full_like(sigma, self.config.assumed_sigma)
         plane = (sigma / 255.0).to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
         h = self.head(F.pixel_unshuffle(torch.cat([x, plane], 1), self.config.unshuffle))
         skips = []
