@@ -132,7 +132,7 @@ def bench_compress(
 
 
 def _dncnn() -> Any:
-    """DnCNN for colour (Zhang et al. 2017: 20 layers of 64 channels), weights at random: its time is that of real ones."""
+    """DnCNN for colour (Zhang et al. 2017), 20 layers of 64 channels; its weights are random, which takes as long."""
     from torch import nn
 
     layers: list[nn.Module] = []

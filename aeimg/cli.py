@@ -223,6 +223,8 @@ def models(as_json: bool) -> None:
 @click.option("--steps", type=click.IntRange(1), help="How many steps to train at most.")
 @click.option("--resume", type=PATH, help="A checkpoint to continue from.")
 @click.option("--from", "start", help="Weights to begin with: a model or weights file of the same network.")
+@click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
+@click.option("--pairs", type=PATH, help="Real photographs for it: a folder with noisy/ and clean/ of equal names.")
 @click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
 @click.option("--name", help="What the model is called. [default: the file's name]")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")
