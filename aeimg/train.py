@@ -109,7 +109,7 @@ class DenoiseObjective(Objective):
 
     task = "denoise"
     architecture = "unet"
-    recipe = Recipe(crop=96, batch=16, rate=1.5e-3, late=0.2, late_crop=128, late_batch=16)
+    recipe = Recipe(crop=96, batch=16, rate=2.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
 
     def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
         super().__init__(photographs)

@@ -22,11 +22,11 @@ from torch.nn import functional as F
 class UNetConfig:
     image_channels: int = 3
     unshuffle: int = 2
-    channels: tuple[int, ...] = (40, 80, 160)
+    channels: tuple[int, ...] = (32, 96, 128, 192)
     """Width of each level; each level halves the resolution of the one before."""
-    blocks: tuple[int, ...] = (1, 1, 3)
+    blocks: tuple[int, ...] = (1, 1, 2, 2)
     """Residual blocks of each level on the way down (the last entry: at the bottom)."""
-    blocks_up: tuple[int, ...] = (1, 1)
+    blocks_up: tuple[int, ...] = (1, 1, 1)
     """Residual blocks of each level on the way up."""
     assumed_sigma: float | None = None
     """Of a blind network: the noise level that its map holds, whatever it is told."""
