@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,17 +74,21 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             ),
             click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
             click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
+            click.option("-v", "--verbose", is_flag=True, help="A line for each image: what was done to it, and why."),
         ]
     ):
         command = option(command)
     return command
 
 
-def _run(source: Path, out: Path, task: str, quiet: bool, json_file: Path | None, **options: Any) -> None:
+def _run(
+    source: Path, out: Path, task: str, quiet: bool, verbose: bool, json_file: Path | None, **options: Any
+) -> None:
     from .engine import process
     from .paths import write_atomic
 
-    summary = process(source, task, out=out, progress=not quiet and sys.stderr.isatty(), **options)
+    logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
+    summary = process(source, task, out=out, progress=not (quiet or verbose) and sys.stderr.isatty(), **options)
     _tell(summary, task, quiet)
     if json_file is not None:
         about: dict[str, Any] = {"aeimg": __version__, "task": task, "source": str(source), "out": str(out)}
@@ -105,6 +110,9 @@ def _tell(summary: Summary, task: str, quiet: bool) -> None:
     if quiet:
         return
     line = f"{task}: {summary.done} done"
+    if task == "denoise":
+        models = Counter(record["model"] for record in summary.files if "model" in record)
+        line += "".join(f", {count} by {model}" for model, count in sorted(models.items()))
     if summary.skipped:
         line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
     if summary.failed:

@@ -154,6 +154,8 @@ BLOCK = 8
 """Side of the blocks in which results are looked at, in pixels."""
 LARGEST_SHIFT = 0.5
 LARGEST_STRUCTURE = 0.5
+NOISE_LEFT = 4.0
+"""Bounds of what is found in order: 8-bit units, a correlation, 8-bit units (fine texture reads as 2 or 3)."""
 
 
 def _blocks(plane: Array) -> Array:
@@ -194,7 +196,7 @@ class Check:
             found.append(f"the mean of a channel moved by more than {LARGEST_SHIFT} of 255 ({shifts})")
         if self.structure > LARGEST_STRUCTURE:
             found.append(f"detail may have gone with the noise (structure {self.structure:.2f}); try less --strength")
-        if self.noise_after > max(2.0, (1 - 0.5 * strength) * self.noise_before):
+        if self.noise_after > max(NOISE_LEFT, (1 - 0.5 * strength) * self.noise_before):
             found.append(
                 f"noise is left ({self.noise_after:.1f} of {self.noise_before:.1f}); try another --model or a --sigma"
             )

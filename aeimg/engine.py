@@ -11,6 +11,7 @@ one item into that item's outcome. The verbs are those of `verbs`; `process` is 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -29,6 +30,8 @@ from . import paths, zoo
 from .errors import AeimgError, OutputError, UsageError
 from .images import WRITABLE
 from .verbs import Compress, Decompress, Denoise, Options
+
+log = logging.getLogger("aeimg")
 
 TASKS = ("denoise", "compress", "decompress")
 BATCH_PIXELS = 4 << 20
@@ -369,6 +372,7 @@ def _files(source: Path, task: str, out: Path, verb: Verb, options: Options, pro
                 summary.bytes_in += written.bytes_in
                 summary.bytes_out += written.bytes_out
                 record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
+                log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.about.items()))
             bar.update()
             rate = summary.pixels / 1e6 / max(time.monotonic() - began, 1e-9)
             bar.set_postfix_str(f"{rate:.1f} MP/s" + (f", {len(summary.failed)} failed" if summary.failed else ""))

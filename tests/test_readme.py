@@ -56,9 +56,14 @@ def test_the_figures_are_those_that_were_measured():
     for anchor, name in (("jpeg", "JPEG"), ("webp", "WebP"), ("avif", "AVIF")):
         assert figure(rf"\| aeimg against {name} \| ([+-]?[\d.]+)% \|") == pytest.approx(ours[anchor], abs=0.051)
     for sigma in ("15", "25", "50"):
-        row = denoise["sigmas"][sigma]
-        assert figure(rf"\| sigma {sigma} \| [\d.]+ \| ([\d.]+) \|") == pytest.approx(row["told"], abs=0.0051)
-        assert figure(rf"\| sigma {sigma} \| ([\d.]+) \|") == pytest.approx(row["noisy"], abs=0.0051)
+        row = [denoise["sigmas"][sigma][key] for key in ("noisy", "told", "auto", "grey")]
+        found = re.search(rf"\| sigma {sigma}" + r" \| ([\d.]+)" * 4 + r" \|", README)
+        assert found, sigma
+        assert [float(value) for value in found.groups()] == pytest.approx(row, abs=0.0051)
+    jpeg = [figure(rf"\| sigma 25, then JPEG 75 \|{skipped} ([\d.]+) \|") for skipped in ("", r" [\d.]+ \| \|")]
+    assert jpeg == pytest.approx([denoise["jpeg75"][key] for key in ("noisy", "auto")], abs=0.0051)
+    pairs = json.loads((ROOT / "docs" / "bench-pairs.json").read_text())["cameras"]["all"]
+    assert figure(r"\(PolyU\) rise by ([\d.]+) dB") == pytest.approx(pairs["gain"], abs=0.0051)
 
 
 def test_the_measured_weights_are_those_that_ship():
@@ -66,10 +71,13 @@ def test_the_measured_weights_are_those_that_ship():
 
     from aeimg import zoo
 
-    for name in ("compress", "denoise"):
-        figures = json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())
-        shipped = zoo.get(None, name, torch.device("cpu"))
-        assert (figures["label"], figures["digest"]) == (shipped.label, shipped.digest.hex())
+    def shipped(task, *names):
+        models = [zoo.get(name, task, torch.device("cpu")) for name in names]
+        return {model.label: model.digest.hex() for model in models}
+
+    denoisers = shipped("denoise", zoo.DEFAULTS["denoise"], zoo.BLIND)
+    for name, models in (("compress", shipped("compress", None)), ("denoise", denoisers), ("pairs", denoisers)):
+        assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())["models"] == models
 
 
 def test_the_version_is_that_of_the_changelog():
