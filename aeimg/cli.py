@@ -40,6 +40,20 @@ class _Group(click.Group):
             sys.exit(130)
 
 
+class _Levels(click.ParamType):
+    """A level, or one for each format: `90`, `jpg=90,webp=80`."""
+
+    name = "level"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            if "=" not in value:
+                return int(value)
+            return {kind.strip(): int(level) for kind, level in (part.split("=") for part in value.split(","))}
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is neither a level like 90 nor levels like jpg=90,avif=60", param, ctx)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg")
 def main() -> None:
@@ -56,6 +70,12 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             click.option("-m", "--model", help="A registered model (see `aeimg models`) or a weights file."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
             click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
+            click.option("--include", multiple=True, help="Only files whose name or path fits this pattern."),
+            click.option("--exclude", multiple=True, help="No files or folders whose name or path fits this pattern."),
+            click.option("--follow-symlinks", is_flag=True, help="Follow links in folders."),
+            click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
+            click.option("-n", "--dry-run", is_flag=True, help="Write nothing; say what would be done and how long."),
+            click.option("--memory", help="What pictures on their way may hold, like 500M or 4G. [default: 2G]"),
             click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores]"),
             click.option("-b", "--batch-size", type=click.IntRange(1), default=8, show_default=True),
             click.option(
@@ -63,7 +83,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
                 type=click.Choice(["skip", "overwrite", "error"]),
                 default="skip",
                 show_default=True,
-                help="What to do about output files that are there already.",
+                help="What to do about outputs that are there: leave out what is still right, redo all, or refuse.",
             ),
             click.option(
                 "--on-error",
@@ -82,32 +102,88 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _run(
-    source: Path, out: Path, task: str, quiet: bool, verbose: bool, json_file: Path | None, **options: Any
+    sources: tuple[str, ...], out: str, task: str, quiet: bool, verbose: bool, json_file: Path | None, **options: Any
 ) -> None:
-    from .engine import process
-    from .paths import write_atomic
+    from .engine import Interrupted, process
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
-    summary = process(source, task, out=out, progress=not (quiet or verbose) and sys.stderr.isatty(), **options)
-    _tell(summary, task, quiet)
+    options = {key: value for key, value in options.items() if value is not None}
+    if out == "-":
+        _pipe(sources, task, **options)
+        return
+    interrupted = False
+    try:
+        summary = process(_found(sources), task, out=out, progress=not (quiet or verbose), **options)
+    except Interrupted as error:
+        summary, interrupted = error.summary, True
+    _tell(summary, task, quiet, dry=options["dry_run"])
     if json_file is not None:
-        about: dict[str, Any] = {"aeimg": __version__, "task": task, "source": str(source), "out": str(out)}
-        about |= {
-            key: getattr(summary, key) for key in ("done", "skipped", "pixels", "bytes_in", "bytes_out", "seconds")
-        }
-        about |= {"failed": len(summary.failed), "files": summary.files}
-        write_atomic(json_file, json.dumps(about, indent=1).encode())
+        _write_json(json_file, summary, task=task, sources=sources, out=out)
+    if interrupted:
+        raise KeyboardInterrupt
     if summary.failed:
         sys.exit(1)
 
 
-def _tell(summary: Summary, task: str, quiet: bool) -> None:
+def _found(sources: tuple[str, ...]) -> list[Path | str]:
+    if "-" in sources:
+        raise UsageError("what comes from standard input goes to standard output: give - for OUT as well")
+    return list(sources)
+
+
+_FOR_FILES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "if_exists", "on_error")
+
+
+def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
+    """One picture or latent file from standard input, or from a file, to standard output."""
+    from .engine import process
+
+    if len(sources) != 1:
+        raise UsageError("standard output takes one picture: give one source, a file or -")
+    data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0])
+    kept = {key: value for key, value in options.items() if key not in _FOR_FILES}
+    if isinstance(data, Path):
+        try:
+            data = data.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{sources[0]}: can't be read ({error.strerror})") from error
+    if task == "decompress":
+        kept["kind"] = "bytes"
+        kept.setdefault("format", "png")
+    sys.stdout.buffer.write(process(data, task, **kept))
+    sys.stdout.buffer.flush()
+
+
+def _write_json(file: Path, summary: Summary, **about: Any) -> None:
+    from .paths import write_atomic
+
+    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "seconds")
+    about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
+    about |= {"failed": len(summary.failed), "files": summary.files}
+    write_atomic(file, json.dumps(about, indent=1).encode())
+
+
+def _plain(name: object) -> str:
+    """A file's name on one line, whatever is in it."""
+    return str(name).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _tell(summary: Summary, task: str, quiet: bool, dry: bool) -> None:
     for record in summary.files:
         for warning in record.get("warnings", ()):
-            click.echo(f"note: {record['input']}: {warning}", err=True)
+            click.echo(_plain(f"note: {record['input']}: {warning}"), err=True)
     for path, reason in summary.failed:
-        click.echo(f"failed: {path}: {reason.removeprefix(f'{path}: ')}", err=True)
+        click.echo(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"), err=True)
     if quiet:
+        return
+    if dry:
+        for record in summary.files:
+            if record["status"] == "planned":
+                click.echo(_plain(f"{record['input']} -> {record['output']}"))
+        expected = summary.expected
+        line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date; "
+        line += f"about {expected['megapixels']:.1f} megapixels, {expected['seconds']:.0f} s, "
+        click.echo(line + f"{_size(int(expected['bytes_out']))} to be written", err=True)
         return
     line = f"{task}: {summary.done} done"
     if task == "denoise":
@@ -115,6 +191,8 @@ def _tell(summary: Summary, task: str, quiet: bool) -> None:
         line += "".join(f", {count} by {model}" for model, count in sorted(models.items()))
     if summary.skipped:
         line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
+    if summary.planned:
+        line += f", {summary.planned} not begun"
     if summary.failed:
         line += f", {len(summary.failed)} failed"
     if summary.done:
@@ -136,21 +214,27 @@ def _size(count: int) -> str:
 
 
 @main.command()
-@click.argument("source", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("out")
 @click.option("--sigma", default="auto", show_default=True, help="Noise level in 8-bit units, or auto to estimate it.")
 @click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 leaves all as it is.")
 @click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: that of the source]")
-@click.option("--image-quality", type=click.IntRange(1, 100), help="Of JPEG, WebP and AVIF files. [default: 95]")
+@click.option(
+    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
+)
 @_shared
-def denoise(source: Path, out: Path, **options: Any) -> None:
-    """Denoise the images in SOURCE (a file or folder) into the folder OUT."""
-    _run(source, out, "denoise", **options)
+def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
+    """Denoise the images in SOURCES into the folder OUT.
+
+    SOURCES are files, folders, globs or @list.txt; of one file, OUT may be the file to write; - is standard input or
+    output.
+    """
+    _run(sources, out, "denoise", **options)
 
 
 @main.command()
-@click.argument("source", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("out")
 @click.option("--quality", type=click.IntRange(1, 100), default=50, show_default=True)
 @click.option("--target-bpp", type=float, help="Instead of --quality: the best file of at most so many bits per pixel.")
 @click.option("--max-bytes", type=int, help="Instead of --quality: the best file of at most so many bytes.")
@@ -164,20 +248,30 @@ def denoise(source: Path, out: Path, **options: Any) -> None:
 )
 @click.option("--measure", is_flag=True, help="Decode again, and tell PSNR and SSIM (with --json, of each file).")
 @_shared
-def compress(source: Path, out: Path, **options: Any) -> None:
-    """Compress the images in SOURCE (a file or folder) into latent files (.aei) in the folder OUT."""
-    _run(source, out, "compress", **options)
+def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
+    """Compress the images in SOURCES into latent files (.aei) in the folder OUT.
+
+    SOURCES are files, folders, globs or @list.txt; of one file, OUT may be the file to write; - is standard input or
+    output.
+    """
+    _run(sources, out, "compress", **options)
 
 
 @main.command()
-@click.argument("source", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("sources", nargs=-1, required=True)
+@click.argument("out")
 @click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: png]")
-@click.option("--image-quality", type=click.IntRange(1, 100), help="Of JPEG, WebP and AVIF files. [default: 95]")
+@click.option(
+    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
+)
 @_shared
-def decompress(source: Path, out: Path, **options: Any) -> None:
-    """Turn the latent files in SOURCE (a file or folder) back into images in the folder OUT."""
-    _run(source, out, "decompress", **options)
+def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
+    """Turn the latent files in SOURCES back into images in the folder OUT.
+
+    SOURCES are files, folders, globs or @list.txt; of one file, OUT may be the file to write; - is standard input or
+    output.
+    """
+    _run(sources, out, "decompress", **options)
 
 
 @main.command()

@@ -1,202 +1,71 @@
-"""`process()`: folders, files and arrays through a model, as a bounded stream.
+"""`process()`: folders, files and arrays through a model.
 
-    sources ──read──> items ──gather──> batches ──run──> results ──write──> outcomes, in order
-             threads          by padded size     caller's          threads
-                                                 thread
+    sources ──find, plan──> jobs ──manifest──> what is left to do ──┐
+    pictures, arrays, bytes ────────────────────────────────────────┴──stream, with a verb──> results, or files
 
-`stream` knows nothing of pictures: it moves items through the four functions of a `Verb`, never holds more than
-`window` of them or, once their sizes are known, more than about `memory` bytes, and turns whatever goes wrong with
-one item into that item's outcome. The verbs are those of `verbs`; `process` is the door.
+The verbs are those of `verbs`, the stream that of `stream`; here is the door, and what it takes to work on files:
+which of them still need it, what became of each, and how far it is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import paths, zoo
-from .errors import AeimgError, OutputError, UsageError
+from . import container, paths, zoo
+from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE
+from .manifest import Manifest, Record, State, digest
+from .stream import Outcome, Verb, stream
 from .verbs import Compress, Decompress, Denoise, Options
 
 log = logging.getLogger("aeimg")
 
 TASKS = ("denoise", "compress", "decompress")
-BATCH_PIXELS = 4 << 20
-"""A batch is not made larger than this, in pixels, unless one image alone is."""
-
-
-# -- the stream ------------------------------------------------------------------------------------------------
-
-
-class Verb(Protocol):
-    """What is done to each item."""
-
-    def read(self, source: Any) -> Any:
-        """In a thread: a source -> an item with `pixels` (how many it has) and `nbytes` (what it holds in memory)."""
-        ...
-
-    def key(self, item: Any) -> Hashable:
-        """Items of equal key can run as one batch."""
-        ...
-
-    def run(self, items: list[Any]) -> list[Any]:
-        """In the caller's thread: a batch through the model."""
-        ...
-
-    def write(self, item: Any, result: Any) -> Any:
-        """In a thread: an item and its result -> what the caller gets."""
-        ...
-
-
-@dataclass
-class Outcome:
-    """What became of one source: a value or an error."""
-
-    source: Any
-    value: Any = None
-    error: Exception | None = None
-    pixels: int = 0
-
-
-@dataclass
-class _Slot:
-    """One item on its way. `future` is its read, then its write; `item` is there in between and while it is written."""
-
-    source: Any
-    future: Future[Any] | None = None
-    item: Any = None
-    outcome: Outcome | None = None
-
-    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
-        if error is not None and not isinstance(error, Exception):
-            raise error
-        self.outcome = Outcome(self.source, value, error, getattr(self.item, "pixels", 0))
-        self.future = self.item = None
-
-
-def stream(
-    sources: Iterable[Any],
-    verb: Verb,
-    *,
-    jobs: int | None = None,
-    batch_size: int = 8,
-    memory: int = 2 << 30,
-) -> Iterator[Outcome]:
-    """Moves `sources` through `verb` and yields an `Outcome` for each, in their order.
-
-    `jobs` threads read and write; `batch_size` bounds the items of a batch; reading pauses while the items on their
-    way hold more than `memory` bytes. Closing the generator ends the threads.
-    """
-    jobs = jobs or min(8, os.cpu_count() or 1)
-    window = 2 * jobs + 2 * batch_size
-    slots: deque[_Slot] = deque()
-    upcoming = iter(sources)
-    more = True
-    largest = 0
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
-
-    def fits(held: int, reading: int) -> bool:
-        return not slots or held + (reading + 1) * largest <= memory
-
-    try:
-        while True:
-            held = sum(slot.item.nbytes for slot in slots if slot.item is not None)
-            reading = sum(slot.future is not None and slot.item is None for slot in slots)
-            # Until the first is read nobody knows how large they are; as many as there are threads must do.
-            while more and len(slots) < window and (fits(held, reading) if largest else reading < jobs):
-                try:
-                    source = next(upcoming)
-                except StopIteration:
-                    more = False
-                    break
-                slots.append(_Slot(source, pool.submit(verb.read, source)))
-                reading += 1
-            for slot in slots:
-                if slot.future is not None and slot.future.done():
-                    error = slot.future.exception()
-                    if error is not None:
-                        slot.settle(error=error)
-                    elif slot.item is None:
-                        slot.item, slot.future = slot.future.result(), None
-                        largest = max(largest, slot.item.nbytes)
-                    else:
-                        slot.settle(slot.future.result())
-            while slots and slots[0].outcome is not None:
-                yield slots.popleft().outcome  # type: ignore[misc]
-            if not slots:
-                if not more:
-                    return
-                continue
-            batch = _gather(slots, verb, batch_size)
-            if batch:
-                for slot, result in zip(batch, _run(verb, [slot.item for slot in batch]), strict=True):
-                    if isinstance(result, Exception):
-                        slot.settle(error=result)
-                    else:
-                        slot.future = pool.submit(verb.write, slot.item, result)
-            elif slots[0].outcome is None:
-                wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:
-    """A batch worth running now: a full one; or, when no read is under way that could fill one, the oldest."""
-    buckets: dict[Hashable, list[_Slot]] = {}
-    reading = False
-    for slot in slots:
-        if slot.item is None:
-            reading |= slot.future is not None
-        elif slot.future is None:
-            bucket = buckets.setdefault(verb.key(slot.item), [])
-            bucket.append(slot)
-            if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.pixels > BATCH_PIXELS:
-                return bucket
-    return next(iter(buckets.values())) if buckets and not reading else []
-
-
-def _run(verb: Verb, items: list[Any]) -> list[Any]:
-    """Runs a batch; where that fails, its items one by one, so that only the guilty one is lost."""
-    try:
-        return verb.run(items)
-    except Exception as error:  # whatever a model raises is this batch's failure, not the run's
-        if len(items) == 1:
-            return [error]
-        return [_run(verb, [item])[0] for item in items]
-
-
-# -- the door ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Summary:
-    """What a run over files did."""
+    """What a run over files did; of a dry run, what it would do."""
 
     done: int = 0
     skipped: int = 0
     failed: list[tuple[Path, str]] = field(default_factory=list)
     """Each input that failed and why, by name."""
+    planned: int = 0
+    """Inputs that are still to be done: of a dry run, or of one that was interrupted or stopped at an error."""
+    expected: dict[str, float] = field(default_factory=dict)
+    """Of a dry run: `megapixels`, `seconds` and `bytes_out`, extrapolated from a few of the inputs."""
     pixels: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
     files: list[dict[str, Any]] = field(default_factory=list)
-    """A record for each file: `input`, `output`, `status` ("done", "skipped" or "failed"); then, as it applies, sizes,
-    `model`, `quality`, `bpp`, `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `warnings`,
-    `error`."""
+    """A record for each file: `input`, `output`, `status` ("done", "skipped", "failed" or "planned"); then, as it
+    applies, sizes, `seconds`, `model`, `quality`, `bpp`, `psnr` (None where nothing was lost), `ssim` (None under 11
+    pixels), `warnings`, `error`."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run over files was interrupted; `summary` tells what was done by then."""
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__()
+        self.summary = summary
+
+
+# -- the door ---------------------------------------------------------------------------------------------------------
 
 
 _VERBS: dict[str, Any] = {"denoise": Denoise, "compress": Compress, "decompress": Decompress}
@@ -221,6 +90,7 @@ def process(
     device: str = "auto",
     dtype: str = "auto",
     progress: bool = False,
+    dry_run: bool = False,
     **options: Any,
 ) -> Any:
     """Denoises, compresses or decompresses whatever it is given.
@@ -230,11 +100,13 @@ def process(
             in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, float in [0,1]; the bytes of an image or of a latent
             file; or any iterable of these. Float input is not clipped.
         task: "denoise", "compress" or "decompress".
-        out: a folder to write to; then `source` is a file or folder and a `Summary` comes back.
+        out: a folder to write to, and a `Summary` comes back; then `source` is a file, a folder, a glob, `@list.txt` (a
+            file that lists them), or several of these. For one file, `out` may be the file to write.
         model: a registered name, the label of built-in weights or a weights file; None is the default for the task.
         device: "auto", "cpu", "cuda", "mps".
         dtype: "auto", "fp32", "bf16".
-        progress: with `out`, show a progress bar on standard error.
+        progress: with `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
+        dry_run: with `out`, write nothing, and tell in the summary what would be done.
         options:
             sigma: noise level in 8-bit units, or "auto" to estimate it (denoise).
             strength: 0 leaves the picture as it is, 1 takes all the noise away (denoise).
@@ -245,11 +117,17 @@ def process(
             measure: decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
             kind: "pil", "numpy", "tensor" or "bytes": what decompress gives back.
             format: suffix of the files written, "keep" for that of the source; decompress writes png by default.
-            image_quality: 1..100 for JPEG, WebP and AVIF files that are written; default 95.
-            if_exists: "skip" (default), "overwrite" or "error", for output files that are there already.
+            image_quality: 1..100 for JPEG, WebP and AVIF files that are written (default 95), or one for each format,
+                as in {"jpg": 90, "avif": 70}.
+            name: a template of the names of files written, of {stem}, {name} (the stem with its old suffix), {suffix}.
+            include, exclude: patterns for names, or for paths below a folder, of files that are taken or passed over.
+            follow_symlinks: whether links in folders are followed.
+            if_exists: "skip" (default) leaves out what has the result that this model and these options would give, and
+                files that are not of aeimg; "overwrite" does all anew; "error" refuses where any output is there.
             on_error: "continue" or "stop". With `out` the default is to continue; with an iterable it is to stop,
                 and to continue means that the error stands in the failed item's place.
-            jobs: threads that read and write; batch_size: how many images run at once at most.
+            jobs: threads that read and write; batch_size: how many images run at once at most; memory: bytes that the
+                pictures on their way may hold (default 2 GiB), as a number or like "4G". One picture is always let in.
 
     Returns:
         One thing in, one result out; an iterable (or a folder, without `out`) in, a generator out, in order, which
@@ -268,11 +146,11 @@ def process(
         raise UsageError(f"unknown option: {error}") from None
     verb = _verb(task, model, device, dtype, chosen)
     if out is not None:
-        if not isinstance(source, str | os.PathLike):
-            raise UsageError("with out=, the source must be a file or a folder")
-        return _files(Path(source), task, Path(out), verb, chosen, progress)
+        return _files(_names(source), task, Path(out), verb, chosen, progress, dry_run)
+    if dry_run:
+        raise UsageError("a dry run is for files: say where to with out=")
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
-        source = paths.find_latents(Path(source)) if task == "decompress" else paths.find_images(Path(source))
+        source = [one.path for one in paths.find(source, _suffixes(task), chosen.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, verb, chosen)]
         return torch.stack(results) if task == "denoise" and results else results
@@ -285,7 +163,7 @@ def process(
 
 
 def _stream(sources: Iterable[Any], verb: Verb, options: Options) -> Iterator[Outcome]:
-    return stream(sources, verb, jobs=options.jobs, batch_size=options.batch_size)
+    return stream(sources, verb, jobs=options.jobs, batch_size=options.batch_size, memory=options.memory_bytes)
 
 
 def _value(outcome: Outcome) -> Any:
@@ -302,6 +180,23 @@ def _generate(sources: Iterable[Any], verb: Verb, options: Options) -> Iterator[
             yield _value(outcome)
 
 
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _suffixes(task: str) -> Iterable[str]:
+    return [paths.LATENT_SUFFIX] if task == "decompress" else paths.IMAGE_SUFFIXES
+
+
+def _names(source: Any) -> list[str]:
+    sources = [source] if isinstance(source, str | os.PathLike) else source
+    if not isinstance(sources, Iterable) or isinstance(sources, bytes | bytearray | np.ndarray | Tensor):
+        raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
+    sources = list(sources)
+    if not all(isinstance(one, str | os.PathLike) for one in sources):
+        raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
+    return [os.fspath(one) for one in sources]
+
+
 @dataclass
 class _Written:
     """What became of one file that was written."""
@@ -312,36 +207,72 @@ class _Written:
 
 
 class _ToFiles:
-    """A verb whose sources are `paths.Job`s and whose results are written where they say."""
+    """A verb whose sources are `paths.Job`s and whose results are written where they say.
 
-    def __init__(self, verb: Verb) -> None:
-        self.verb = verb
+    Without a manifest nothing is written: what is made is thrown away, as for a dry run's sample.
+    """
+
+    def __init__(self, verb: Any, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
+        self.verb, self.manifest, self.recipe, self.dry = verb, manifest, recipe, dry
         self.key, self.run = verb.key, verb.run
 
     def read(self, job: paths.Job) -> Any:
-        return replace(self.verb.read(job.source), kind="file", origin=job, suffix=job.target.suffix)
+        began = time.monotonic()
+        try:
+            status = os.stat(job.source)
+        except OSError as error:
+            raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
+        item = replace(self.verb.read(job.source), kind="file", origin=(job, status), suffix=job.target.suffix)
+        item.about["seconds"] = time.monotonic() - began
+        return item
 
     def write(self, item: Any, result: Any) -> _Written:
+        began = time.monotonic()
+        job, status = item.origin
         data = self.verb.write(item, result)
-        paths.write_atomic(item.origin.target, data)
-        about = {"width": item.picture.width, "height": item.picture.height, **item.about}
+        if not self.dry:
+            if self.manifest is not None:
+                source = (status.st_size, status.st_mtime_ns, digest(item.data))
+                self.manifest.add(job, Record(self.recipe, *source, len(data), digest(data)))
+            paths.write_atomic(job.target, data)
+        seconds = round(item.about.pop("seconds") + time.monotonic() - began, 4)
+        about = {"width": item.picture.width, "height": item.picture.height, "seconds": seconds, **item.about}
         warnings = [*item.picture.notes, *about.pop("warnings", ())]
         if warnings:
             about["warnings"] = warnings
-        return _Written(item.origin.source.stat().st_size, len(data), about)
+        return _Written(status.st_size, len(data), about)
 
 
-def _files(source: Path, task: str, out: Path, verb: Verb, options: Options, progress: bool) -> Summary:
-    began = time.monotonic()
-    files = paths.find_latents(source) if task == "decompress" else paths.find_images(source)
+def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[list[paths.Job], bool]:
+    """The jobs, and whether `out` is the one file to write rather than a folder."""
+    own = paths.LATENT_SUFFIX if task == "compress" else None
 
     def suffix(path: Path) -> str:
-        if task == "compress":
-            return paths.LATENT_SUFFIX
         kept = path.suffix if path.suffix.lower() in WRITABLE else ".png"
-        return options.suffix or kept
+        return own or options.suffix or kept
 
-    jobs = paths.plan(source, files, out, suffix)
+    if len(sources) == 1 and Path(sources[0]).is_file() and not out.is_dir():
+        known = [own] if own else WRITABLE
+        if out.suffix.lower() in known:
+            if os.path.realpath(out) == os.path.realpath(sources[0]):
+                raise UsageError(f"{out}: the output would overwrite the input")
+            return [paths.Job(Path(sources[0]), out)], True
+    for source in sources:
+        if task == "denoise" and Path(source).is_dir() and os.path.realpath(source) == os.path.realpath(out):
+            raise UsageError(
+                f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
+            )
+    found = paths.find(sources, _suffixes(task), replace(options.selection, without=out))
+    return paths.plan(found, out, suffix, options.name), False
+
+
+def _files(
+    sources: list[str], task: str, out: Path, verb: Any, options: Options, progress: bool, dry_run: bool
+) -> Summary:
+    began = time.monotonic()
+    jobs, alone = _plan(sources, task, out, options)
+    manifest = None if alone else Manifest(out)
+    recipe = verb.recipe()
     summary = Summary()
 
     def record(job: paths.Job, status: str, **about: Any) -> None:
@@ -349,23 +280,32 @@ def _files(source: Path, task: str, out: Path, verb: Verb, options: Options, pro
 
     todo = []
     for job in jobs:
-        if options.if_exists != "overwrite" and job.target.exists():
-            if options.if_exists == "error":
-                raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
+        state = manifest.state(job, recipe) if manifest else State.FOREIGN if job.target.exists() else State.MISSING
+        if options.if_exists == "error" and state is not State.MISSING:
+            raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
+        if options.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
             summary.skipped += 1
-            record(job, "skipped")
+            foreign = {"warnings": ["the output is there already, and not known to be of aeimg"]}
+            record(job, "skipped", **(foreign if state is State.FOREIGN else {}))
         else:
             todo.append(job)
-    from tqdm import tqdm
-
-    with tqdm(total=len(todo), unit="image", disable=not progress, dynamic_ncols=True) as bar:
-        for outcome in _stream(todo, _ToFiles(verb), options):
+    if dry_run:
+        summary.planned = len(todo)
+        for job in todo:
+            record(job, "planned")
+        summary.expected = _expected(todo, task, verb, options)
+        summary.seconds = time.monotonic() - began
+        return summary
+    left = {id(job): job for job in todo}
+    outcomes = _stream(todo, _ToFiles(verb, manifest, recipe), options)
+    shown = _Progress(task, len(todo), progress)
+    try:
+        for outcome in outcomes:
             job, written = outcome.source, outcome.value
+            del left[id(job)]
             if outcome.error is not None:
                 summary.failed.append((job.source, _reason(outcome.error)))
                 record(job, "failed", error=_reason(outcome.error))
-                if options.on_error == "stop":
-                    break
             else:
                 summary.done += 1
                 summary.pixels += outcome.pixels
@@ -373,11 +313,80 @@ def _files(source: Path, task: str, out: Path, verb: Verb, options: Options, pro
                 summary.bytes_out += written.bytes_out
                 record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
                 log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.about.items()))
-            bar.update()
-            rate = summary.pixels / 1e6 / max(time.monotonic() - began, 1e-9)
-            bar.set_postfix_str(f"{rate:.1f} MP/s" + (f", {len(summary.failed)} failed" if summary.failed else ""))
-    summary.seconds = time.monotonic() - began
+            shown.step(summary)
+            if outcome.error is not None and options.on_error == "stop":
+                break
+    except KeyboardInterrupt:
+        raise Interrupted(summary) from None
+    finally:
+        shown.close()
+        outcomes.close()  # type: ignore[attr-defined]
+        summary.planned = len(left)
+        for job in left.values():
+            record(job, "planned")
+        summary.seconds = time.monotonic() - began
     return summary
+
+
+SAMPLE = 5
+"""How many inputs a dry run tries, the first of them to warm up."""
+
+
+def _expected(jobs: list[paths.Job], task: str, verb: Any, options: Options) -> dict[str, float]:
+    """What `jobs` would take: pixels by their headers; seconds and bytes by those of a few, spread evenly."""
+    pixels = {}
+    for job in jobs:
+        try:
+            if task == "decompress":
+                latent = container.read(job.source.read_bytes(), str(job.source))
+                pixels[job] = latent.width * latent.height if isinstance(latent, container.Coded) else 0
+            else:
+                with Image.open(job.source) as image:
+                    pixels[job] = image.width * image.height
+        except (AeimgError, OSError, ValueError, SyntaxError):
+            continue  # to be reported when it is done
+    able = list(pixels)
+    chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]
+    tried = _ToFiles(verb, None, "", dry=True)
+    list(_stream(chosen[:1], tried, options))
+    began = time.monotonic()
+    outcomes = [outcome for outcome in _stream(chosen[1:] or chosen, tried, options) if outcome.error is None]
+    seconds, seen = time.monotonic() - began, sum(outcome.pixels for outcome in outcomes)
+    total = sum(pixels.values())
+    scale = total / seen if seen else 0.0
+    made = sum(outcome.value.bytes_out for outcome in outcomes)
+    return {"megapixels": round(total / 1e6, 3), "seconds": round(scale * seconds, 1), "bytes_out": round(scale * made)}
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    EVERY = 20.0
+    """Seconds between lines."""
+
+    def __init__(self, task: str, total: int, wanted: bool) -> None:
+        from tqdm import tqdm
+
+        self.task, self.total, self.count = task, total, 0
+        self.began = self.told = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self.lines = wanted and not terminal
+        self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
+
+    def step(self, summary: Summary) -> None:
+        self.count += 1
+        now = time.monotonic()
+        rate = summary.pixels / 1e6 / max(now - self.began, 1e-9)
+        failed = f", {len(summary.failed)} failed" if summary.failed else ""
+        self.bar.update()
+        self.bar.set_postfix_str(f"{rate:.1f} MP/s{failed}")
+        if self.lines and now - self.told > self.EVERY:
+            left = (now - self.began) / self.count * (self.total - self.count)
+            log.info("%s: %d of %d, %.1f MP/s, %.0f s left%s", self.task, self.count, self.total, rate, left, failed)
+            self.told = now
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def _reason(error: Exception) -> str:

@@ -1,14 +1,23 @@
 """Find the inputs, plan the outputs, write atomically.
 
-Three promises live here: the tree below the input folder is kept, no two inputs ever share an output
+    find     folders, files, globs and lists -> the files to work on, each with the folder its place is relative to
+    plan     found files -> jobs, each with a place of its own in the output folder
+    write_atomic
+
+Three promises live here: the tree below an input folder is kept, no two inputs ever share an output
 name, and a file under its final name is always whole.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import glob
+import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +27,157 @@ IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .jp2".split()
 )
 LATENT_SUFFIX = ".aei"
+LONGEST_NAME = 255
+"""Bytes of a file's name, on all common file systems."""
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """An input file, and the folder that its place in the tree is relative to."""
+
+    path: Path
+    base: Path
+
+    @property
+    def relative(self) -> Path:
+        return self.path.relative_to(self.base)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which files below folders are taken.
+
+    Patterns are for a file's name, or for its path below the folder; `*` stands for any characters.
+    """
+
+    include: Sequence[str] = ()
+    """Where there are any, one of them must fit."""
+    exclude: Sequence[str] = ()
+    """None of them may fit, neither the file nor a folder above it."""
+    follow_symlinks: bool = False
+    without: Path | None = None
+    """A folder that is passed over with all that is in it: the output folder, where it lies among the inputs."""
+
+    @staticmethod
+    def _fits(relative: Path, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatch(name, p) for p in patterns for name in (relative.name, relative.as_posix()))
+
+    def takes(self, relative: Path) -> bool:
+        """Whether a file of that path below a source folder is taken."""
+        return (not self.include or self._fits(relative, self.include)) and not self._fits(relative, self.exclude)
+
+    def enters(self, folder: Path, relative: Path) -> bool:
+        """Whether a folder is looked into."""
+        inside = self.without is not None and os.path.realpath(folder) == os.path.realpath(self.without)
+        return not inside and not self._fits(relative, self.exclude)
+
+
+def _walk(folder: Path, base: Path, selection: Selection, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Regular files below `folder` in sorted order; hidden files, and symbolic links unless asked for, are passed over.
+
+    `above` holds the folders on the way here, so that links can't lead around in circles.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UsageError(f"{folder}: can't be listed ({error.strerror})") from error
+    follow = selection.follow_symlinks
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith(".") or (entry.is_symlink() and not follow):
+            continue
+        if entry.is_dir(follow_symlinks=follow):
+            status = entry.stat(follow_symlinks=follow)
+            identity = (status.st_dev, status.st_ino)
+            if identity not in above and selection.enters(path, path.relative_to(base)):
+                yield from _walk(path, base, selection, above | {identity})
+        elif entry.is_file(follow_symlinks=follow) and selection.takes(path.relative_to(base)):
+            yield path
+
+
+def _files_below(folder: Path, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
+    status = folder.stat()
+    for path in _walk(folder, folder, selection, frozenset({(status.st_dev, status.st_ino)})):
+        if path.suffix.lower() in suffixes:
+            yield Found(path, folder)
+
+
+def _listed(name: str) -> list[Path]:
+    """The paths in a list file: one a line, or separated by NULs; relative ones start where aeimg runs."""
+    try:
+        data = Path(name).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{name}: the list can't be read ({error.strerror})") from error
+    parts = data.split(b"\0") if b"\0" in data else data.splitlines()
+    return [Path(os.fsdecode(part)) for part in parts if part.strip()]
+
+
+def _common(files: list[Path]) -> Path:
+    """The deepest folder that holds all `files`."""
+    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))
+
+
+def _from_source(source: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
+    if source.startswith("@") and not os.path.lexists(source):
+        listed = _listed(source[1:])
+        files = [Path(os.path.abspath(path)) for path in listed if not path.is_dir()]
+        base = _common(files) if files else Path()
+        yield from (Found(path, base) for path in files)
+        for path in listed:
+            if path.is_dir():
+                yield from _files_below(path, suffixes, selection)
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from _files_below(path, suffixes, selection)
+    elif path.exists() or not glob.has_magic(source):
+        if not path.exists():
+            raise UsageError(f"{source}: no such file or folder")
+        yield Found(path, path.parent)
+    else:
+        fixed = []
+        for part in path.parts:
+            if glob.has_magic(part):
+                break
+            fixed.append(part)
+        base = Path(*fixed)
+        matched = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
+        if not matched:
+            raise UsageError(f"{source}: matches no file")
+        for match in matched:
+            if match.suffix.lower() in suffixes and selection.takes(match.relative_to(base)):
+                yield Found(match, base)
+
+
+def find(
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    suffixes: Iterable[str],
+    selection: Selection = Selection(),
+) -> list[Found]:
+    """The files of `sources`, in order, each once.
+
+    A source is a folder, searched recursively for files with one of `suffixes`; a file, taken whatever its suffix;
+    a glob like `photos/**/*.jpg`; or `@list.txt`, a file that lists files and folders. Hidden files (macOS's `._*`
+    among them) are passed over in folders. Raises `UsageError` where a source does not exist.
+    """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
+    found: dict[str, Found] = {}
+    for source in sources:
+        for one in _from_source(os.fspath(source), frozenset(suffixes), selection):
+            found.setdefault(os.path.abspath(one.path), one)
+    return list(found.values())
+
+
+def find_images(source: Path) -> list[Path]:
+    """The images below a folder, by their suffixes."""
+    return [one.path for one in find(source, IMAGE_SUFFIXES)]
+
+
+# -- planning --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -28,86 +188,87 @@ class Job:
     target: Path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Regular files below `folder` in sorted order; hidden files and symbolic links are passed over."""
+def _key(path: Path | str) -> str:
+    """Equal for names that some file system takes for one: in case, and in how accents are composed."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _fitted(name: str, suffix: str) -> str:
+    """`name`, which ends in `suffix`, cut to what file systems take; what was cut away is hashed into it."""
+    if len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    mark = "-" + hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest() + suffix
+    room = LONGEST_NAME - len(os.fsencode(mark))
+    # Whole characters only, where it is text at all.
+    stem = os.fsencode(name)[:room]
+    return stem.decode("utf-8", "ignore" if _is_text(name) else "surrogateescape") + mark
+
+
+def _is_text(name: str) -> bool:
     try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UsageError(f"{folder}: can't be listed ({error.strerror})") from error
-    for entry in entries:
-        if entry.name.startswith(".") or entry.is_symlink():
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            yield Path(entry.path)
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def find_files(source: Path, suffixes: Iterable[str]) -> list[Path]:
-    """The files with one of `suffixes` in `source`, recursively; `source` itself where it is a file.
+TEMPLATE = "{stem}{suffix}"
 
-    Hidden files (macOS's `._*` among them) and symbolic links below `source` are passed over.
-    Raises `UsageError` where `source` does not exist.
+
+def check_template(template: str) -> None:
+    """Raises `UsageError` where `template` is no template of a file's name."""
+    try:
+        name = template.format(stem="a", name="a.b", suffix=".c")
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise UsageError(f"name template {template!r}: only {{stem}}, {{name}} and {{suffix}} stand in it") from error
+    if "/" in name or os.sep in name or "\0" in name or not name.endswith(".c"):
+        raise UsageError(f"name template {template!r}: it must end in {{suffix}} and name no folder")
+    if "{stem}" not in template and "{name}" not in template:
+        raise UsageError(f"name template {template!r}: without {{stem}} or {{name}} all outputs would have one name")
+
+
+def plan(files: Iterable[Found], out: Path, suffix: Callable[[Path], str], template: str = TEMPLATE) -> list[Job]:
+    """Gives every file its own place below `out`, the tree kept.
+
+    The name is `template` with the file's `stem` (without its suffix), its `name` (with it) and `suffix(path)`, the new
+    one. Where two names would be equal (`a.jpg` and `a.png`), also on a file system that ignores case, each of them
+    keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`. Names that would be too long are cut, and told
+    apart by a hash. Raises `UsageError` where an output would lie on an input.
     """
-    source = Path(source)
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise UsageError(f"{source}: no such file or folder")
-    wanted = frozenset(suffixes)
-    return [path for path in _walk(source) if path.suffix.lower() in wanted]
+    check_template(template)
+    files, out = list(files), Path(out)
 
+    def named(one: Found, stem: str, name: str) -> Path:
+        new = suffix(one.path)
+        return one.relative.parent / _fitted(template.format(stem=stem, name=name, suffix=new), new)
 
-def find_images(source: Path) -> list[Path]:
-    """`find_files` for the image formats that aeimg reads."""
-    return find_files(source, IMAGE_SUFFIXES)
+    def short(one: Found) -> Path:
+        name = one.path.name
+        return named(one, name.removesuffix(one.path.suffix), name)
 
-
-def find_latents(source: Path) -> list[Path]:
-    """`find_files` for latent files."""
-    return find_files(source, [LATENT_SUFFIX])
-
-
-def plan(source: Path, files: Iterable[Path], out: Path, suffix: Callable[[Path], str]) -> list[Job]:
-    """Gives every file below `source` its own place below `out`, the tree kept.
-
-    `suffix(path)` replaces the file's own. Where that would make two names equal (`a.jpg` and `a.png`), also on a
-    file system that ignores case, each of them keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`.
-    Raises `UsageError` where an output would lie on an input.
-    """
-    source, out = Path(source), Path(out)
-    base = source if source.is_dir() else source.parent
-    files = list(files)
-
-    def short(path: Path) -> Path:
-        return path.relative_to(base).with_suffix(suffix(path))
-
-    def full(path: Path) -> Path:
-        relative = path.relative_to(base)
-        return relative.with_name(relative.name + suffix(path))
-
-    def key(path: Path) -> str:
-        return str(path).casefold()
-
-    wanted: dict[str, int] = {}
-    for path in files:
-        wanted[key(short(path))] = wanted.get(key(short(path)), 0) + 1
+    wanted = Counter(_key(short(one)) for one in files)
+    # No file can lie where a folder must be.
+    folders = {_key(parent) for one in files for parent in one.relative.parents}
     taken: set[str] = set()
     jobs = []
-    inputs = {os.path.realpath(path) for path in files}
-    for path in files:
-        relative = short(path) if wanted[key(short(path))] == 1 else full(path)
+    inputs = {os.path.realpath(one.path) for one in files}
+    for one in files:
+        name = one.path.name
+        candidate = short(one) if wanted[_key(short(one))] == 1 else named(one, name, name)
         # A long form may still meet another file's short one (`a.png` -> `a.png.jpg` beside a real `a.png.jpg`).
-        candidate, number = relative, 1
-        while key(candidate) in taken:
+        number = 1
+        while _key(candidate) in taken or _key(candidate) in folders:
             number += 1
-            candidate = relative.with_name(f"{relative.stem}-{number}{relative.suffix}")
-        taken.add(key(candidate))
+            candidate = named(one, f"{name}-{number}", f"{name}-{number}")
+        taken.add(_key(candidate))
         target = out / candidate
         if os.path.realpath(target) in inputs:
             raise UsageError(f"{target}: the output would overwrite an input; choose another output folder")
-        jobs.append(Job(path, target))
+        jobs.append(Job(one.path, target))
     return jobs
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
 
 
 def write_atomic(target: Path, data: bytes) -> None:

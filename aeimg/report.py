@@ -99,6 +99,8 @@ def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
         row: dict[str, Any] = {"name": entry.name, "task": entry.task, "origin": entry.origin}
         if zoo.DEFAULTS[entry.task] == entry.name:
             row["default"] = f"for {entry.task}"
+        elif entry.name == zoo.BLIND:
+            row["default"] = f"for {entry.task}, where no white noise is found"
         if entry.weights is not None:
             header = zoo.read_header(entry.weights)
             model = zoo.load_model(entry.weights)

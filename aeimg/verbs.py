@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import re
 import zlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,10 @@ from .images import (
     read_picture,
     to_pil,
 )
+from .manifest import digest
 from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
+from .paths import TEMPLATE, Selection, check_template
+from .stream import MEMORY
 from .tiles import padded
 
 Array = np.ndarray
@@ -54,11 +59,16 @@ class Options:
     measure: bool = False
     kind: str = "pil"
     format: str | None = None
-    image_quality: int | None = None
+    image_quality: int | Mapping[str, int] | None = None
+    name: str = TEMPLATE
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    follow_symlinks: bool = False
     if_exists: str = "skip"
     on_error: str | None = None
     jobs: int | None = None
     batch_size: int = 8
+    memory: int | str = MEMORY
 
     def __post_init__(self) -> None:
         def check(sound: bool, message: str) -> None:
@@ -82,11 +92,38 @@ class Options:
         check(self.kind in kinds, f"kind must be one of {', '.join(kinds)}, not {self.kind!r}")
         known = sorted({suffix.lstrip(".") for suffix in WRITABLE})
         check(self.format in (None, "keep", *known), f"format must be keep or one of {', '.join(known)}")
-        check(self.image_quality is None or self.image_quality in range(1, 101), "image_quality must lie in 1..100")
+        levels = self.image_quality if isinstance(self.image_quality, Mapping) else {"jpg": self.image_quality}
+        for suffix, level in levels.items():
+            check(f".{suffix}" in WRITABLE, f"image_quality: {suffix} is no format that aeimg writes")
+            check(level is None or level in range(1, 101), f"image_quality must lie in 1..100, not {level!r}")
+        check_template(self.name)
+        for field_name in ("include", "exclude"):
+            patterns = getattr(self, field_name)
+            check(not isinstance(patterns, str), f"{field_name} takes a list of patterns, not {patterns!r}")
+        check(self.memory_bytes >= 1, f"memory must be a number of bytes, or like 500M or 4G, not {self.memory!r}")
         check(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
         check(self.on_error in (None, "continue", "stop"), "on_error must be continue or stop")
         check(self.jobs is None or self.jobs >= 1, "jobs must be at least 1")
         check(self.batch_size >= 1, "batch_size must be at least 1")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What `memory` stands for; 0 where it is not understood."""
+        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(self.memory).strip(), re.IGNORECASE)
+        return int(float(found[1]) * 2 ** units[found[2].upper()]) if found else 0
+
+    @property
+    def selection(self) -> Selection:
+        """Which files below folders are taken."""
+        return Selection(self.include, self.exclude, self.follow_symlinks)
+
+    def quality_of(self, suffix: str) -> int | None:
+        """`image_quality` for files of that suffix."""
+        if not isinstance(self.image_quality, Mapping):
+            return self.image_quality
+        kinds = {WRITABLE[f".{name}"]: level for name, level in self.image_quality.items()}
+        return kinds.get(WRITABLE.get(suffix.lower(), ""))
 
     @property
     def suffix(self) -> str | None:
@@ -120,6 +157,8 @@ class Item:
     """The alpha of a picture to be compressed, as it will be stored."""
     latent: Any = None
     """What a latent file held: a `Latent`, or None where it stored an image file."""
+    held: bytes | None = None
+    """That image file."""
     about: dict[str, Any] = field(default_factory=dict)
     """What the verb has to say of it: model, quality, figures, warnings."""
 
@@ -130,7 +169,7 @@ class Item:
     @property
     def nbytes(self) -> int:
         # The result is as large, and so is a copy that is padded; floats are made tile by tile.
-        return 3 * self.picture.pixels.nbytes
+        return 3 * self.picture.pixels.nbytes + len(self.data or b"")
 
 
 @dataclass(frozen=True)
@@ -156,9 +195,27 @@ def _stack(items: list[Item], multiple: int) -> Tensor:
 class _ModelVerb:
     """A verb that runs a model."""
 
+    options_used: tuple[str, ...] = ()
+    """The options that decide what a result holds."""
+
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
         self.model, self.device, self.dtype, self.options = model, device, dtype, options
         self.multiple = int(getattr(model, "multiple", 1))
+
+    @property
+    def running(self) -> list[Any]:
+        """The models that results may come from; empty where the input names its own."""
+        return [] if self.model is None else [self.model]
+
+    def recipe(self) -> str:
+        """Equal for runs that make the same of the same input: by task, models and options."""
+        models = [
+            (getattr(model, "label", type(model).__qualname__), getattr(model, "digest", b"").hex())
+            for model in self.running
+        ]
+        chosen = {name: getattr(self.options, name) for name in self.options_used}
+        about = [type(self).__name__, models, chosen, str(self.dtype)]
+        return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
 
 class _PictureVerb(_ModelVerb):
@@ -203,6 +260,8 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
 class Denoise(_PictureVerb):
     """Picture -> picture."""
 
+    options_used = ("sigma", "strength", "format", "image_quality")
+
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
         super().__init__(model, device, dtype, options)
         # By name; None is the one that was asked for, if there was one.
@@ -217,6 +276,10 @@ class Denoise(_PictureVerb):
             raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
         item.choice = choose(item.picture, self.options.sigma, free=None not in self.models)
         return item
+
+    @property
+    def running(self) -> list[Any]:
+        return list(self.models.values())
 
     def _model(self, item: Item) -> Any:
         return self.models[item.choice.model]
@@ -251,6 +314,8 @@ class Denoise(_PictureVerb):
 
 class Compress(_PictureVerb):
     """Picture -> the bytes of a latent file."""
+
+    options_used = ("quality", "target_bpp", "target_psnr", "max_bytes", "effort")
 
     def read(self, source: Any) -> Item:
         item = super().read(source)
@@ -423,6 +488,8 @@ def _flat(pixels: Array, limit: int) -> bool:
 class Decompress(_ModelVerb):
     """A latent file -> picture."""
 
+    options_used = ("format", "image_quality")
+
     def read(self, source: Any) -> Item:
         if not isinstance(source, str | os.PathLike | bytes | bytearray):
             raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
@@ -433,7 +500,9 @@ class Decompress(_ModelVerb):
         latent = container.read(data, name)
         kind = self.options.kind
         if isinstance(latent, container.Stored):
-            return Item(replace(read_picture(latent.data, name), name=latent.name), kind, source, latent.data)
+            return Item(
+                replace(read_picture(latent.data, name), name=latent.name), kind, source, data, held=latent.data
+            )
         if latent.width * latent.height > pixel_limit():
             raise InputError(f"{name}: declares {latent.width}x{latent.height} pixels, more than is taken for honest")
         codec = self._codec(latent, name)
@@ -448,7 +517,7 @@ class Decompress(_ModelVerb):
         picture = Picture(empty, alpha, latent.icc, latent.exif, latent.xmp, latent.format, latent.name)
         if alpha is not None and (alpha.shape, alpha.dtype) != (empty.shape[1:], empty.dtype):
             raise InputError(f"{name}: its alpha has another size or depth than its pixels")
-        return Item(picture, kind, source, latent=Latent(codec, symbols, latent.quality))
+        return Item(picture, kind, source, data, latent=Latent(codec, symbols, latent.quality))
 
     def _codec(self, latent: container.Coded, name: str) -> Any:
         try:
@@ -489,7 +558,7 @@ class Decompress(_ModelVerb):
             item.about |= {"model": item.latent.codec.label, "quality": item.latent.quality}
             picture = replace(picture, pixels=result[:, : picture.height, : picture.width])
         elif item.kind == "file" and WRITABLE.get(item.suffix or "") == picture.format:
-            return item.data  # stored, and wanted in the very format it was stored in
+            return item.held  # stored, and wanted in the very format it was stored in
         return deliver(picture, item, self.options)
 
 
@@ -555,7 +624,7 @@ def deliver(picture: Picture, item: Item, options: Options) -> Any:
         return to_pil(picture)
     if item.kind in ("bytes", "file"):
         suffix = item.suffix or options.suffix or _suffix_of(picture.format)
-        return encode_picture(picture, suffix, image_quality=options.image_quality)
+        return encode_picture(picture, suffix, image_quality=options.quality_of(suffix))
     planes = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[None]])
     if item.kind == "tensor":
         if planes.dtype != np.float32:

@@ -21,10 +21,11 @@ from aeimg import (
     UsageError,
     WrongWeights,
     container,
-    engine,
+    manifest,
     process,
 )
 from aeimg.metrics import psnr
+from aeimg.stream import stream
 
 
 def kinds(small: np.ndarray, png, folder):
@@ -168,7 +169,7 @@ def test_memory_bounds_what_is_on_its_way():
         return result
 
     verb = SimpleNamespace(read=read, key=lambda item: 0, run=lambda items: [i.number for i in items], write=write)
-    outcomes = list(engine.stream(range(200), verb, jobs=4, batch_size=8, memory=500))
+    outcomes = list(stream(range(200), verb, jobs=4, batch_size=8, memory=500))
     assert [outcome.value for outcome in outcomes] == list(range(200))
     assert most <= 5
 
@@ -183,7 +184,7 @@ def test_a_failing_batch_costs_only_the_guilty_item():
         read=lambda number: SimpleNamespace(number=number, nbytes=1, pixels=1),
         key=lambda item: 0, run=run, write=lambda item, result: result,
     )  # fmt: skip
-    outcomes = list(engine.stream(range(20), verb, jobs=2, batch_size=8))
+    outcomes = list(stream(range(20), verb, jobs=2, batch_size=8))
     assert [outcome.source for outcome in outcomes if outcome.error] == [7]
     assert [outcome.value for outcome in outcomes if not outcome.error] == [n for n in range(20) if n != 7]
 
@@ -210,7 +211,7 @@ def test_reading_and_writing_go_on_in_threads_while_the_model_runs():
         return result
 
     verb = SimpleNamespace(read=reading, key=lambda item: 0, run=running, write=writing)
-    outcomes = list(engine.stream(range(8), verb, jobs=2, batch_size=1))
+    outcomes = list(stream(range(8), verb, jobs=2, batch_size=1))
     assert [outcome.value for outcome in outcomes] == list(range(8))
 
 
@@ -230,7 +231,9 @@ def folder(tmp_path, small, png):
 
 
 def snapshot(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file below `folder` but the manifest."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != manifest.NAME)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize("task", ["denoise", "compress"])

@@ -12,8 +12,8 @@ import pytest
 import aeimg
 
 ORDER = [
-    "errors", "paths", "images", "tiles", "metrics", "container", "entropy", "models", "zoo", "denoise", "codec",
-    "verbs", "engine", "distributed", "data", "optim", "train", "bench", "report", "cli", "__main__",
+    "errors", "paths", "manifest", "images", "tiles", "metrics", "container", "entropy", "models", "zoo", "denoise",
+    "codec", "stream", "verbs", "engine", "distributed", "data", "optim", "train", "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(aeimg.__file__).parent
 

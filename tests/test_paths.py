@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from aeimg import OutputError, UsageError, paths
 
 NAME = st.builds(
-    lambda stem, suffix: stem + suffix,
-    st.text("abAB-.2", min_size=1, max_size=5).filter(lambda s: s.strip(".")),
+    lambda stem, repeat, suffix: stem * repeat + suffix,
+    st.text("abAB-.2\u00e9\n\udcff", min_size=1, max_size=5).filter(lambda s: s.strip(".")),
+    st.sampled_from([1, 1, 1, 25]),
     st.sampled_from([".png", ".jpg", ".JPG", ".aei", ".png.jpg"]),
 )
 
@@ -24,47 +26,145 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).write_bytes(b"x")
 
 
+def names(found: list[paths.Found]) -> list[str]:
+    return [one.relative.as_posix() for one in found]
+
+
+def images(*sources, **selection) -> list[paths.Found]:
+    return paths.find([str(s) for s in sources], paths.IMAGE_SUFFIXES, paths.Selection(**selection))
+
+
+def aei(_: Path) -> str:
+    return ".aei"
+
+
 def test_images_are_found_recursively_without_hidden_files_links_and_others(tmp_path):
     touch(tmp_path, "b.png", "a/c.JPG", "a/._c.jpg", ".hidden/d.png", "notes.txt")
     (tmp_path / "link.png").symlink_to(tmp_path / "b.png")
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = [str(p.relative_to(tmp_path)) for p in paths.find_images(tmp_path)]
-    assert found == ["a/c.JPG", "b.png"]
+    assert names(images(tmp_path)) == ["a/c.JPG", "b.png"]
+
+
+def test_links_are_followed_where_asked_for_but_not_in_circles(tmp_path):
+    touch(tmp_path, "in/b.png", "elsewhere/d.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "other").symlink_to(tmp_path / "elsewhere")
+    assert names(images(tmp_path / "in", follow_symlinks=True)) == ["b.png", "link.png", "other/d.png"]
+
+
+def test_patterns_take_and_leave_out_files_and_folders(tmp_path):
+    touch(tmp_path, "a.png", "b.jpg", "thumbs/c.jpg", "x/d.jpg", "x/thumbs/e.jpg")
+    assert names(images(tmp_path, include=["*.jpg"])) == ["b.jpg", "thumbs/c.jpg", "x/d.jpg", "x/thumbs/e.jpg"]
+    assert names(images(tmp_path, exclude=["thumbs"])) == ["a.png", "b.jpg", "x/d.jpg"]
+    assert names(images(tmp_path, include=["x/*"], exclude=["*/thumbs"])) == ["x/d.jpg"]
+
+
+def test_an_output_folder_among_the_inputs_is_passed_over(tmp_path):
+    touch(tmp_path, "a.png", "out/a.png")
+    assert names(images(tmp_path, without=tmp_path / "out")) == ["a.png"]
+
+
+def test_several_sources_give_each_file_once(tmp_path):
+    touch(tmp_path, "a/x.png", "a/y.png", "notes")
+    assert names(images(tmp_path / "a" / "y.png", tmp_path / "a", tmp_path / "notes")) == ["y.png", "x.png", "notes"]
+
+
+def test_globs_keep_the_tree_below_what_they_fix(tmp_path):
+    touch(tmp_path, "photos/a/x.jpg", "photos/b/c/x.jpg", "photos/b/x.txt")
+    assert names(images(f"{tmp_path}/photos/**/*")) == ["a/x.jpg", "b/c/x.jpg"]
+    with pytest.raises(UsageError, match="matches no file"):
+        images(f"{tmp_path}/photos/*.gif")
+    touch(tmp_path, "[1].jpg")  # a name, not a pattern
+    assert names(images(tmp_path / "[1].jpg")) == ["[1].jpg"]
+
+
+@pytest.mark.parametrize("separator", ["\n", "\0"])
+def test_a_list_names_files_and_folders_and_keeps_their_tree(tmp_path, separator):
+    touch(tmp_path, "a/x.jpg", "a/b/x.jpg", "c/y.png")
+    lines = [str(tmp_path / name) for name in ("a/x.jpg", "a/b/x.jpg", "c")]
+    (tmp_path / "list.txt").write_text(separator.join([*lines, ""]))
+    assert names(images(f"@{tmp_path}/list.txt")) == ["x.jpg", "b/x.jpg", "y.png"]
+    with pytest.raises(UsageError, match="the list can't be read"):
+        images(f"@{tmp_path}/nowhere.txt")
 
 
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere: no such file or folder"):
-        paths.find_images(tmp_path / "nowhere")
+        images(tmp_path / "nowhere")
+
+
+def targets(tmp_path, suffix=aei, template=paths.TEMPLATE) -> list[str]:
+    jobs = paths.plan(images(tmp_path / "in"), tmp_path / "out", suffix, template)
+    return [job.target.relative_to(tmp_path / "out").as_posix() for job in jobs]
 
 
 def test_the_tree_is_kept_and_a_lone_name_is_short(tmp_path):
     touch(tmp_path, "in/x/a.png")
-    (job,) = paths.plan(tmp_path / "in", [tmp_path / "in/x/a.png"], tmp_path / "out", lambda _: ".aei")
-    assert job.target == tmp_path / "out/x/a.aei"
+    assert targets(tmp_path) == ["x/a.aei"]
 
 
 def test_two_formats_of_one_name_both_keep_their_suffix(tmp_path):
-    touch(tmp_path, "a.jpg", "a.png", "b.png")
-    jobs = paths.plan(tmp_path, paths.find_images(tmp_path), tmp_path / "out", lambda _: ".aei")
-    assert [job.target.name for job in jobs] == ["a.jpg.aei", "a.png.aei", "b.aei"]
+    touch(tmp_path, "in/a.jpg", "in/a.png", "in/b.png", "in/A.webp")
+    assert targets(tmp_path) == ["A.webp.aei", "a.jpg.aei", "a.png.aei", "b.aei"]
+
+
+def test_names_that_differ_in_the_composition_of_accents_only_are_told_apart(tmp_path):
+    touch(tmp_path, "in/\u00e9.png", "in/e\u0301.png")
+    assert len({unicodedata.normalize("NFC", name) for name in targets(tmp_path)}) == 2
+
+
+def test_a_file_never_lies_where_a_folder_must(tmp_path):
+    touch(tmp_path, "in/a.aei/b.png", "in/a.png")
+    assert targets(tmp_path) == ["a.aei/b.aei", "a.png-2.aei"]
+
+
+def test_a_template_names_the_outputs(tmp_path):
+    touch(tmp_path, "in/a.jpg", "in/a.png")
+    assert targets(tmp_path, template="{name}-small{suffix}") == ["a.jpg-small.aei", "a.png-small.aei"]
+    assert targets(tmp_path, template="small-{stem}{suffix}") == ["small-a.jpg.aei", "small-a.png.aei"]
+
+
+@pytest.mark.parametrize(
+    "template", ["x/{stem}{suffix}", "{stem}", "all{suffix}", "{nothing}{suffix}", "{stem{suffix}"]
+)
+def test_a_template_that_can_not_work_is_refused(template):
+    with pytest.raises(UsageError, match="name template"):
+        paths.check_template(template)
+
+
+def test_names_as_long_as_they_may_be_are_cut_and_stay_apart(tmp_path):
+    long = "\u00e9" * 125
+    touch(tmp_path, f"in/{long}a.png", f"in/{long}b.png", "in/" + "x" * 251 + ".png")
+    found = targets(tmp_path)
+    assert len(set(found)) == 3
+    assert all(len(os.fsencode(name)) <= 255 and name.endswith(".aei") for name in found)
+    assert all(name.encode("utf-8") for name in found)
 
 
 def test_an_output_on_an_input_is_refused(tmp_path):
     touch(tmp_path, "a.png")
     with pytest.raises(UsageError, match="would overwrite an input"):
-        paths.plan(tmp_path, paths.find_images(tmp_path), tmp_path, lambda p: p.suffix)
+        paths.plan(images(tmp_path), tmp_path, lambda p: p.suffix)
 
 
-@given(st.sets(NAME, max_size=12), st.sampled_from([".aei", ".png", None]))
-def test_any_set_of_names_gives_distinct_names_inside_the_output_folder(names, suffix):
+@given(
+    st.sets(st.tuples(st.sampled_from(["", "a.aei/", "a/"]), NAME), max_size=12),
+    st.sampled_from([".aei", ".png", None]),
+    st.sampled_from([paths.TEMPLATE, "{name}{suffix}", "x-{stem}{suffix}"]),
+)
+def test_any_set_of_names_gives_distinct_legal_names_inside_the_output_folder(chosen, suffix, template):
     base, out = Path("/nowhere/in"), Path("/nowhere/out")
-    files = [base / name for name in sorted(names)]
-    # `plan` treats a source that is no folder as a file of its parent
-    jobs = paths.plan(base / "x", files, out, lambda p: suffix or p.suffix)
-    targets = [str(job.target) for job in jobs]
-    assert len(jobs) == len(files)
-    assert len({t.casefold() for t in targets}) == len(targets)
-    assert all(os.path.normpath(t).startswith("/nowhere/out/") for t in targets)
+    files = [paths.Found(base / (folder + name), base) for folder, name in sorted(chosen)]
+    jobs = paths.plan(files, out, lambda p: suffix or p.suffix, template)
+    keys = [unicodedata.normalize("NFC", str(job.target)).casefold() for job in jobs]
+    assert [job.source for job in jobs] == [one.path for one in files]
+    assert len(set(keys)) == len(keys)
+    for job, key in zip(jobs, keys, strict=True):
+        assert os.path.normpath(job.target).startswith("/nowhere/out/")
+        assert len(os.fsencode(job.target.name)) <= 255
+        assert job.target.name.endswith(suffix or job.source.suffix)
+        assert not any(other.startswith(key + "/") for other in keys)
 
 
 def test_a_failed_write_leaves_nothing_under_either_name(tmp_path, monkeypatch):

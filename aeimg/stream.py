@@ -1,0 +1,162 @@
+"""Items through a verb, as a bounded stream: what `engine` runs everything with.
+
+    sources ──read──> items ──gather──> batches ──run──> results ──write──> outcomes, in order
+             threads          by key              caller's          threads
+                                                  thread
+
+It knows nothing of pictures: it moves items through the four functions of a `Verb`, never holds more than `window` of
+them or, once their sizes are known, more than about `memory` bytes, and turns whatever goes wrong with one item into
+that item's outcome.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+BATCH_PIXELS = 4 << 20
+"""A batch is not made larger than this, in pixels, unless one image alone is."""
+MEMORY = 2 << 30
+"""How many bytes the items on their way may hold, where nothing else is said."""
+
+
+class Verb(Protocol):
+    """What is done to each item."""
+
+    def read(self, source: Any) -> Any:
+        """In a thread: a source -> an item with `pixels` (how many it has) and `nbytes` (what it holds in memory)."""
+        ...
+
+    def key(self, item: Any) -> Hashable:
+        """Items of equal key can run as one batch."""
+        ...
+
+    def run(self, items: list[Any]) -> list[Any]:
+        """In the caller's thread: a batch through the model."""
+        ...
+
+    def write(self, item: Any, result: Any) -> Any:
+        """In a thread: an item and its result -> what the caller gets."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """What became of one source: a value or an error."""
+
+    source: Any
+    value: Any = None
+    error: Exception | None = None
+    pixels: int = 0
+
+
+@dataclass
+class _Slot:
+    """One item on its way. `future` is its read, then its write; `item` is there in between and while it is written."""
+
+    source: Any
+    future: Future[Any] | None = None
+    item: Any = None
+    outcome: Outcome | None = None
+
+    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
+        if error is not None and not isinstance(error, Exception):
+            raise error
+        self.outcome = Outcome(self.source, value, error, getattr(self.item, "pixels", 0))
+        self.future = self.item = None
+
+
+def stream(
+    sources: Iterable[Any],
+    verb: Verb,
+    *,
+    jobs: int | None = None,
+    batch_size: int = 8,
+    memory: int = MEMORY,
+) -> Iterator[Outcome]:
+    """Moves `sources` through `verb` and yields an `Outcome` for each, in their order.
+
+    `jobs` threads read and write; `batch_size` bounds the items of a batch; reading pauses while the items on their
+    way hold more than `memory` bytes. Closing the generator ends the threads.
+    """
+    jobs = jobs or min(8, os.cpu_count() or 1)
+    window = 2 * jobs + 2 * batch_size
+    slots: deque[_Slot] = deque()
+    upcoming = iter(sources)
+    more = True
+    largest = 0
+    pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
+
+    def fits(held: int, reading: int) -> bool:
+        return not slots or held + (reading + 1) * largest <= memory
+
+    try:
+        while True:
+            held = sum(slot.item.nbytes for slot in slots if slot.item is not None)
+            reading = sum(slot.future is not None and slot.item is None for slot in slots)
+            # Until the first is read nobody knows how large they are; as many as there are threads must do.
+            while more and len(slots) < window and (fits(held, reading) if largest else reading < jobs):
+                try:
+                    source = next(upcoming)
+                except StopIteration:
+                    more = False
+                    break
+                slots.append(_Slot(source, pool.submit(verb.read, source)))
+                reading += 1
+            for slot in slots:
+                if slot.future is not None and slot.future.done():
+                    error = slot.future.exception()
+                    if error is not None:
+                        slot.settle(error=error)
+                    elif slot.item is None:
+                        slot.item, slot.future = slot.future.result(), None
+                        largest = max(largest, slot.item.nbytes)
+                    else:
+                        slot.settle(slot.future.result())
+            while slots and slots[0].outcome is not None:
+                yield slots.popleft().outcome  # type: ignore[misc]
+            if not slots:
+                if not more:
+                    return
+                continue
+            batch = _gather(slots, verb, batch_size)
+            if batch:
+                for slot, result in zip(batch, _run(verb, [slot.item for slot in batch]), strict=True):
+                    if isinstance(result, Exception):
+                        slot.settle(error=result)
+                    else:
+                        slot.future = pool.submit(verb.write, slot.item, result)
+            elif slots[0].outcome is None:
+                wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:
+    """A batch worth running now: a full one; or, when no read is under way that could fill one, the oldest."""
+    buckets: dict[Hashable, list[_Slot]] = {}
+    reading = False
+    for slot in slots:
+        if slot.item is None:
+            reading |= slot.future is not None
+        elif slot.future is None:
+            bucket = buckets.setdefault(verb.key(slot.item), [])
+            bucket.append(slot)
+            if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.pixels > BATCH_PIXELS:
+                return bucket
+    return next(iter(buckets.values())) if buckets and not reading else []
+
+
+def _run(verb: Verb, items: list[Any]) -> list[Any]:
+    """Runs a batch; where that fails, its halves, so that memory may suffice, and only a guilty item is lost."""
+    try:
+        return verb.run(items)
+    except Exception as error:  # whatever a model raises is this batch's failure, not the run's
+        if len(items) == 1:
+            return [error]
+    half = len(items) // 2
+    return _run(verb, items[:half]) + _run(verb, items[half:])

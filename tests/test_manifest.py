@@ -1,0 +1,97 @@
+"""A result is known for what it is, whenever its run ended."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from aeimg import OutputError
+from aeimg.manifest import NAME, Manifest, Record, State, digest
+from aeimg.paths import Job
+
+
+@pytest.fixture
+def job(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"the input")
+    (tmp_path / "out").mkdir()
+    return Job(tmp_path / "a.png", tmp_path / "out" / "x" / "a.aei")
+
+
+def record(job: Job, recipe: str, result: bytes) -> Record:
+    data, status = job.source.read_bytes(), job.source.stat()
+    return Record(recipe, status.st_size, status.st_mtime_ns, digest(data), len(result), digest(result))
+
+
+def make(job: Job, manifest: Manifest, recipe: str, result: bytes) -> None:
+    manifest.add(job, record(job, recipe, result))
+    job.target.parent.mkdir(exist_ok=True)
+    job.target.write_bytes(result)
+
+
+def opened(job: Job) -> Manifest:
+    return Manifest(job.target.parents[1])
+
+
+def test_a_result_is_current_until_recipe_input_or_output_change(job):
+    assert opened(job).state(job, "r1") is State.MISSING
+    make(job, opened(job), "r1", b"result")
+    assert opened(job).state(job, "r1") is State.CURRENT
+    assert opened(job).state(job, "r2") is State.STALE
+    os.utime(job.source, ns=(1, 1))  # copied anew, the same content
+    assert opened(job).state(job, "r1") is State.CURRENT
+    job.source.write_bytes(b"the other")
+    os.utime(job.source, ns=(2, 2))
+    assert opened(job).state(job, "r1") is State.STALE
+    job.source.write_bytes(b"longer than it was")
+    assert opened(job).state(job, "r1") is State.STALE
+    job.source.unlink()
+    assert opened(job).state(job, "r1") is State.STALE
+
+
+def test_files_of_others_are_foreign(job):
+    job.target.parent.mkdir()
+    job.target.write_bytes(b"mine")
+    assert opened(job).state(job, "r1") is State.FOREIGN
+    make(job, opened(job), "r1", b"result")
+    job.target.write_bytes(b"result, retouched")
+    assert opened(job).state(job, "r1") is State.FOREIGN
+
+
+def test_killed_between_the_record_and_the_rename(job):
+    manifest = opened(job)
+    manifest.add(job, record(job, "r1", b"result"))
+    assert opened(job).state(job, "r1") is State.MISSING
+    make(job, manifest, "r1", b"result")
+    manifest.add(job, record(job, "r2", b"RESULT"))  # of the same size, as of files without compression
+    assert opened(job).state(job, "r1") is State.CURRENT
+    assert opened(job).state(job, "r2") is State.STALE
+    job.target.write_bytes(b"RESULT")
+    assert opened(job).state(job, "r1") is State.STALE
+    assert opened(job).state(job, "r2") is State.CURRENT
+
+
+def test_lines_cut_off_or_not_understood_are_passed_over(job):
+    path = job.target.parents[1] / NAME
+    path.write_bytes(b'{"out": "x/a.aei", "recipe": "r1", "si')
+    make(job, opened(job), "r1", b"result")
+    with open(path, "ab") as file:
+        file.write(b'\n[]\n{"out": "x/a.aei", "later": 1}\n\xff')
+    assert opened(job).state(job, "r1") is State.CURRENT
+
+
+def test_names_that_are_no_text_are_kept(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "a").write_bytes(b"input")
+    name = os.fsdecode(b"\xff\n.aei")
+    job = Job(tmp_path / "a", out / name)
+    manifest = Manifest(out)
+    manifest.add(job, record(job, "r", b"x"))
+    job.target.write_bytes(b"x")
+    assert Manifest(out).state(job, "r") is State.CURRENT
+
+
+def test_a_manifest_that_can_not_be_written_is_an_error_with_its_name(job):
+    (job.target.parents[1] / NAME).mkdir()
+    with pytest.raises(OutputError, match=NAME):
+        opened(job)
