@@ -2,21 +2,25 @@
 
 Pixels are numpy arrays, 1 channel (grey) or 3 (RGB), uint8, uint16 or float32 in [0,1]; alpha is kept
 apart, in the same dtype. The EXIF orientation is applied on reading and removed from the EXIF data.
-What Pillow would cut or drop without a word (16-bit colour, several frames) is refused by name; CMYK is converted and
-the picture says so.
+Colour of 16 bits, which Pillow would cut to 8 without a word, goes through imagecodecs (PNG) and tifffile (TIFF);
+several frames are refused by name; CMYK is converted and the picture says so.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import math
 import re
 import struct
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from .errors import OutputError, UnreadableImage, UnsupportedImage, UsageError
 
@@ -25,7 +29,10 @@ Array = np.ndarray
 READABLE = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000")
 """The formats that are opened at all; others (EPS, PSD, ...) are never given to their decoders. MPO comes with JPEG."""
 
-LOSSY = ("JPEG", "WEBP", "AVIF", "GIF", "JPEG2000")
+PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener", "heic"), "JXL": ("pillow_jxl", "", "jxl")}
+"""Formats read where a plug-in of Pillow is installed: its module, what registers it, aeimg's extra for it."""
+
+LOSSY = ("JPEG", "WEBP", "AVIF", "GIF", "JPEG2000", "HEIF", "JXL")
 """Pillow's formats that change pixels when they are saved, or may."""
 WRITABLE = {
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".mpo": "JPEG",
@@ -76,19 +83,6 @@ class Picture:
         """Pillow's name of the mode: L, LA, RGB or RGBA, whatever the depth."""
         return ("L" if self.pixels.shape[0] == 1 else "RGB") + ("A" if self.alpha is not None else "")
 
-    def as_float(self) -> Array:
-        """The pixels as float32, 1.0 for the largest integer."""
-        if self.pixels.dtype == np.float32:
-            return self.pixels
-        return self.pixels.astype(np.float32) / np.float32(np.iinfo(self.pixels.dtype).max)
-
-    def with_float(self, pixels: Array) -> Picture:
-        """This picture with other pixels `[C,H,W]` (float), brought back to its own dtype; floats are not clipped."""
-        if self.pixels.dtype == np.float32:
-            return replace(self, pixels=pixels.astype(np.float32))
-        peak = np.iinfo(self.pixels.dtype).max
-        return replace(self, pixels=np.rint(np.clip(pixels, 0, 1) * peak).astype(self.pixels.dtype))
-
 
 def pixel_limit() -> float:
     """How many pixels a file may declare: where Pillow calls it an error, at twice `PIL.Image.MAX_IMAGE_PIXELS`."""
@@ -98,36 +92,101 @@ def pixel_limit() -> float:
 # -- reading ----------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """`READABLE`, and the formats whose plug-ins are installed."""
+    found = list(READABLE)
+    for kind, (module, register, _) in PLUGINS.items():
+        try:
+            plugin = importlib.import_module(module)
+            if register:
+                getattr(plugin, register)()
+        except ImportError:
+            continue
+        found.append(kind)
+    return tuple(found)
+
+
+def _missing_plugin(data: bytes) -> str:
+    """What to install for `data`, if it is of a format that a plug-in reads."""
+    heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+    jxl = data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n"
+    kind = "HEIF" if heif else "JXL" if jxl else None
+    if kind is None or kind in _readable():
+        return ""
+    return f"; {kind} needs a plug-in: pip install 'aeimg[{PLUGINS[kind][2]}]'"
+
+
 def read_picture(data: bytes, name: str = "the image") -> Picture:
     """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
     try:
-        image = Image.open(io.BytesIO(data), formats=READABLE)
+        image = Image.open(io.BytesIO(data), formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UnreadableImage(f"{name}: not an image in a format that aeimg reads ({', '.join(READABLE)})") from error
+        kinds = ", ".join(_readable())
+        hint = _missing_plugin(data)
+        raise UnreadableImage(f"{name}: not an image in a format that aeimg reads ({kinds}){hint}") from error
     with image:
-        _refuse_deep_colour(name, image, data)
-        return from_pil(image, name)
+        deep = _deep_decoder(name, image, data)
+        if deep is None:
+            return from_pil(image, name)
+        _refuse_size_and_frames(image, name)
+        try:
+            values = deep()
+        except Exception as error:  # decoders of other packages have errors of their own
+            raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
+        return _deep_picture(image, values, name)
 
 
-def _refuse_deep_colour(name: str, image: Image.Image, data: bytes) -> None:
-    """Pillow cuts colour of more than 8 bits to 8 without a word; we say it instead."""
-    deep = False
+def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Callable[[], Array] | None:
+    """What decodes colour of more than 8 bits, which Pillow cuts to 8 without a word; None for all it keeps."""
     if image.format == "PNG" and len(data) > 25:
-        deep = data[24] == 16 and data[25] != 0  # IHDR: bit depth, colour type (0 is grey, which is read whole)
+        if data[24] == 16 and data[25] != 0:  # IHDR: bit depth, colour type (0 is grey, which is read whole)
+            return lambda: importlib.import_module("imagecodecs").png_decode(data)  # type: ignore[no-any-return]
     elif image.format == "TIFF" and image.mode not in ("I;16", "I;16B", "I;16L", "I", "F"):
-        depths = getattr(image, "tag_v2", {}).get(258, (8,))
-        deep = max(depths if isinstance(depths, tuple) else (depths,)) > 8
+        tags = getattr(image, "tag_v2", {})
+        depths = tags.get(258, (8,))
+        if max(depths if isinstance(depths, tuple) else (depths,)) > 8:
+            if set(depths) != {16} or tags.get(262) not in (0, 1, 2):
+                raise UnsupportedImage(f"{name}: only RGB and grey of 8 or 16 bits are handled; convert it")
+            return lambda: importlib.import_module("tifffile").imread(io.BytesIO(data), key=0)  # type: ignore[no-any-return]
     elif image.format == "PPM" and image.mode == "RGB":
         maxval = re.match(rb"P\d(?:\s+|#[^\n]*\n)*\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)", data)
-        deep = maxval is not None and int(maxval[1]) > 255
-    if deep:
-        raise UnsupportedImage(f"{name}: colour with 16 bits per channel is not handled yet; convert it to 8 bits")
+        if maxval is not None and int(maxval[1]) > 255:
+            raise UnsupportedImage(f"{name}: PPM with 16 bits per channel is not handled; convert it to PNG or TIFF")
+    return None
 
 
-def from_pil(image: Image.Image, name: str = "the image") -> Picture:
-    """A Pillow image as a `Picture`, its orientation applied. Raises `UnreadableImage` or `UnsupportedImage`."""
+# EXIF's orientation -> what undoes it, on `[...,H,W]`.
+_UPRIGHT: dict[int, Callable[[Array], Array]] = {
+    2: lambda x: x[..., ::-1],
+    3: lambda x: x[..., ::-1, ::-1],
+    4: lambda x: x[..., ::-1, :],
+    5: lambda x: x.swapaxes(-1, -2),
+    6: lambda x: np.rot90(x, -1, (-2, -1)),
+    7: lambda x: np.rot90(x, 2, (-2, -1)).swapaxes(-1, -2),
+    8: lambda x: np.rot90(x, 1, (-2, -1)),
+}
+
+
+def _deep_picture(image: Image.Image, values: Array, name: str) -> Picture:
+    """16-bit `values`, decoded from the file that Pillow opened as `image`, with what else is in that file."""
+    planar = values.ndim == 3 and values.shape[:2] != (image.height, image.width)  # a TIFF may hold plane after plane
+    planes = values if planar else values.transpose(2, 0, 1) if values.ndim == 3 else values[None]
+    if planes.shape[1:] != (image.height, image.width) or len(planes) not in (1, 2, 3, 4):
+        raise UnsupportedImage(f"{name}: {len(planes)} channels of 16 bits are not handled; convert it to RGB")
+    exif = _exif(image)
+    xmp = image.info.get("xmp")
+    turn = None if exif is None else _UPRIGHT.get(exif.pop(0x0112, 1))
+    if turn is not None and isinstance(xmp, bytes):
+        xmp = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
+    planes = np.ascontiguousarray(planes if turn is None else turn(planes), dtype=np.uint16)
+    pixels, alpha = (planes[:-1], planes[-1]) if len(planes) in (2, 4) else (planes, None)
+    return _picture(image, pixels, alpha, exif, xmp, image.info.get("icc_profile"))
+
+
+def _refuse_size_and_frames(image: Image.Image, name: str) -> None:
     if image.width * image.height > pixel_limit():
         raise UnreadableImage(
             f"{name}: declares {image.width * image.height / 1e6:.0f} megapixels, more than the "
@@ -136,7 +195,26 @@ def from_pil(image: Image.Image, name: str = "the image") -> Picture:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # an MPO is a phone's photo with a preview behind it
         raise UnsupportedImage(f"{name}: {frames} frames or pages are not handled yet; split it first")
-    kind = image.format or ""
+
+
+def _picture(
+    image: Image.Image, pixels: Array, alpha: Array | None, exif: Image.Exif | None, xmp: Any, icc: bytes | None,
+    notes: tuple[str, ...] = (),
+) -> Picture:  # fmt: skip
+    return Picture(
+        pixels,
+        alpha,
+        icc=icc or None,
+        exif=exif.tobytes() if exif else None,
+        xmp=xmp.encode() if isinstance(xmp, str) else xmp or None,
+        format=image.format or "",
+        notes=notes,
+    )
+
+
+def from_pil(image: Image.Image, name: str = "the image") -> Picture:
+    """A Pillow image as a `Picture`, its orientation applied. Raises `UnreadableImage` or `UnsupportedImage`."""
+    _refuse_size_and_frames(image, name)
     try:
         image.load()
         exif = _exif(image)
@@ -153,15 +231,7 @@ def from_pil(image: Image.Image, name: str = "the image") -> Picture:
         pixels, alpha = _planes(turned, name)
     except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
         raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
-    return Picture(
-        pixels,
-        alpha,
-        icc=icc or None,
-        exif=exif.tobytes() if exif else None,
-        xmp=xmp.encode() if isinstance(xmp, str) else xmp or None,
-        format=kind,
-        notes=notes,
-    )
+    return _picture(image, pixels, alpha, exif, xmp, icc, notes)
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
@@ -256,6 +326,10 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
         raise OutputError(f"{picture.name or 'the image'}: {kind} can't hold its transparency; use --format png")
     if picture.pixels.dtype == np.uint16 and kind not in KEEPS_16_BITS:
         raise OutputError(f"{picture.name or 'the image'}: {kind} can't hold its 16 bits; use --format png or tiff")
+    if picture.pixels.dtype == np.uint16 and (picture.alpha is not None or len(picture.pixels) == 3):
+        if kind == "TIFF" and len(picture.pixels) == 1:  # which few programs read, Pillow not among them
+            raise OutputError(f"{picture.name or 'the image'}: TIFF of 16 bits can't hold grey with alpha; use png")
+        return _encode_deep_png(picture) if kind == "PNG" else _encode_deep_tiff(picture)
     image = to_pil(picture)
     options: dict[str, Any] = {}
     if kind in ("JPEG", "WEBP", "AVIF"):
@@ -277,6 +351,62 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
     except (OSError, ValueError, struct.error) as error:
         raise OutputError(f"{picture.name or 'the image'}: can't be written as {kind} ({error})") from error
     return buffer.getvalue()
+
+
+def _interleaved(picture: Picture) -> Array:
+    """Pixels and alpha as `[H,W,C]`."""
+    planes = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[None]])
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def _encode_deep_png(picture: Picture) -> bytes:
+    """A PNG of 16 bits; imagecodecs knows no metadata, so that is put in behind the header."""
+    data = bytes(importlib.import_module("imagecodecs").png_encode(_interleaved(picture), level=6))
+    chunks = []
+    if picture.icc:
+        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
+    if picture.exif:
+        chunks.append((b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
+    if picture.xmp:
+        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp))
+    head = 8 + 25  # the signature and IHDR
+    more = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    return data[:head] + more + data[head:]
+
+
+def _encode_deep_tiff(picture: Picture) -> bytes:
+    """A TIFF of 16 bits in one deflated strip; Pillow knows no such mode, but writes the directory and metadata."""
+    samples = _interleaved(picture)
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    exif = Image.Exif()
+    if picture.exif:
+        exif.load(picture.exif)
+    for tag, value in exif.items():
+        if tag not in (0x8769, 0x8825):
+            directory[tag] = value
+    for tag in (0x8769, 0x8825):
+        if tag in exif:
+            directory[tag] = dict(exif.get_ifd(tag))
+    if picture.icc:
+        directory.tagtype[34675] = 7
+        directory[34675] = picture.icc
+    if picture.xmp:
+        directory.tagtype[700] = 1
+        directory[700] = picture.xmp
+    strip = zlib.compress(samples.astype("<u2").tobytes(), 6)
+    height, width, count = samples.shape
+    colours = len(picture.pixels)
+    layout = {256: width, 257: height, 258: (16,) * count, 259: 8, 262: 2 if colours == 3 else 1, 273: 0, 277: count,
+              278: height, 279: len(strip), 284: 1}  # fmt: skip
+    if count > colours:
+        layout[338] = 2  # the extra sample is alpha that nothing was multiplied with
+    for tag, value in layout.items():
+        directory[tag] = value
+    buffer = io.BytesIO()
+    directory.save(buffer)
+    return buffer.getvalue() + strip
 
 
 def encode_lossless(picture: Picture) -> bytes:

@@ -24,7 +24,8 @@ from pathlib import Path
 from .errors import OutputError, UsageError
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .jp2".split()
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .jp2 "
+    ".heic .heif .hif .jxl".split()
 )
 LATENT_SUFFIX = ".aei"
 LONGEST_NAME = 255
