@@ -12,6 +12,7 @@ that item's outcome.
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -149,6 +150,16 @@ def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:
             if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.pixels > BATCH_PIXELS:
                 return bucket
     return next(iter(buckets.values())) if buckets and not reading else []
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory did not suffice; other errors of a device are not taken for it."""
+    kinds: tuple[type[BaseException], ...] = (MemoryError,)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        kinds += (torch.OutOfMemoryError,)
+    # torch's allocator for the CPU has no error of its own.
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def _run(verb: Verb, items: list[Any]) -> list[Any]:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -23,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, zoo
-from .denoise import check, denoise, measure_noise
+from .denoise import TILE, check, denoise, measure_noise
 from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
 from .images import (
     LOSSY,
@@ -39,10 +40,12 @@ from .images import (
 from .manifest import digest
 from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
 from .paths import TEMPLATE, Selection, check_template
-from .stream import MEMORY
+from .stream import MEMORY, out_of_memory
 from .tiles import padded
 
 Array = np.ndarray
+
+log = logging.getLogger("aeimg")
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class Options:
         return None if self.format in (None, "keep") else f".{self.format}"
 
 
+SMALLEST_TILE = 256
+"""Of a denoiser that lacks memory, in pixels."""
 PREPARED_PIXELS = 1 << 25
 """Larger pictures are analysed anew for each quality that is tried, rather than kept analysed."""
 
@@ -264,6 +269,7 @@ class Denoise(_PictureVerb):
 
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
         super().__init__(model, device, dtype, options)
+        self.tile = TILE
         # By name; None is the one that was asked for, if there was one.
         self.models = {None: model} if model is not None else {
             name: zoo.get(name, "denoise", device) for name in (zoo.DEFAULTS["denoise"], zoo.BLIND)
@@ -293,9 +299,24 @@ class Denoise(_PictureVerb):
         model = self._model(items[0])
         x = _stack(items, int(getattr(model, "multiple", 1)))
         sigma = torch.tensor([item.choice.sigma for item in items])
-        clean = denoise(model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype).numpy()
+        clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
         return [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
+
+    def _in_tiles(self, model: Any, x: Tensor, sigma: Tensor, *, alone: bool) -> Tensor:
+        """The batch denoised; where a single picture lacks memory, in tiles of half the side from there on."""
+        while True:
+            try:
+                return denoise(
+                    model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype, tile=self.tile
+                )
+            except Exception as error:
+                if not (alone and out_of_memory(error)):
+                    raise  # of a batch: to be tried in halves
+                if self.tile <= SMALLEST_TILE or getattr(model, "halo", None) is None:
+                    raise InputError(f"memory does not suffice, not even in tiles of {self.tile} pixels") from error
+                self.tile //= 2
+                log.info("memory does not suffice: going on in tiles of %d pixels", self.tile)
 
     def write(self, item: Item, result: Array) -> Any:
         seen, model = check(item.picture.pixels, result), self._model(item)
