@@ -2,6 +2,7 @@
 
     bench_compress   rate-distortion points of aeimg, JPEG, WebP and AVIF on the same images; BD-rates; speeds
     bench_denoise    PSNR over noise levels, told and estimated, after JPEG, of real pairs; speed on one core
+    bench_engine     how near a run over files comes to what its parts need
 
 A set of figures is a dictionary that JSON can hold; `table` draws it.
 """
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -279,6 +281,82 @@ def _bench_pairs(data: Path, limit: int | None, chosen: dict[str, Any]) -> Figur
     }
 
 
+def bench_engine(
+    data: Path, *, task: str = "denoise", limit: int | None = None, device: str = "auto", dtype: str = "auto"
+) -> Figures:
+    """How near a run over files comes to what its parts need: 1 is nothing lost.
+
+    `busy`: the time that reading, model and writing take when each is done by itself, for all images in `data` and with
+    the same threads, over that of a run that does them at once. `hidden`: how long a model slept that only sleeps, as
+    long for all images as twice reading and writing take, over that of the run around it.
+    """
+    import tempfile
+
+    from .engine import _verb
+    from .stream import stream
+    from .verbs import Options
+
+    paths = find_images(Path(data))[:limit]
+    if not paths:
+        raise DataError(f"{data}: no images to measure on")
+    verb: Any = _verb(task, None, device, dtype, Options())
+
+    def only(**parts: Any) -> Any:
+        """The verb, with nothing left of its parts but those that are given."""
+        nothing = {"run": lambda items: list(items), "write": lambda item, result: result}
+        return SimpleNamespace(**{"read": verb.read, "key": verb.key, **nothing, **parts})
+
+    def timed(sources: Sequence[Any], parts: Any) -> tuple[float, list[Any]]:
+        began = time.perf_counter()
+        outcomes = list(stream(sources, parts, memory=64 << 30))
+        return time.perf_counter() - began, [outcome.value for outcome in outcomes if outcome.error is None]
+
+    def given(item: Any) -> Any:
+        return item
+
+    verb.run([verb.read(paths[0])])  # loading and warming up is not part of the speed
+    results: dict[int, Any] = {}
+
+    def run(items: list[Any]) -> list[Any]:
+        made = verb.run(items)
+        results.update((id(item), result) for item, result in zip(items, made, strict=True))
+        return list(items)
+
+    def write(item: Any, _: Any) -> int:
+        item.kind, item.suffix = "file", ".png"
+        return len(verb.write(item, results[id(item)]))
+
+    reading, items = timed(paths, only())
+    running, _ = timed(items, only(read=given, run=run))
+    writing, _ = timed(items, only(read=given, write=write))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "if_exists": "overwrite"}
+        process(paths, task, out=folder, format="png" if task == "denoise" else None, **options)
+        wall = time.perf_counter() - began
+    results_by_size = {item.picture.name: results[id(item)] for item in items}
+    each = 2 * (reading + writing) / len(items)
+
+    def sleep(batch: list[Any]) -> list[Any]:
+        time.sleep(each * len(batch))
+        return [results_by_size[item.picture.name] for item in batch]
+
+    def written(item: Any, result: Any) -> int:
+        item.kind, item.suffix = "file", ".png"
+        return len(verb.write(item, result))
+
+    asleep, _ = timed(paths, only(run=sleep, write=written))
+    return {
+        "task": "engine",
+        "verb": task,
+        "images": len(items),
+        "seconds": {"reading": reading, "model": running, "writing": writing, "all": wall},
+        "busy": (reading + running + writing) / wall,
+        "hidden": each * len(items) / asleep,
+        "cores": os.cpu_count(),
+    }
+
+
 def write_card(weights: Path, data: Path, figures: Figures) -> None:
     """Adds what was measured on `data` to the card of a weights file; its digest stays what it is."""
     header, tensors, _ = zoo.load_tensors(weights)
@@ -316,6 +394,11 @@ def table(figures: Figures) -> str:
         for camera, row in figures["cameras"].items():
             values = f"{row['noisy']:8.2f}{row['auto']:8.2f}{row['gain']:+8.2f}"
             lines.append(f"{camera:>12}{row['pairs']:8}{values}{row['noisy_ssim']:8.3f}{row['auto_ssim']:8.3f}")
+    elif figures["task"] == "engine":
+        seconds = ", ".join(f"{name} {value:.2f} s" for name, value in figures["seconds"].items())
+        lines.append(f"{figures['images']} images, {figures['verb']}: {seconds}")
+        lines.append(f"parts one after the other over all at once: {figures['busy']:.2f}")
+        lines.append(f"a model that sleeps over the run around it: {figures['hidden']:.2f}")
     else:
         lines.append(f"{figures['images']} images; RGB PSNR in dB")
         lines.append(f"{'white noise':>12}{'noisy':>10}{'told':>10}{'auto':>10}{'grey':>10}")

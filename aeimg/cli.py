@@ -343,7 +343,7 @@ def train(task: str, data: Path, out: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("task", type=click.Choice(["denoise", "compress"]))
+@click.argument("what", type=click.Choice(["denoise", "compress", "engine"]))
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
@@ -352,8 +352,8 @@ def train(task: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--effort", type=click.IntRange(1, 9), help="Of compress.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
-def bench(task: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
-    """Measure a model on the images in DATA, beside the usual codecs or denoisers."""
+def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
+    """Measure a model on the images in DATA, beside its peers; or what the engine loses around it."""
     from . import bench as benches
     from .paths import write_atomic
 
@@ -361,10 +361,14 @@ def bench(task: str, data: Path, json_file: Path | None, card: bool, **options: 
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")
     effort = options.pop("effort")
-    if effort is not None and task != "compress":
+    if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
-    if task == "denoise":
+    if what == "denoise":
         figures = benches.bench_denoise(data, **options)
+    elif what == "engine":
+        if options.pop("model") is not None:
+            raise UsageError("--model is not an option of engine")
+        figures = benches.bench_engine(data, **options)
     else:
         figures = benches.bench_compress(data, **options, effort=effort or 1)
     click.echo(benches.table(figures))
