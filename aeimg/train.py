@@ -53,6 +53,8 @@ class Recipe:
     average: float = 0.999
     muon: bool = False
     """Whether the kernels of convolutions are moved by Muon; AdamW moves the rest."""
+    pairs: float = 0.3
+    """Of a blind denoiser: the share of batches that comes from real pairs, where there are any."""
 
 
 class Objective(ABC):
@@ -109,7 +111,7 @@ class DenoiseObjective(Objective):
 
     task = "denoise"
     architecture = "unet"
-    recipe = Recipe(crop=96, batch=16, rate=2.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
+    recipe = Recipe(crop=96, batch=16, rate=1.2e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
 
     def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
         super().__init__(photographs)
@@ -153,17 +155,15 @@ class DenoiseObjective(Objective):
 class BlindObjective(DenoiseObjective):
     """Whatever a camera and its software leave in a picture, its level unknown; and pairs of real photographs."""
 
-    def __init__(
-        self, photographs: Photographs, config: dict[str, Any], pairs: Pairs | None = None, share: float = 0.2
-    ) -> None:
+    def __init__(self, photographs: Photographs, config: dict[str, Any], pairs: Pairs | None = None) -> None:
         super().__init__(photographs, {"assumed_sigma": 25.0, **config})
-        self.pairs, self.share = pairs, share
+        self.pairs = pairs
         self.held_out_pairs = pairs.split(min(6, len(pairs) // 10)) if pairs is not None else []
 
     def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
         """Clean and noisy crops, float in [0,1]."""
         count, side = self._size(late)
-        if self.pairs is not None and rng.random() < self.share:
+        if self.pairs is not None and rng.random() < self.recipe.pairs:
             crops = self.pairs.crops(rng, count, side).float() / 255.0
             return crops[:, :3], crops[:, 3:]
         source = source_side(side, rng)

@@ -1,0 +1,101 @@
+"""Many images of every kind: all good ones done, all bad ones named, and memory stays where it is said to."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
+SUFFIXES = dict(zip(FORMATS, ("png", "jpg", "webp", "avif", "tiff", "bmp", "ppm", "gif"), strict=True))
+COUNT, LARGE = 2000, 6
+
+CHILD = """
+import json, resource, sys
+import torch
+import aeimg
+
+
+class Same:
+    task, halo, label = "denoise", 0, "same-1"
+
+    def __call__(self, x, sigma):
+        return x * 0.5
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+aeimg.register("same", Same)
+"""
+
+
+def broken(data: bytes, kind: int) -> bytes:
+    """A file spoilt in one of four ways."""
+    return (b"", data[: len(data) // 3], b"not an image at all", bytes(200) + data)[kind]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Path, set[str]]:
+    """2,000 images of 16 to 4,000 pixels in eight formats, and the names of the twentieth of them that is broken."""
+    folder = tmp_path_factory.mktemp("mixed")
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (250, 250, 3), np.uint8)
+    spoilt = set()
+    for number in range(COUNT):
+        kind = FORMATS[number % len(FORMATS)]
+        large = number % (COUNT // LARGE) == 1
+        height, width = (4000, 3000) if large else (int(side) for side in 16 + 140 * rng.random(2) ** 2)
+        pixels = np.tile(noise, (-(-height // 250), -(-width // 250), 1))[:height, :width]
+        buffer = io.BytesIO()
+        options = {"speed": 10} if kind == "AVIF" else {"quality": 90} if kind == "JPEG" else {}
+        Image.fromarray(pixels).save(buffer, "JPEG" if large else kind, **options)
+        name = f"{number % 7}/{number}.{'jpg' if large else SUFFIXES[kind]}"
+        data = buffer.getvalue()
+        if number % 20 == 7:
+            spoilt.add(name)
+            data = broken(data, number // 20 % 4)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder, spoilt
+
+
+def test_two_thousand_mixed_images_are_done_but_for_the_broken_ones_in_bounded_memory(mixed, tmp_path):
+    folder, spoilt = mixed
+    code = CHILD + (
+        "before = peak()\n"
+        "summary = aeimg.process(sys.argv[1], 'denoise', out=sys.argv[2], model='same', sigma=5, memory='256M')\n"
+        "print(json.dumps([summary.done, [str(path) for path, _ in summary.failed], peak() - before]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, folder, tmp_path / "out"], capture_output=True, check=True)
+    count, failed, grown = json.loads(done.stdout)
+    assert count == COUNT - len(spoilt)
+    assert {Path(name).relative_to(folder).as_posix() for name in failed} == spoilt
+    # The bound, and one tile of a large picture on its way through the model.
+    assert grown < 256 + 400
+    written = [path for path in (tmp_path / "out").rglob("*.*") if not path.name.startswith(".")]
+    assert len(written) == count
+
+
+def test_twenty_thousand_small_images_take_no_more_memory_than_the_first_thousand():
+    code = CHILD + (
+        "import numpy as np\n"
+        "pictures = (np.full((16 + n % 9, 16, 3), n % 256, np.uint8) for n in range(20_000))\n"
+        "for number, _ in enumerate(aeimg.process(pictures, 'denoise', model='same', sigma=5)):\n"
+        "    if number == 1000:\n"
+        "        early = peak()\n"
+        "print(number, peak() - early)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    number, grown = done.stdout.split()
+    assert int(number) == 19_999
+    assert float(grown) < 8
