@@ -118,7 +118,7 @@ def _run(
         summary, interrupted = error.summary, True
     _tell(summary, task, quiet, dry=options["dry_run"])
     if json_file is not None:
-        _write_json(json_file, summary, task=task, sources=sources, out=out)
+        _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
     if interrupted:
         raise KeyboardInterrupt
     if summary.failed:
@@ -168,10 +168,20 @@ def _plain(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
 
 
+SHOWN = 5
+"""Of how many files one and the same note is told by name."""
+
+
 def _tell(summary: Summary, task: str, quiet: bool, dry: bool) -> None:
+    notes: dict[str, list[str]] = {}
     for record in summary.files:
         for warning in record.get("warnings", ()):
-            click.echo(_plain(f"note: {record['input']}: {warning}"), err=True)
+            notes.setdefault(warning, []).append(record["input"])
+    for warning, names in notes.items():
+        for name in names[:SHOWN]:
+            click.echo(_plain(f"note: {name}: {warning}"), err=True)
+        if len(names) > SHOWN:
+            click.echo(f"note: and {len(names) - SHOWN} more: {warning}", err=True)
     for path, reason in summary.failed:
         click.echo(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"), err=True)
     if quiet:

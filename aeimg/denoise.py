@@ -131,7 +131,9 @@ def denoise(
             return model(part, level).float()
 
     def run(part: Tensor) -> Tensor:
-        noisy = as_float(part.to(device))
+        if device.type == "cuda":  # from pinned memory the copy does not hold up this thread
+            part = part.contiguous().pin_memory()
+        noisy = as_float(part.to(device, non_blocking=device.type == "cuda"))
         height, width = noisy.shape[2:]
         whole = pad(noisy.expand(-1, 3, -1, -1), padded(height, multiple), padded(width, multiple))
         whole = whole.contiguous(memory_format=torch.channels_last)

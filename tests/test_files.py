@@ -473,3 +473,16 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(folder, tmp_path, 
     with caplog.at_level("INFO", "aeimg"):
         run(folder, tmp_path / "out", progress=True)
     assert "denoise: 12 of 12" in caplog.messages[-1]
+
+
+def test_one_note_about_many_files_names_a_few(folder, tmp_path):
+    out = tmp_path / "out"
+    run(folder, out)
+    (out / manifest.NAME).unlink()
+    result = CliRunner().invoke(main, ["denoise", str(folder), str(out), "-m", "same", "--json", str(tmp_path / "s")])
+    assert result.exit_code == 0
+    assert result.stderr.count("not known to be of aeimg") == 6
+    assert "and 7 more" in result.stderr
+    told = json.loads((tmp_path / "s").read_text())
+    assert told["options"]["model"] == "same"
+    assert {record["status"] for record in told["files"]} == {"skipped"}
