@@ -207,9 +207,9 @@ class _Written:
 
 
 class _ToFiles:
-    """A verb whose sources are `paths.Job`s and whose results are written where they say.
+    """A verb whose sources are `paths.Job`s and whose results are written where they say, unless it is a `dry` run.
 
-    Without a manifest nothing is written: what is made is thrown away, as for a dry run's sample.
+    `manifest`, if there is one, is told first.
     """
 
     def __init__(self, verb: Any, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
@@ -331,6 +331,8 @@ def _files(
         summary.planned = len(left)
         for job in left.values():
             record(job, "planned")
+        order = {str(job.target): number for number, job in enumerate(jobs)}
+        summary.files.sort(key=lambda about: order[about["output"]])
         summary.seconds = time.monotonic() - began
     return summary
 

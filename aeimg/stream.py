@@ -138,18 +138,23 @@ def stream(
 
 
 def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:
-    """A batch worth running now: a full one; or, when no read is under way that could fill one, the oldest."""
+    """A batch worth running now: a full one; or, when no read is under way that could fill one, the oldest.
+
+    The oldest too when a batch's worth of items waits, of whatever sizes: the model must not stand still for the reads.
+    """
     buckets: dict[Hashable, list[_Slot]] = {}
     reading = False
+    waiting = 0
     for slot in slots:
         if slot.item is None:
             reading |= slot.future is not None
         elif slot.future is None:
+            waiting += 1
             bucket = buckets.setdefault(verb.key(slot.item), [])
             bucket.append(slot)
             if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.pixels > BATCH_PIXELS:
                 return bucket
-    return next(iter(buckets.values())) if buckets and not reading else []
+    return next(iter(buckets.values())) if buckets and (not reading or waiting >= batch_size) else []
 
 
 def out_of_memory(error: BaseException) -> bool:

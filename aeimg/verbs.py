@@ -83,6 +83,8 @@ class Options:
         except (TypeError, ValueError):
             sigma = -1.0
         check(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
+        if self.sigma != "auto":  # "25" and 25 are one option
+            object.__setattr__(self, "sigma", sigma)
         check(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
         check(self.quality in range(1, 101), f"quality must be a whole number of 1..100, not {self.quality!r}")
         targets = {name: getattr(self, name) for name in ("target_bpp", "target_psnr", "max_bytes")}

@@ -189,6 +189,26 @@ def test_a_failing_batch_costs_only_the_guilty_item():
     assert [outcome.value for outcome in outcomes if not outcome.error] == [n for n in range(20) if n != 7]
 
 
+def test_a_model_is_not_kept_waiting_for_pictures_that_fit_no_batch():
+    """Pictures of many sizes never fill a batch; the next reads must not hold up those that are there."""
+    ran, slow = threading.Event(), threading.Event()
+
+    def read(number):
+        if number == 12:  # is read only when something has run
+            slow.set()
+            assert ran.wait(20)
+        return SimpleNamespace(number=number, nbytes=1, pixels=1)
+
+    def run(items):
+        if slow.is_set():
+            ran.set()
+        return [item.number for item in items]
+
+    verb = SimpleNamespace(read=read, key=lambda item: item.number, run=run, write=lambda item, result: result)
+    outcomes = list(stream(range(30), verb, jobs=4, batch_size=4))
+    assert [outcome.value for outcome in outcomes] == list(range(30))
+
+
 def test_reading_and_writing_go_on_in_threads_while_the_model_runs():
     """The model waits for the next picture to be read and the last one to be written: that must not stand still."""
     read, written = threading.Event(), threading.Event()

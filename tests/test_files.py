@@ -100,7 +100,8 @@ def test_a_second_run_does_only_what_is_no_longer_right(folder, tmp_path):
 
 def test_a_changed_option_or_model_redoes_and_a_changed_output_is_not_touched(folder, tmp_path):
     out = tmp_path / "out"
-    run(folder, out)
+    run(folder, out, sigma="7")
+    assert run(folder, out, sigma=7).skipped == 12
     (out / "0" / "0.png").write_bytes(b"retouched by hand")
     again = run(folder, out, strength=0.5)
     assert (again.done, again.skipped) == (11, 1)
