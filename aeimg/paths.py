@@ -11,6 +11,7 @@ name, and a file under its final name is always whole.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import glob
 import hashlib
 import os
@@ -239,31 +240,41 @@ def plan(files: Iterable[Found], out: Path, suffix: Callable[[Path], str], templ
     check_template(template)
     files, out = list(files), Path(out)
 
-    def named(one: Found, stem: str, name: str) -> Path:
+    @functools.cache
+    def real(folder: Path) -> str:
+        return os.path.realpath(folder)
+
+    def named(one: Found, parent: Path, stem: str, name: str) -> Path:
         new = suffix(one.path)
-        return one.relative.parent / _fitted(template.format(stem=stem, name=name, suffix=new), new)
+        return parent / _fitted(template.format(stem=stem, name=name, suffix=new), new)
 
-    def short(one: Found) -> Path:
-        name = one.path.name
-        return named(one, name.removesuffix(one.path.suffix), name)
-
-    wanted = Counter(_key(short(one)) for one in files)
+    parents = [one.relative.parent for one in files]
+    names = [one.path.name for one in files]
+    short = [
+        named(one, parent, name.removesuffix(one.path.suffix), name)
+        for one, parent, name in zip(files, parents, names, strict=True)
+    ]
+    keys = [_key(path) for path in short]
+    wanted = Counter(keys)
     # No file can lie where a folder must be.
-    folders = {_key(parent) for one in files for parent in one.relative.parents}
+    folders = {_key(folder) for parent in set(parents) for folder in (parent, *parent.parents)}
     taken: set[str] = set()
     jobs = []
-    inputs = {os.path.realpath(one.path) for one in files}
-    for one in files:
-        name = one.path.name
-        candidate = short(one) if wanted[_key(short(one))] == 1 else named(one, name, name)
+    inputs = {os.path.join(real(one.path.parent), one.path.name) for one in files}
+    inputs |= {os.path.realpath(one.path) for one in files if one.path.is_symlink()}
+    for one, parent, name, candidate, key in zip(files, parents, names, short, keys, strict=True):
+        if wanted[key] > 1:
+            candidate = named(one, parent, name, name)
+            key = _key(candidate)
         # A long form may still meet another file's short one (`a.png` -> `a.png.jpg` beside a real `a.png.jpg`).
         number = 1
-        while _key(candidate) in taken or _key(candidate) in folders:
+        while key in taken or key in folders:
             number += 1
-            candidate = named(one, f"{name}-{number}", f"{name}-{number}")
-        taken.add(_key(candidate))
+            candidate = named(one, parent, f"{name}-{number}", f"{name}-{number}")
+            key = _key(candidate)
+        taken.add(key)
         target = out / candidate
-        if os.path.realpath(target) in inputs:
+        if os.path.join(real(target.parent), target.name) in inputs:
             raise UsageError(f"{target}: the output would overwrite an input; choose another output folder")
         jobs.append(Job(one.path, target))
     return jobs
