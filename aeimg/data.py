@@ -285,7 +285,7 @@ def photographed(
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
     Sensor noise in linear light before the mosaic, or (a share `white` of the batches) white noise; then resizing,
-    sharpening and JPEG in shuffled order, as in Real-ESRGAN and BSRGAN. What moves or sharpens edges is done to the
+    sharpening and JPEG in shuffled order, as in Real-ESRGAN and BSRGAN, JPEG mostly last, as most files are. What moves or sharpens edges is done to the
     clean crop too, so the two differ by noise and compression alone. A share `clean` of the images stays untouched, so
     that clean pictures are left as they are. Crops come in any size, even sides; they are resized to `side` on the way.
     """
@@ -303,7 +303,9 @@ def photographed(
 
     def jpeg() -> None:
         nonlocal noisy
-        quality = [None if untouched[n] or rng.random() < 0.35 else int(rng.integers(30, 96)) for n in range(count)]
+        quality = [
+            None if untouched[n] or rng.random() < 0.35 else int(30 + 66 * rng.random() ** 0.6) for n in range(count)
+        ]
         noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=[0.3, 0.1, 0.6])) for _ in range(count)])
 
     def resize() -> None:
@@ -318,9 +320,12 @@ def photographed(
             amount = torch.from_numpy(rng.uniform(0, 1.0, count)).float()
             x, noisy = sharpened(x, amount).clamp(0, 1), sharpened(noisy, amount)
 
-    steps = [resize, sharpen, jpeg]
-    for index in rng.permutation(3):
-        steps[index]()
+    order = [resize, sharpen, jpeg]
+    rng.shuffle(order)  # type: ignore[arg-type]
+    if rng.random() < 0.6:
+        order.sort(key=lambda step: step is jpeg)
+    for step in order:
+        step()
     return x, noisy
 
 
