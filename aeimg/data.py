@@ -285,9 +285,10 @@ def photographed(
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
     Sensor noise in linear light before the mosaic, or (a share `white` of the batches) white noise; then resizing,
-    sharpening and JPEG in shuffled order, as in Real-ESRGAN and BSRGAN, JPEG mostly last, as most files are. What moves or sharpens edges is done to the
-    clean crop too, so the two differ by noise and compression alone. A share `clean` of the images stays untouched, so
-    that clean pictures are left as they are. Crops come in any size, even sides; they are resized to `side` on the way.
+    sharpening and JPEG in shuffled order, as in Real-ESRGAN and BSRGAN, with JPEG mostly last, as in most files. What
+    moves or sharpens edges is done to the clean crop too, so the two differ by noise and compression alone. A share
+    `clean` of the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even
+    sides; they are resized to `side` on the way.
     """
     count = x.shape[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
