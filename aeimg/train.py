@@ -111,11 +111,11 @@ class DenoiseObjective(Objective):
 
     task = "denoise"
     architecture = "unet"
-    recipe = Recipe(crop=96, batch=16, rate=1.2e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
+    recipe = Recipe(crop=96, batch=16, rate=1.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
 
     def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
         super().__init__(photographs)
-        self.model = build(self.architecture, config)
+        self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **config})
 
     def _against(self, clean: Tensor, noisy: Tensor, sigma: Tensor, late: bool) -> tuple[Tensor, dict[str, float]]:
         noisy = noisy.contiguous(memory_format=torch.channels_last)

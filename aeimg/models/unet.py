@@ -28,15 +28,21 @@ class UNetConfig:
     """Residual blocks of each level on the way down (the last entry: at the bottom)."""
     blocks_up: tuple[int, ...] = (1, 1, 1)
     """Residual blocks of each level on the way up."""
+    slope: float = 0.0
+    """Of the rectifiers for negative values. Without biases or normalisation, units of slope 0 die in numbers: nothing
+    brings back one that no input excites."""
+    takes_grey: bool = False
+    """Whether grey images with grey noise were among what it learned from: three equal channels, and sigma as it is."""
     assumed_sigma: float | None = None
     """Of a blind network: the noise level that its map holds, whatever it is told."""
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(conv(x))), 3x3, no biases."""
+    """x + conv(rectify(conv(x))), 3x3, no biases."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, slope: float) -> None:
         super().__init__()
+        self.slope = slope
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
@@ -44,7 +50,7 @@ class ResidualBlock(nn.Module):
         nn.init.normal_(self.conv2.weight, std=0.1 / (9 * channels) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu_(self.conv1(x)))
+        return x + self.conv2(F.leaky_relu_(self.conv1(x), self.slope))
 
 
 class UNet(nn.Module):
@@ -54,8 +60,6 @@ class UNet(nn.Module):
     """
 
     task = "denoise"
-    takes_grey = True
-    """Grey images with grey noise were among what it learned from: three equal channels, and sigma as it is."""
 
     def __init__(self, config: UNetConfig = UNetConfig()) -> None:
         super().__init__()
@@ -66,14 +70,20 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1, bias=False) for a, b in pairwise(widths))
         self.encoder = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c) for _ in range(n))) for c, n in zip(widths, config.blocks, strict=True)
+            nn.Sequential(*(ResidualBlock(c, config.slope) for _ in range(n)))
+            for c, n in zip(widths, config.blocks, strict=True)
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c) for _ in range(n)))
+            nn.Sequential(*(ResidualBlock(c, config.slope) for _ in range(n)))
             for c, n in zip(widths[:-1], config.blocks_up, strict=True)
         )
         self.tail = nn.Conv2d(widths[0], config.image_channels * u2, 3, padding=1, bias=False)
         nn.init.zeros_(self.tail.weight)
+
+    @property
+    def takes_grey(self) -> bool:
+        """Whether grey images are to be told their sigma as it is."""
+        return self.config.takes_grey
 
     @property
     def blind(self) -> bool:
