@@ -23,15 +23,30 @@ def jolt(network: torch.nn.Module, scale: float = 0.3) -> None:
 
 
 def test_the_denoiser_starts_as_the_identity_and_is_homogeneous():
-    network = UNet(UNetConfig(channels=(8, 8, 8)))
+    network = UNet(UNetConfig(channels=(8, 8, 8), blocks=(1, 1, 2), blocks_up=(1, 1), slope=0.1))
     x, sigma = torch.rand(2, 3, 32, 48), torch.tensor([10.0, 30.0])
     torch.testing.assert_close(network(x, sigma), x)
     jolt(network)
     torch.testing.assert_close(network(0.5 * x, 0.5 * sigma), 0.5 * network(x, sigma), atol=1e-5, rtol=1e-4)
 
 
+def test_units_that_no_image_excites_still_learn():
+    """Without a slope below zero nothing would ever bring them back."""
+    network = UNet(UNetConfig(channels=(8, 8), blocks=(1, 1), blocks_up=(1,), slope=0.1))
+    jolt(network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "conv1" in name:
+                parameter.copy_(-parameter.abs())
+            if name == "head.weight" or "down" in name:
+                parameter.copy_(parameter.abs())
+    network(torch.rand(1, 3, 16, 16), torch.tensor([9.0])).square().sum().backward()
+    dead = network.encoder[0][0].conv1
+    assert float(dead.weight.grad.abs().amax((1, 2, 3)).min()) > 0
+
+
 def test_the_denoisers_halo_covers_its_reach():
-    network = UNet(UNetConfig(channels=(4, 4, 4)))
+    network = UNet(UNetConfig(channels=(4, 4, 4), blocks=(1, 1, 2), blocks_up=(1, 1)))
     jolt(network)
     side = 2 * network.halo + 32
     x = torch.rand(1, 3, side, side)
