@@ -49,12 +49,67 @@ def _peak(pixels: Array) -> float:
     return 1.0 if np.issubdtype(pixels.dtype, np.floating) else float(np.iinfo(pixels.dtype).max)
 
 
-def _patches(pixels: Array, side: int, count: int) -> Array:
-    """About `count` evenly spread patches of `pixels` `[C,H,W]`, as rows, in 8-bit units."""
+PATCHES = 20_000
+"""How many patches a noise level is estimated from, at least, where a picture has so many."""
+
+
+def _patches(pixels: Array) -> Array:
+    """Evenly spread patches of `pixels` `[C,H,W]`, as rows, in 8-bit units; none of a picture that is too small."""
+    side = 8 if pixels.shape[0] == 1 else 6
+    if min(pixels.shape[1:]) < 4 * side:
+        return np.zeros((0, pixels.shape[0] * side * side), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
-    stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / count)))
+    stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / PATCHES)))
     patches = windows[:, ::stride, ::stride].transpose(1, 2, 0, 3, 4).reshape(-1, pixels.shape[0] * side * side)
-    return patches.astype(np.float64) * (255.0 / _peak(pixels))
+    return patches.astype(np.float32) * np.float32(255.0 / _peak(pixels))
+
+
+def _sigma(patches: Array, *, grey: bool) -> float:
+    """See `estimate_sigma`."""
+    if len(patches) < 2:
+        return 0.0
+    centred = patches - patches.mean(0)
+    values = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64) / (len(patches) - 1))
+    if grey:
+        return math.sqrt(max(float(values[: len(values) // 16].mean()), 0.0))
+    for count in range(len(values), 0, -1):
+        mean = float(values[:count].mean())
+        if (values[:count] > mean).sum() >= (values[:count] < mean).sum():
+            return math.sqrt(max(mean, 0.0))
+    return 0.0
+
+
+BLOCK = 8
+"""Side of the blocks in which pictures are looked at, in pixels."""
+SEEN = 1 << 20
+"""About how many pixels of a large picture are looked at."""
+
+
+def _bands(pixels: Array) -> Array:
+    """Evenly spread bands of rows of `pixels` `[C,H,W]`, all of it where it is small; float32, in 8-bit units."""
+    height, width = pixels.shape[1:]
+    band = 4 * BLOCK
+    step = max(1, height * width // SEEN) * band
+    rows = np.concatenate([np.arange(top, min(top + band, height)) for top in range(0, height, step)])
+    return pixels[:, rows].astype(np.float32) * np.float32(255.0 / _peak(pixels))
+
+
+def _blocks(plane: Array) -> Array:
+    """A plane `[H,W]` as `[n,BLOCK*BLOCK]`, in raster order."""
+    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
+    whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
+    return whole.transpose(0, 2, 1, 3).reshape(rows * columns, BLOCK * BLOCK)
+
+
+def _visible(bands: Array) -> float:
+    """What varies, in grey, within the flattest tenth of the blocks that are neither black nor white."""
+    blocks = _blocks(bands.mean(0))
+    means = blocks.mean(1) if len(blocks) else np.zeros(0)
+    middle = blocks[(means > 8) & (means < 247)]
+    if len(middle) < 20:
+        return 0.0
+    # Of 64 samples of one normal distribution, a tenth have less than 0.884 of its standard deviation.
+    return float(np.quantile(middle.std(1), 0.1) / 0.884)
 
 
 def estimate_sigma(pixels: Array) -> float:
@@ -66,38 +121,49 @@ def estimate_sigma(pixels: Array) -> float:
     the smallest sixteenth of the eigenvalues is the better guess: within 2 at sigma 15. For noise that has been
     through JPEG or resizing both are far too low.
     """
-    side = 8 if pixels.shape[0] == 1 else 6
-    if min(pixels.shape[1:]) < 4 * side:
-        return 0.0
-    values = np.linalg.eigvalsh(np.cov(_patches(pixels, side, 40_000), rowvar=False))
-    if pixels.shape[0] == 1:
-        return math.sqrt(max(float(values[: len(values) // 16].mean()), 0.0))
-    for count in range(len(values), 0, -1):
-        mean = float(values[:count].mean())
-        if (values[:count] > mean).sum() >= (values[:count] < mean).sum():
-            return math.sqrt(max(mean, 0.0))
-    return 0.0
+    return _sigma(_patches(pixels), grey=pixels.shape[0] == 1)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of a picture, as far as it shows."""
+    """The noise of a picture, as far as it shows; levels in 8-bit units."""
 
     sigma: float
-    """Its level if it is white, in 8-bit units."""
+    """Its level, if it is white."""
     coarse: float
     """The same of every second pixel of every second row."""
+    dark: float
+    """The same of the darker half of the picture,"""
+    bright: float
+    """and of the brighter."""
+    visible: float
+    """What varies in the flattest parts, whatever its kind."""
+    grey: bool = False
 
-    @property
-    def white(self) -> bool:
-        """Whether neighbours' noise is independent: then leaving pixels out changes nothing, while noise that a
-        mosaic, resizing or JPEG has been through looks stronger from afar. Too little to tell counts as not white."""
-        return self.sigma >= 1.5 and self.coarse <= 1.25 * self.sigma
+    def white(self, *, strictly: bool = False) -> bool:
+        """Whether its level is one number that can be trusted.
+
+        White noise is as strong from afar, where noise that a mosaic, resizing or JPEG has been through looks stronger;
+        as strong in the light as in the dark, where that of a sensor grows, and clipped noise ends; and flat parts show
+        no more than it explains. Too little to tell counts as not white. `strictly` for files that compression has
+        changed.
+        """
+        even = max(self.dark, self.bright) <= 1.25 * min(self.dark, self.bright)
+        explained = self.visible <= 6 + 2.5 * self.sigma
+        # Of a grey picture texture is in every estimate, and more so from afar.
+        lowest, ratio = (4.0, 1.1) if strictly else (1.5, 1.5 if self.grey else 1.25)
+        return self.sigma >= lowest and self.coarse <= ratio * self.sigma and even and explained
 
 
 def measure_noise(pixels: Array) -> Noise:
     """Of `pixels` `[C,H,W]`, integers, or float in [0,1]."""
-    return Noise(estimate_sigma(pixels), estimate_sigma(pixels[:, ::2, ::2]))
+    grey = pixels.shape[0] == 1
+    patches = _patches(pixels)
+    dark, bright = (
+        _sigma(patches[part], grey=grey) for part in np.array_split(np.argsort(patches.mean(1), kind="stable"), 2)
+    )
+    coarse = estimate_sigma(pixels[:, ::2, ::2])
+    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(_bands(pixels)), grey)
 
 
 # -- what is done ----------------------------------------------------------------------------------------------------
@@ -152,29 +218,15 @@ def denoise(
 
 # -- what came of it -------------------------------------------------------------------------------------------------
 
-BLOCK = 8
-"""Side of the blocks in which results are looked at, in pixels."""
-LARGEST_SHIFT = 0.5
-LARGEST_STRUCTURE = 0.5
+SHIFT, SHIFT_OF_NOISE = 0.5, 0.2
+"""How far a channel's mean may move: in 8-bit units, and by how much of the noise (where noise was clipped at black or
+white the mean must move back)."""
+LARGEST_STRUCTURE = 0.35
+"""Noise that was taken away gives -0.6 to 0.3; blurs, medians and sigmas that are far too high 0.35 to 0.9."""
 NOISE_LEFT = 4.0
-"""Bounds of what is found in order: 8-bit units, a correlation, 8-bit units (fine texture reads as 2 or 3)."""
-
-
-def _blocks(plane: Array) -> Array:
-    """A plane `[H,W]` as `[n,BLOCK*BLOCK]`, in raster order."""
-    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
-    whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
-    return whole.transpose(0, 2, 1, 3).reshape(rows * columns, BLOCK * BLOCK)
-
-
-def _flat_noise(blocks: Array) -> float:
-    """What varies within the flattest tenth of the blocks that are neither black nor white, in 8-bit units."""
-    means = blocks.mean(1)
-    middle = blocks[(means > 8) & (means < 247)]
-    if len(middle) < 20:
-        return 0.0
-    # Of 64 samples of one normal distribution, a tenth have less than 0.884 of its standard deviation.
-    return float(np.quantile(middle.std(1), 0.1) / 0.884)
+"""8-bit units; fine texture reads as 2 to 4."""
+TAKEN = 1.5
+"""8-bit units; where less was taken away than that, it does not matter what it was."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +234,7 @@ class Check:
     """What can be said of a denoised picture without its clean original."""
 
     noise_before: float
-    """In the flattest parts, whatever its kind, in 8-bit units."""
+    """What varies in the flattest parts, whatever its kind, in 8-bit units."""
     noise_after: float
     shift: tuple[float, ...]
     """By how much the mean of each channel rose, in 8-bit units."""
@@ -193,9 +245,10 @@ class Check:
     def warnings(self, strength: float = 1.0) -> list[str]:
         """What is out of bounds for that strength, each with what to do."""
         found = []
-        if max(map(abs, self.shift)) > LARGEST_SHIFT:
+        bound = SHIFT + SHIFT_OF_NOISE * self.noise_before
+        if max(map(abs, self.shift)) > bound:
             shifts = ", ".join(f"{value:+.2f}" for value in self.shift)
-            found.append(f"the mean of a channel moved by more than {LARGEST_SHIFT} of 255 ({shifts})")
+            found.append(f"the mean of a channel moved by more than {bound:.1f} of 255 ({shifts})")
         if self.structure > LARGEST_STRUCTURE:
             found.append(f"detail may have gone with the noise (structure {self.structure:.2f}); try less --strength")
         if self.noise_after > max(NOISE_LEFT, (1 - 0.5 * strength) * self.noise_before):
@@ -205,21 +258,13 @@ class Check:
         return found
 
 
-def check(before: Array, after: Array, *, pixels: int = 1 << 20) -> Check:
-    """Compares pixels `[C,H,W]` of one dtype before and after; of large pictures, bands of about `pixels` in all."""
-    scale = 255.0 / _peak(before)
-    height, width = before.shape[1:]
-    band = 4 * BLOCK
-    step = max(1, height * width // pixels) * band
-    rows = np.concatenate([np.arange(top, min(top + band, height)) for top in range(0, height, step)])
-    old, new = (x[:, rows].astype(np.float32) * scale for x in (before, after))
+def check(before: Array, after: Array) -> Check:
+    """Compares pixels `[C,H,W]` of one dtype before and after."""
+    old, new = _bands(before), _bands(after)
     taken = old - new
-    shift = tuple(float(value) for value in taken.mean((1, 2)) * -1)
-    old_grey, new_grey = old.mean(0), new.mean(0)
-    if min(new_grey.shape) < 4 * BLOCK:
-        return Check(0.0, 0.0, shift, 0.0)
-    residual, detail = _blocks(taken.mean(0)).std(1), _blocks(new_grey).std(1)
+    shift = tuple(float(-value) for value in taken.mean((1, 2)))
+    residual, detail = _blocks(taken.mean(0)).std(1), _blocks(new.mean(0)).std(1)
     structure = 0.0
-    if residual.std() > 0.05 and detail.std() > 0.05:
+    if len(residual) >= 16 and residual.mean() > TAKEN and min(residual.std(), detail.std()) > 0:
         structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
-    return Check(_flat_noise(_blocks(old_grey)), _flat_noise(_blocks(new_grey)), shift, structure)
+    return Check(_visible(old), _visible(new), shift, structure)

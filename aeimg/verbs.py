@@ -248,8 +248,8 @@ class Choice:
 def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     """The denoiser for `picture`, told `sigma` or "auto"; `free` where no model was asked for.
 
-    A told level means white noise of that level. Without one, noise that measures as white, in a file that was
-    compressed without loss, is what `zoo.DEFAULTS` names for the task; everything else, where no level could be
+    A told level means white noise of that level. Without one, noise that measures as white (more strictly so in a file
+    of a format that loses something) is for what `zoo.DEFAULTS` names; everything else, where no level could be
     trusted, is for the blind model.
     """
     if sigma != "auto":
@@ -257,11 +257,10 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     noise = measure_noise(picture.pixels)
     if not free:
         return Choice(None, noise.sigma, "asked for")
-    if picture.format in LOSSY:
-        return Choice(zoo.BLIND, noise.sigma, f"{picture.format} files hold no white noise")
-    if noise.white:
+    lossy = picture.format in LOSSY
+    if noise.white(strictly=lossy):
         return Choice(zoo.DEFAULTS["denoise"], noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
-    return Choice(zoo.BLIND, noise.sigma, "no white noise found")
+    return Choice(zoo.BLIND, noise.sigma, "no white noise found" + (f" in this {picture.format} file" if lossy else ""))
 
 
 class Denoise(_PictureVerb):

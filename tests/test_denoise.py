@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from skimage import data as images
 
 from aeimg import InputError, process, zoo
 from aeimg.data import demosaic, mosaic, resized, through_jpeg
@@ -133,7 +134,7 @@ def test_tiles_differ_from_the_whole_by_nothing_that_shows(photograph, name):
 def test_the_level_of_white_noise_is_found(photograph, sigma):
     x = noisy(photograph, sigma).transpose(2, 0, 1)
     assert estimate_sigma(x) == pytest.approx(sigma, abs=0.5)
-    assert measure_noise(x).white
+    assert measure_noise(x).white()
 
 
 def test_integers_are_measured_as_floats_are(photograph):
@@ -150,11 +151,14 @@ def test_tiny_images_are_taken_for_clean_rather_than_guessed_at():
 def test_noise_that_has_been_through_something_is_not_taken_for_white(photograph):
     x = torch.from_numpy(noisy(photograph, 25)).permute(2, 0, 1)[None]
     square = x[:, :, :256, :256].clamp(0, 1)
-    assert not measure_noise(through_jpeg(square, [90], [2])[0].numpy()).white
-    assert not measure_noise(resized(square, 384, "bicubic")[0].numpy()).white
+    assert not measure_noise(through_jpeg(square, [90], [2])[0].numpy()).white()
+    assert not measure_noise(resized(square, 384, "bicubic")[0].numpy()).white()
     mosaiced = demosaic(mosaic(square, (0, 0)), (0, 0))
-    assert not measure_noise(mosaiced[0].numpy()).white
-    assert not measure_noise(photograph.transpose(2, 0, 1)).white
+    assert not measure_noise(mosaiced[0].numpy()).white()
+    light = torch.from_numpy(images.astronaut()[:300, :300] / 255).permute(2, 0, 1)[None].float()
+    sensor = light + light.sqrt() * 0.15 * torch.randn(light.shape, generator=torch.Generator().manual_seed(0))
+    assert not measure_noise(sensor[0].numpy()).white()
+    assert not measure_noise(photograph.transpose(2, 0, 1)).white()
 
 
 # -- which model -----------------------------------------------------------------------------------------------------
@@ -204,20 +208,21 @@ def test_a_good_result_gives_no_warning_and_its_figures_tell_of_it(mixed, tmp_pa
     assert "warnings" not in record
     assert record["noise_before"] > 3 * record["noise_after"]
     assert max(map(abs, record["shift"])) < 0.5
-    assert abs(record["structure"]) < 0.5
+    assert record["structure"] < 0.3
 
 
 def test_a_colour_shift_a_blur_and_noise_that_stays_are_warned_of(photograph):
     clean = photograph.transpose(2, 0, 1)
     grainy = np.rint(np.clip(noisy(photograph, 20), 0, 1) * 255).astype(np.uint8).transpose(2, 0, 1)
     assert not check(clean, clean).warnings()
-    (shift,) = check(clean, np.clip(clean.astype(int) + np.array([0, 2, 0])[:, None, None], 0, 255)).warnings()
+    greener = np.clip(clean.astype(int) + np.array([0, 2, 0])[:, None, None], 0, 255).astype(np.uint8)
+    (shift,) = check(clean, greener).warnings()
     assert "mean of a channel moved" in shift
     (left,) = check(grainy, grainy).warnings()
     assert "noise is left" in left
     assert not check(grainy, grainy).warnings(strength=0)
     with Image.fromarray(photograph) as image:
-        blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(3))).transpose(2, 0, 1)
+        blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(2))).transpose(2, 0, 1)
     (detail,) = check(clean, blurred).warnings()
     assert "detail may have gone" in detail
 
