@@ -45,17 +45,18 @@ def test_units_that_no_image_excites_still_learn():
     assert float(dead.weight.grad.abs().amax((1, 2, 3)).min()) > 0
 
 
-def test_the_denoisers_halo_covers_its_reach():
+def test_the_denoiser_reaches_no_further_than_it_says():
     network = UNet(UNetConfig(channels=(4, 4, 4), blocks=(1, 1, 2), blocks_up=(1, 1)))
     jolt(network)
-    side = 2 * network.halo + 32
+    side = 2 * network.reach + 32
     x = torch.rand(1, 3, side, side)
     changed = x.clone()
     changed[:, :, 0, 0] += 1
     difference = (network(x, torch.tensor([9.0])) - network(changed, torch.tensor([9.0]))).abs().amax((0, 1))
-    assert difference[: network.halo, : network.halo].max() > 0
-    assert difference[network.halo + 1 :].max() == 0
-    assert difference[:, network.halo + 1 :].max() == 0
+    assert difference[: network.reach, : network.reach].max() > 0
+    assert difference[network.reach + 1 :].max() == 0
+    assert difference[:, network.reach + 1 :].max() == 0
+    assert UNet(UNetConfig()).halo < UNet(UNetConfig()).reach
 
 
 def test_the_codecs_halo_covers_the_reach_of_both_transforms():
