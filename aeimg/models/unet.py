@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 ENOUGH = 80
 """Pixels; see `UNet.halo`."""
 
