@@ -81,7 +81,7 @@ def _sigma(patches: Array, *, grey: bool) -> float:
 
 BLOCK = 8
 """Side of the blocks in which pictures are looked at, in pixels."""
-SEEN = 1 << 20
+SEEN = 1 << 18
 """About how many pixels of a large picture are looked at."""
 
 
