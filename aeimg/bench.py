@@ -24,6 +24,7 @@ from PIL import Image
 from . import zoo
 from .engine import process
 from .errors import DataError
+from .images import to_eight_bits
 from .metrics import bd_rate, bits_per_pixel, psnr, ssim
 from .paths import find_images
 
@@ -179,10 +180,6 @@ def _denoising_speeds(square: np.ndarray, chosen: dict[str, Any]) -> Figures:
     return {"one_thread_mps": speeds, "times_dncnn": speeds["fp32"] / speeds["dncnn"]}
 
 
-def _rounded(result: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(result, 0, 1) * 255).astype(np.uint8)
-
-
 def bench_denoise(
     data: Path,
     *,
@@ -213,7 +210,7 @@ def bench_denoise(
         return result
 
     def score(stack: list[np.ndarray], results: Any) -> float:
-        return float(np.mean([psnr(_rounded(y), x) for y, x in zip(results, stack, strict=True)]))
+        return float(np.mean([psnr(to_eight_bits(y), x) for y, x in zip(results, stack, strict=True)]))
 
     def run(stack: Any, sigma: float | str = "auto") -> Any:
         return process(iter(stack), "denoise", sigma=sigma, **chosen)
@@ -230,10 +227,12 @@ def bench_denoise(
     compressed = []
     for x in noisy(images, 25):
         buffer = io.BytesIO()
-        Image.fromarray(_rounded(x)).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
+        Image.fromarray(to_eight_bits(x)).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
         compressed.append(Image.open(buffer))
-    result = (np.asarray(y) / 255 for y in run(compressed))
-    jpeg = {"noisy": score(images, (np.asarray(y) / 255 for y in compressed)), "auto": score(images, result)}
+    jpeg = {
+        "noisy": score(images, map(np.asarray, compressed)),
+        "auto": score(images, map(np.asarray, run(compressed))),
+    }
     kept = [np.asarray(y) for y in run(map(Image.fromarray, images))]
     shifts = [np.abs((y.astype(float) - x).mean((0, 1))).max() for y, x in zip(kept, images, strict=True)]
     clean = {
@@ -315,37 +314,31 @@ def bench_engine(
         return item
 
     verb.run([verb.read(paths[0])])  # loading and warming up is not part of the speed
-    results: dict[int, Any] = {}
 
-    def run(items: list[Any]) -> list[Any]:
-        made = verb.run(items)
-        results.update((id(item), result) for item, result in zip(items, made, strict=True))
-        return list(items)
-
-    def write(item: Any, _: Any) -> int:
+    def write(item: Any, result: Any) -> int:
         item.kind, item.suffix = "file", ".png"
-        return len(verb.write(item, results[id(item)]))
+        return len(verb.write(item, result))
 
     reading, items = timed(paths, only())
-    running, _ = timed(items, only(read=given, run=run))
-    writing, _ = timed(items, only(read=given, write=write))
+    running, made = timed(items, only(read=given, run=verb.run))
+    results = {item.picture.name: result for item, result in zip(items, made, strict=True)}
+
+    def known(batch: list[Any]) -> list[Any]:
+        return [results[item.picture.name] for item in batch]
+
+    writing, _ = timed(items, only(read=given, run=known, write=write))
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         options: dict[str, Any] = {"device": device, "dtype": dtype, "if_exists": "overwrite"}
         process(paths, task, out=folder, format="png" if task == "denoise" else None, **options)
         wall = time.perf_counter() - began
-    by_name = {item.picture.name: results[id(item)] for item in items}
     each = 2 * (reading + writing) / len(items)
 
     def sleep(batch: list[Any]) -> list[Any]:
         time.sleep(each * len(batch))
-        return [by_name[item.picture.name] for item in batch]
+        return known(batch)
 
-    def written(item: Any, result: Any) -> int:
-        item.kind, item.suffix = "file", ".png"
-        return len(verb.write(item, result))
-
-    asleep, _ = timed(paths, only(run=sleep, write=written))
+    asleep, _ = timed(paths, only(run=sleep, write=write))
     return {
         "task": "engine",
         "verb": task,

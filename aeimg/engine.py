@@ -189,9 +189,8 @@ def _suffixes(task: str) -> Iterable[str]:
 
 def _names(source: Any) -> list[str]:
     sources = [source] if isinstance(source, str | os.PathLike) else source
-    if not isinstance(sources, Iterable) or isinstance(sources, bytes | bytearray | np.ndarray | Tensor):
-        raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
-    sources = list(sources)
+    several = isinstance(sources, Iterable) and not isinstance(sources, bytes | bytearray | np.ndarray | Tensor)
+    sources = list(sources) if several else [sources]
     if not all(isinstance(one, str | os.PathLike) for one in sources):
         raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
     return [os.fspath(one) for one in sources]

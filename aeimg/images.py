@@ -79,6 +79,16 @@ class Picture:
         return int(self.pixels.shape[1])
 
     @property
+    def planes(self) -> Array:
+        """Pixels, and alpha after them, as `[C,H,W]`."""
+        return self.pixels if self.alpha is None else np.concatenate([self.pixels, self.alpha[None]])
+
+    @property
+    def interleaved(self) -> Array:
+        """The same as `[H,W,C]`, in one piece."""
+        return np.ascontiguousarray(self.planes.transpose(1, 2, 0))
+
+    @property
     def mode(self) -> str:
         """Pillow's name of the mode: L, LA, RGB or RGBA, whatever the depth."""
         return ("L" if self.pixels.shape[0] == 1 else "RGB") + ("A" if self.alpha is not None else "")
@@ -297,12 +307,21 @@ def _planes(image: Image.Image, name: str) -> tuple[Array, Array | None]:
 # -- writing ----------------------------------------------------------------------------------------------
 
 
+def to_eight_bits(values: Array) -> Array:
+    """Pixels or alpha of any of the three dtypes as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.uint16:
+        return (values >> 8).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
+
+
 def to_pil(picture: Picture) -> Image.Image:
     """The picture as a Pillow image; float pixels become 8 bits. Raises `UnsupportedImage` for 16-bit colour."""
     pixels, alpha = picture.pixels, picture.alpha
     if pixels.dtype == np.float32:
-        pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-        alpha = None if alpha is None else np.rint(np.clip(alpha, 0, 1) * 255).astype(np.uint8)
+        pixels = to_eight_bits(pixels)
+        alpha = None if alpha is None else to_eight_bits(alpha)
     if pixels.dtype == np.uint16:
         if pixels.shape[0] != 1 or alpha is not None:
             raise UnsupportedImage("Pillow has no 16-bit mode for colour or alpha; use numpy arrays or 8 bits")
@@ -353,15 +372,9 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
     return buffer.getvalue()
 
 
-def _interleaved(picture: Picture) -> Array:
-    """Pixels and alpha as `[H,W,C]`."""
-    planes = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[None]])
-    return np.ascontiguousarray(planes.transpose(1, 2, 0))
-
-
 def _encode_deep_png(picture: Picture) -> bytes:
     """A PNG of 16 bits; imagecodecs knows no metadata, so that is put in behind the header."""
-    data = bytes(importlib.import_module("imagecodecs").png_encode(_interleaved(picture), level=6))
+    data = bytes(importlib.import_module("imagecodecs").png_encode(picture.interleaved, level=6))
     chunks = []
     if picture.icc:
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
@@ -378,7 +391,7 @@ def _encode_deep_png(picture: Picture) -> bytes:
 
 def _encode_deep_tiff(picture: Picture) -> bytes:
     """A TIFF of 16 bits in one deflated strip; Pillow knows no such mode, but writes the directory and metadata."""
-    samples = _interleaved(picture)
+    samples = picture.interleaved
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     exif = Image.Exif()
     if picture.exif:

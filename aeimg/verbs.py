@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, zoo
-from .denoise import TILE, check, denoise, measure_noise
+from .denoise import TILE, check, denoise, estimate_sigma, measure_noise
 from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
 from .images import (
     LOSSY,
@@ -35,6 +35,7 @@ from .images import (
     from_pil,
     pixel_limit,
     read_picture,
+    to_eight_bits,
     to_pil,
 )
 from .manifest import digest
@@ -186,6 +187,11 @@ class Latent:
     quality: int
 
 
+def _multiple(model: Any) -> int:
+    """What `model` wants heights and widths to be multiples of."""
+    return int(getattr(model, "multiple", 1))
+
+
 def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
     return padded(picture.height, multiple), padded(picture.width, multiple)
 
@@ -207,7 +213,6 @@ class _ModelVerb:
 
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
         self.model, self.device, self.dtype, self.options = model, device, dtype, options
-        self.multiple = int(getattr(model, "multiple", 1))
 
     @property
     def running(self) -> list[Any]:
@@ -229,10 +234,19 @@ class _PictureVerb(_ModelVerb):
     """What denoising and compression share: reading pictures of any kind, and gathering them by padded size."""
 
     def read(self, source: Any) -> Item:
-        return open_source(source)
+        item = open_source(source)
+        pixels = item.picture.pixels
+        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+            raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
+        return item
+
+    def model_of(self, item: Item) -> Any:
+        """The model that `item` goes through."""
+        return self.model
 
     def key(self, item: Item) -> Hashable:
-        return (item.picture.pixels.shape[0], *_padded_size(item.picture, self.multiple))
+        pixels = item.picture.pixels
+        return (pixels.shape[0], pixels.dtype, *_padded_size(item.picture, _multiple(self.model_of(item))))
 
 
 @dataclass(frozen=True)
@@ -254,9 +268,9 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     """
     if sigma != "auto":
         return Choice(zoo.DEFAULTS["denoise"] if free else None, float(sigma), "told sigma")
-    noise = measure_noise(picture.pixels)
     if not free:
-        return Choice(None, noise.sigma, "asked for")
+        return Choice(None, estimate_sigma(picture.pixels), "asked for")
+    noise = measure_noise(picture.pixels)
     lossy = picture.format in LOSSY
     if noise.white(strictly=lossy):
         return Choice(zoo.DEFAULTS["denoise"], noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
@@ -278,9 +292,6 @@ class Denoise(_PictureVerb):
 
     def read(self, source: Any) -> Item:
         item = super().read(source)
-        pixels = item.picture.pixels
-        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
-            raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
         item.choice = choose(item.picture, self.options.sigma, free=None not in self.models)
         return item
 
@@ -288,17 +299,15 @@ class Denoise(_PictureVerb):
     def running(self) -> list[Any]:
         return list(self.models.values())
 
-    def _model(self, item: Item) -> Any:
+    def model_of(self, item: Item) -> Any:
         return self.models[item.choice.model]
 
     def key(self, item: Item) -> Hashable:
-        multiple = int(getattr(self._model(item), "multiple", 1))
-        picture = item.picture
-        return (item.choice.model, picture.pixels.shape[0], picture.pixels.dtype, *_padded_size(picture, multiple))
+        return (item.choice.model, *super().key(item))  # type: ignore[misc]
 
     def run(self, items: list[Item]) -> list[Array]:
-        model = self._model(items[0])
-        x = _stack(items, int(getattr(model, "multiple", 1)))
+        model = self.model_of(items[0])
+        x = _stack(items, _multiple(model))
         sigma = torch.tensor([item.choice.sigma for item in items])
         clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
@@ -320,7 +329,7 @@ class Denoise(_PictureVerb):
                 log.info("memory does not suffice: going on in tiles of %d pixels", self.tile)
 
     def write(self, item: Item, result: Array) -> Any:
-        seen, model = check(item.picture.pixels, result), self._model(item)
+        seen, model = check(item.picture.pixels, result), self.model_of(item)
         item.about |= {
             "model": getattr(model, "label", type(model).__name__), "why": item.choice.why,
             "sigma": None if getattr(model, "blind", False) else round(item.choice.sigma, 2),
@@ -341,20 +350,14 @@ class Compress(_PictureVerb):
 
     def read(self, source: Any) -> Item:
         item = super().read(source)
-        pixels = item.picture.pixels
-        if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
-            raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
         alpha = item.picture.alpha
         if alpha is not None:
             plane = alpha if alpha.dtype == np.uint16 else to_eight_bits(alpha)
             item.alpha = encode_lossless(Picture(plane[None]))
         return item
 
-    def key(self, item: Item) -> Hashable:
-        return (*super().key(item), item.picture.pixels.dtype)  # type: ignore[misc]
-
     def run(self, items: list[Item]) -> list[Any]:
-        x = _stack(items, self.multiple)
+        x = _stack(items, _multiple(self.model))
         if self._aims:
             return [self._aim(item, one) for item, one in zip(items, x[:, None], strict=True)]
         quality = self.options.quality
@@ -400,7 +403,7 @@ class Compress(_PictureVerb):
         decoded = decoded[:, : picture.height, : picture.width]
         pixels = picture.pixels
         if pixels.dtype == np.float32:
-            pixels = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+            pixels = to_eight_bits(pixels)
         return np.squeeze(pixels.transpose(1, 2, 0), 2) if len(pixels) == 1 else pixels.transpose(1, 2, 0), (
             decoded[0] if len(decoded) == 1 else decoded.transpose(1, 2, 0)
         )
@@ -562,7 +565,7 @@ class Decompress(_ModelVerb):
 
     @staticmethod
     def _size(item: Item) -> tuple[int, int]:
-        return _padded_size(item.picture, int(getattr(item.latent.codec, "multiple", 1)))
+        return _padded_size(item.picture, _multiple(item.latent.codec))
 
     def run(self, items: list[Item]) -> list[Any]:
         latents = [item.latent for item in items]
@@ -585,15 +588,6 @@ class Decompress(_ModelVerb):
 
 
 # -- sources and results ------------------------------------------------------------------------------------------
-
-
-def to_eight_bits(plane: Array) -> Array:
-    """A plane of any of the three dtypes as uint8."""
-    if plane.dtype == np.uint8:
-        return plane
-    if plane.dtype == np.uint16:
-        return (plane >> 8).astype(np.uint8)
-    return np.asarray(np.rint(np.clip(plane, 0, 1) * 255).astype(np.uint8))
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
@@ -647,7 +641,7 @@ def deliver(picture: Picture, item: Item, options: Options) -> Any:
     if item.kind in ("bytes", "file"):
         suffix = item.suffix or options.suffix or _suffix_of(picture.format)
         return encode_picture(picture, suffix, image_quality=options.quality_of(suffix))
-    planes = picture.pixels if picture.alpha is None else np.concatenate([picture.pixels, picture.alpha[None]])
+    planes = picture.planes
     if item.kind == "tensor":
         if planes.dtype != np.float32:
             planes = planes.astype(np.float32) / np.float32(np.iinfo(planes.dtype).max)
