@@ -31,6 +31,8 @@ class UNetConfig:
     """Residual blocks of each level on the way down (the last entry: at the bottom)."""
     blocks_up: tuple[int, ...] = (1, 1, 1)
     """Residual blocks of each level on the way up."""
+    inner: tuple[int, ...] = ()
+    """Width between the two convolutions of each level's blocks; none given: that of the level."""
     slope: float = 0.0
     """Of the rectifiers for negative values. Without biases or normalisation, units of slope 0 die in numbers: nothing
     brings back one that no input excites."""
@@ -43,17 +45,32 @@ class UNetConfig:
 class ResidualBlock(nn.Module):
     """x + conv(rectify(conv(x))), 3x3, no biases."""
 
-    def __init__(self, channels: int, slope: float) -> None:
+    def __init__(self, channels: int, inner: int, slope: float) -> None:
         super().__init__()
         self.slope = slope
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
         # A small start keeps the sum of all blocks near the identity, which trains at a higher rate.
-        nn.init.normal_(self.conv2.weight, std=0.1 / (9 * channels) ** 0.5)
+        nn.init.normal_(self.conv2.weight, std=0.1 / (9 * inner) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.leaky_relu_(self.conv1(x), self.slope))
+        # Added in place: fresh memory costs more than the sum.
+        return self.conv2(F.leaky_relu_(self.conv1(x), self.slope)).add_(x)
+
+
+class Upsample(nn.Conv2d):
+    """A 1x1 convolution to four times the channels, and these as 2x2 pixels (Shi et al. 2016).
+
+    Run as the transposed convolution that it equals, at less than half the time on a processor.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, 4 * out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight.view(-1, 2, 2, self.in_channels).permute(3, 0, 1, 2)
+        return F.conv_transpose2d(x, kernel, stride=2)
 
 
 class UNet(nn.Module):
@@ -68,17 +85,18 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         widths = config.channels
+        inner = config.inner or widths
         u2 = config.unshuffle**2
         self.head = nn.Conv2d((config.image_channels + 1) * u2, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1, bias=False) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
         self.encoder = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c, config.slope) for _ in range(n)))
-            for c, n in zip(widths, config.blocks, strict=True)
+            nn.Sequential(*(ResidualBlock(c, i, config.slope) for _ in range(n)))
+            for c, i, n in zip(widths, inner, config.blocks, strict=True)
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(c, config.slope) for _ in range(n)))
-            for c, n in zip(widths[:-1], config.blocks_up, strict=True)
+            nn.Sequential(*(ResidualBlock(c, i, config.slope) for _ in range(n)))
+            for c, i, n in zip(widths[:-1], inner[:-1], config.blocks_up, strict=True)
         )
         self.tail = nn.Conv2d(widths[0], config.image_channels * u2, 3, padding=1, bias=False)
         nn.init.zeros_(self.tail.weight)
@@ -130,6 +148,5 @@ class UNet(nn.Module):
             h = down(h)
         h = self.encoder[-1](h)
         for level in reversed(range(len(self.down))):
-            h = skips[level] + F.pixel_shuffle(self.up[level](h), 2)
-            h = self.decoder[level](h)
+            h = self.decoder[level](self.up[level](h).add_(skips[level]))
         return x - F.pixel_shuffle(self.tail(h), self.config.unshuffle)
