@@ -10,11 +10,16 @@ All without a clean original.
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .errors import InputError
@@ -64,19 +69,44 @@ def _patches(pixels: Array) -> Array:
     return patches.astype(np.float32) * np.float32(255.0 / _peak(pixels))
 
 
+_controller = cache(ThreadpoolController)
+_lock = threading.Lock()
+_inside = 0
+_limit = ExitStack()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """numpy's linear algebra on one thread: pictures are measured in several, whose pools would fight for the cores."""
+    global _inside
+    with _lock:  # the limit is the process's, so the first one in sets it and the last one out lifts it
+        _inside += 1
+        if _inside == 1:
+            _limit.enter_context(_controller().limit(limits=1, user_api="blas"))
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _limit.close()
+
+
 def _sigma(patches: Array, *, grey: bool) -> float:
     """See `estimate_sigma`."""
     if len(patches) < 2:
         return 0.0
     centred = patches - patches.mean(0)
-    values = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64) / (len(patches) - 1))
+    with _one_thread():
+        values = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64) / (len(patches) - 1))
     if grey:
         return math.sqrt(max(float(values[: len(values) // 16].mean()), 0.0))
-    for count in range(len(values), 0, -1):
-        mean = float(values[:count].mean())
-        if (values[:count] > mean).sum() >= (values[:count] < mean).sum():
-            return math.sqrt(max(mean, 0.0))
-    return 0.0
+    counts = np.arange(1, len(values) + 1)
+    means = np.cumsum(values) / counts
+    # In ascending order, those below the mean of the first so many are the first ones.
+    below, up_to = np.searchsorted(values, means, "left"), np.searchsorted(values, means, "right")
+    balanced = np.flatnonzero(counts - up_to >= below)
+    return math.sqrt(max(float(means[balanced[-1]]), 0.0)) if len(balanced) else 0.0
 
 
 BLOCK = 8

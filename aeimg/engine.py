@@ -211,6 +211,8 @@ class _ToFiles:
     `manifest`, if there is one, is told first.
     """
 
+    small = True
+
     def __init__(self, verb: Any, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
         self.verb, self.manifest, self.recipe, self.dry = verb, manifest, recipe, dry
         self.key = verb.key

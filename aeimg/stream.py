@@ -26,7 +26,7 @@ MEMORY = 2 << 30
 
 
 class Verb(Protocol):
-    """What is done to each item."""
+    """What is done to each item. `small`*: whether what `write` returns is too small to count (default False)."""
 
     def read(self, source: Any) -> Any:
         """In a thread: a source -> an item with `pixels` (how many it has) and `nbytes` (what it holds in memory)."""
@@ -63,12 +63,15 @@ class _Slot:
     future: Future[Any] | None = None
     item: Any = None
     outcome: Outcome | None = None
+    nbytes: int = 0
 
     def settle(self, value: Any = None, error: BaseException | None = None) -> None:
         if error is not None and not isinstance(error, Exception):
             raise error
         self.outcome = Outcome(self.source, value, error, getattr(self.item, "pixels", 0))
         self.future = self.item = None
+        if error is not None:
+            self.nbytes = 0
 
 
 def stream(
@@ -85,11 +88,13 @@ def stream(
     way hold more than `memory` bytes. Closing the generator ends the threads.
     """
     jobs = jobs or min(8, os.cpu_count() or 1)
-    window = 2 * jobs + 2 * batch_size
+    # Results are given in order: while one size gathers a batch of its own, several batches of others go past it.
+    window = 2 * jobs + 6 * batch_size
     slots: deque[_Slot] = deque()
     upcoming = iter(sources)
     more = True
     largest = 0
+    small = getattr(verb, "small", False)
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
 
     def fits(held: int, reading: int) -> bool:
@@ -97,7 +102,21 @@ def stream(
 
     try:
         while True:
-            held = sum(slot.item.nbytes for slot in slots if slot.item is not None)
+            for slot in slots:
+                if slot.future is not None and slot.future.done():
+                    error = slot.future.exception()
+                    if error is not None:
+                        slot.settle(error=error)
+                    elif slot.item is None:
+                        slot.item, slot.future = slot.future.result(), None
+                        slot.nbytes = slot.item.nbytes
+                        largest = max(largest, slot.nbytes)
+                    else:
+                        slot.settle(slot.future.result())
+                        slot.nbytes *= not small
+            while slots and slots[0].outcome is not None:
+                yield slots.popleft().outcome  # type: ignore[misc]
+            held = sum(slot.nbytes for slot in slots)
             reading = sum(slot.future is not None and slot.item is None for slot in slots)
             # Until the first is read nobody knows how large they are; as many as there are threads must do.
             while more and len(slots) < window and (fits(held, reading) if largest else reading < jobs):
@@ -108,22 +127,8 @@ def stream(
                     break
                 slots.append(_Slot(source, pool.submit(verb.read, source)))
                 reading += 1
-            for slot in slots:
-                if slot.future is not None and slot.future.done():
-                    error = slot.future.exception()
-                    if error is not None:
-                        slot.settle(error=error)
-                    elif slot.item is None:
-                        slot.item, slot.future = slot.future.result(), None
-                        largest = max(largest, slot.item.nbytes)
-                    else:
-                        slot.settle(slot.future.result())
-            while slots and slots[0].outcome is not None:
-                yield slots.popleft().outcome  # type: ignore[misc]
             if not slots:
-                if not more:
-                    return
-                continue
+                return
             batch = _gather(slots, verb, batch_size)
             if batch:
                 for slot, result in zip(batch, _run(verb, [slot.item for slot in batch]), strict=True):
@@ -141,20 +146,26 @@ def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:
     """A batch worth running now: a full one; or, when no read is under way that could fill one, the oldest.
 
     The oldest too when a batch's worth of items waits, of whatever sizes: the model must not stand still for the reads.
+    And when four batches' worth after it have been run: results are given in order, so those would fill the window.
     """
     buckets: dict[Hashable, list[_Slot]] = {}
     reading = False
     waiting = 0
+    passed = 0
     for slot in slots:
         if slot.item is None:
             reading |= slot.future is not None
-        elif slot.future is None:
+            passed += bool(buckets) and slot.outcome is not None
+        elif slot.future is not None:
+            passed += bool(buckets)
+        else:
             waiting += 1
             bucket = buckets.setdefault(verb.key(slot.item), [])
             bucket.append(slot)
             if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.pixels > BATCH_PIXELS:
                 return bucket
-    return next(iter(buckets.values())) if buckets and (not reading or waiting >= batch_size) else []
+    due = not reading or waiting >= batch_size or passed >= 4 * batch_size
+    return next(iter(buckets.values())) if buckets and due else []
 
 
 def out_of_memory(error: BaseException) -> bool:
