@@ -303,6 +303,7 @@ def _files(
         summary.expected = _expected(todo, task, verb, options)
         summary.seconds = time.monotonic() - began
         return summary
+    paths.sweep({job.target.parent for job in todo})
     left = {id(job): job for job in todo}
     outcomes = _stream(todo, _ToFiles(verb, manifest, recipe), options)
     shown = _Progress(task, len(todo), progress)

@@ -16,6 +16,7 @@ import glob
 import hashlib
 import os
 import secrets
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -283,13 +284,31 @@ def plan(files: Iterable[Found], out: Path, suffix: Callable[[Path], str], templ
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
+PART = ".aeimg-part"
+ABANDONED = 24 * 3600.0
+"""Seconds after which a part that nobody has written to belongs to no run any more."""
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Removes what runs that were killed have left unfinished in `folders`; what other runs are writing stays."""
+    now = time.time()
+    for folder in folders:
+        try:
+            parts = [entry for entry in os.scandir(folder) if entry.name.endswith(PART)]
+            for part in parts:
+                if now - part.stat(follow_symlinks=False).st_mtime > ABANDONED:
+                    os.unlink(part.path)
+        except OSError:
+            continue  # it is a courtesy; what is really wrong with the folder comes up in writing
+
+
 def write_atomic(target: Path, data: bytes) -> None:
     """Writes `data` beside `target`, flushes it to the disk and renames it: whole, or not at all.
 
     Raises `OutputError` with the name and the reason.
     """
     target = Path(target)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.aeimg-part")
+    temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -179,3 +179,11 @@ def test_a_failed_write_leaves_nothing_under_either_name(tmp_path, monkeypatch):
         paths.write_atomic(target, b"new")
     assert target.read_bytes() == b"old"
     assert [p.name for p in target.parent.iterdir()] == ["a.bin"]
+
+
+def test_parts_of_killed_runs_are_swept_away_and_those_of_others_are_not(tmp_path):
+    touch(tmp_path, f".old{paths.PART}", f".new{paths.PART}", ".other", "a.png")
+    os.utime(tmp_path / f".old{paths.PART}", (1, 1))
+    os.utime(tmp_path / ".other", (1, 1))
+    paths.sweep([tmp_path, tmp_path / "nowhere"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".new{paths.PART}", ".other", "a.png"]
