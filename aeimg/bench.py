@@ -334,12 +334,12 @@ def bench_engine(
         options: dict[str, Any] = {"device": device, "dtype": dtype, "if_exists": "overwrite"}
         process(paths, task, out=folder, format="png" if task == "denoise" else None, **options)
         wall = time.perf_counter() - began
-    results_by_size = {item.picture.name: results[id(item)] for item in items}
+    by_name = {item.picture.name: results[id(item)] for item in items}
     each = 2 * (reading + writing) / len(items)
 
     def sleep(batch: list[Any]) -> list[Any]:
         time.sleep(each * len(batch))
-        return [results_by_size[item.picture.name] for item in batch]
+        return [by_name[item.picture.name] for item in batch]
 
     def written(item: Any, result: Any) -> int:
         item.kind, item.suffix = "file", ".png"

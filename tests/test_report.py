@@ -44,7 +44,34 @@ def test_the_denoising_benchmark_reports_every_level(tmp_path, photograph):
     row = figures["sigmas"]["25"]
     assert row["told"] > row["noisy"] + 6
     assert np.isfinite([row["auto"], row["grey"], *figures["one_thread_mps"].values()]).all()
-    assert "megapixels/s on one thread" in bench.table(figures)
+    assert figures["jpeg75"]["auto"] > figures["jpeg75"]["noisy"] + 3
+    assert figures["clean"]["psnr"] > 35
+    assert figures["times_dncnn"] > 1
+    text = bench.table(figures)
+    assert "megapixels/s on one thread" in text
+    assert "25, JPEG 75" in text
+
+
+def test_pairs_are_reported_by_camera(tmp_path, photograph):
+    noise = np.random.default_rng(0).normal(0, 12, photograph.shape)
+    noisy = np.clip(np.rint(photograph + noise), 0, 255).astype(np.uint8)
+    for kind, pixels in (("clean", photograph), ("noisy", noisy)):
+        (tmp_path / kind).mkdir()
+        for name in ("one_a", "one_b", "two_a"):
+            Image.fromarray(pixels).save(tmp_path / kind / f"{name}.png")
+    figures = bench.bench_denoise(tmp_path)
+    assert {camera: row["pairs"] for camera, row in figures["cameras"].items()} == {"all": 3, "one": 2, "two": 1}
+    assert figures["cameras"]["all"]["gain"] > 3
+    assert "two" in bench.table(figures)
+
+
+def test_the_engine_is_measured_against_its_parts(tmp_path, photograph):
+    for number in range(4):
+        Image.fromarray(np.roll(photograph, number, 0)).save(tmp_path / f"{number}.png")
+    figures = bench.bench_engine(tmp_path)
+    assert figures["images"] == 4
+    assert min(figures["busy"], figures["hidden"], *figures["seconds"].values()) > 0
+    assert "a model that sleeps" in bench.table(figures)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):

@@ -117,3 +117,39 @@ def test_varied_colours_are_permutations_or_grey():
     grey = (varied[:, 0] == varied[:, 1]).flatten(1).all(1)
     assert 5 < int(grey.sum()) < 35
     torch.testing.assert_close(varied[~grey].sort(1).values, x[~grey].sort(1).values)
+
+
+@pytest.fixture
+def taken_twice(tmp_path, photographs):
+    rng = np.random.default_rng(0)
+    for kind, sigma in (("clean", 0), ("noisy", 20)):
+        (tmp_path / "twice" / kind).mkdir(parents=True)
+        for path in photographs.iterdir():
+            pixels = np.asarray(Image.open(path))
+            noisy = np.clip(np.rint(pixels + rng.normal(0, sigma, pixels.shape)), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(tmp_path / "twice" / kind / path.name)
+    return tmp_path / "twice"
+
+
+def test_a_blind_denoiser_learns_without_being_told_a_level_and_from_pairs(photographs, taken_twice, tmp_path, small):
+    weights = tmp_path / "blind.safetensors"
+    header, _ = run("denoise", photographs, weights, steps=300, pairs=taken_twice)
+    assert header.config["assumed_sigma"] is not None
+    assert header.card["data"].endswith("12 pairs of twice/")
+    assert header.card["held_out"]["pairs"] > 1
+    noisy = np.clip(np.rint(small + np.random.default_rng(0).normal(0, 20, small.shape)), 0, 255).astype(np.uint8)
+    clean = process(noisy, "denoise", model=weights)
+    assert psnr(clean, small) > psnr(noisy, small) + 2
+    np.testing.assert_array_equal(process(noisy, "denoise", model=weights, sigma=3), clean)
+
+
+def test_a_blind_denoiser_may_start_from_one_that_was_told(photographs, tmp_path):
+    run("denoise", photographs, tmp_path / "told.safetensors", steps=3)
+    header, _ = run(
+        "denoise", photographs, tmp_path / "blind.safetensors", steps=3, blind=True, start=tmp_path / "told.safetensors"
+    )
+    assert header.card["start"].startswith("told-1")
+    with pytest.raises(UsageError, match="another network"):
+        run("compress", photographs, tmp_path / "c.safetensors", steps=1, start=tmp_path / "told.safetensors")
+    with pytest.raises(UsageError, match="for the task denoise"):
+        run("compress", photographs, tmp_path / "c.safetensors", steps=1, blind=True)
