@@ -28,7 +28,7 @@ from torch import Tensor
 from .entropy import LEVELS, Decoder, Encoder, Tables
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
 from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
-from .models.integer import STEPS, IntegerScales, put, quality_to_q, take
+from .models.integer import QUALITIES, STEPS, IntegerScales, put, quality_to_q, take
 from .tiles import Tile, as_float, as_pixels, grid, pad, padded
 
 TILE = 128
@@ -158,6 +158,19 @@ class HyperpriorCodec:
             for picture, z, s in zip(pictures, side.cpu(), codes.cpu(), strict=True):
                 picture.append(Symbols(z, s))
         return pictures
+
+    @torch.inference_mode()
+    def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Pixels `[N,C,H,W]` -> `[N,2*codes]`: mean and standard deviation of each code over the picture's places."""
+        q = self._q(len(x), QUALITIES, device)
+        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        for tile in tiles_of(x.shape[2], x.shape[3]):
+            _, prepared = self._prepare(x, tile, device, dtype)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                y = tile.inner(self.network.finish(prepared, q)).double().cpu()
+            total, squares, count = total + y.sum((2, 3)), squares + y.square().sum((2, 3)), count + y[0, 0].numel()
+        mean = total / count
+        return torch.cat([mean, (squares / count - mean.square()).clamp(min=0).sqrt()], 1).float()
 
     @torch.inference_mode(False)
     def _refine(
@@ -322,9 +335,9 @@ class Blocks:
 class BlockCodec:
     """A small autoencoder of grey images, ready to code: pictures of any size and colour go through it block by block.
 
-    Networks of fixed size see blocks of that size, others blocks of at most `BLOCK_SIDE`; each channel of a colour picture
-    is a picture of its own. A code value is rounded to multiples of its own step; which of the coder's tables its symbols
-    follow at each quality was found in training and lies in the weights file, as integers.
+    Networks of fixed size see blocks of that size, others blocks of at most `BLOCK_SIDE`; each channel of a colour
+    picture is a picture of its own. A code value is rounded to multiples of its own step; which of the coder's tables
+    its symbols follow at each quality was found in training and lies in the weights file, as integers.
     """
 
     task = "compress"
@@ -357,18 +370,23 @@ class BlockCodec:
         self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int = 1
     ) -> list[Blocks]:
         """Pixels `[N,C,H,W]` -> for each picture its blocks' symbols, on the CPU. There is nothing to try harder."""
-        side, down, across = self._layout(x.shape[2], x.shape[3])
         pictures = []
+        for picture in self._codes(x, device):
+            parts = []
+            for codes in picture:
+                step = self._scaled(self.spread * block_step(quality), codes)
+                parts.append(((codes - self._scaled(self.centre, codes)) / step).round().int())
+            pictures.append(Blocks(x.shape[1], torch.cat(parts)))
+        return pictures
+
+    def _codes(self, x: Tensor, device: torch.device) -> Iterator[Iterator[Tensor]]:
+        """The codes of each picture's blocks, `[blocks,D,...]`, in parts, on the CPU."""
+        side, down, across = self._layout(x.shape[2], x.shape[3])
         for picture in x:
             grey = pad(as_float(picture).clamp(0, 1)[:, None], side * down, side * across)
             blocks = grey.unfold(2, side, side).unfold(3, side, side).reshape(-1, 1, side, side)
-            parts = []
-            for some in blocks.split(max(1, BATCH_VALUES // side**2)):
-                codes = self.network.encode(some.to(device))
-                step = self._scaled(self.spread * block_step(quality), codes)
-                parts.append(((codes - self._scaled(self.centre, codes)) / step).round().int().cpu())
-            pictures.append(Blocks(x.shape[1], torch.cat(parts)))
-        return pictures
+            some = torch.split(blocks, max(1, BATCH_VALUES // side**2))
+            yield (self.network.encode(part.to(device)).cpu() for part in some)
 
     @torch.inference_mode()
     def decode(
@@ -381,7 +399,7 @@ class BlockCodec:
         result = torch.empty(len(latents), *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
         for place, latent in zip(result, latents, strict=True):
             parts = []
-            for some in latent.codes.split(max(1, BATCH_VALUES // side**2)):
+            for some in torch.split(latent.codes, max(1, BATCH_VALUES // side**2)):
                 codes = some.to(device).float()
                 codes = codes * self._scaled(self.spread * block_step(quality), codes)
                 parts.append(as_pixels(self.network.decode(codes + self._scaled(self.centre, codes)), result.dtype))
@@ -389,6 +407,14 @@ class BlockCodec:
             whole = blocks.permute(0, 1, 3, 2, 4).reshape(channels, down * side, across * side)
             place.copy_(whole[:, :height, :width])
         return result
+
+    @torch.inference_mode()
+    def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Pixels `[N,C,H,W]` -> `[N,D]`: the mean of the codes over channels, blocks and places."""
+        rows = []
+        for picture in self._codes(x, device):
+            rows.append(torch.cat([part.flatten(2).mean(2) if part.dim() > 2 else part for part in picture]).mean(0))
+        return torch.stack(rows)
 
     def _indexes(self, shape: tuple[int, ...], quality: int) -> np.ndarray:
         index = self.index[quality - 1].reshape(1, -1, *[1] * (len(shape) - 2))

@@ -19,14 +19,14 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .codec import BlockCodec, block_step
+from .codec import block_step
 from .data import Digits, GreyPhotographs
 from .entropy import LEVELS, SMALLEST, STEP, logistic_tables
 from .models.integer import QUALITIES
@@ -42,7 +42,7 @@ class Family(Objective):
 
     task = "compress"
     recipe = RECIPE
-    config: dict[str, Any] = {}
+    config: ClassVar[dict[str, Any]] = {}
     labels: tuple[int, ...] | None = None
     """Of the digits that it is about, where it learns from digits."""
 
@@ -137,7 +137,7 @@ class Linear(Family):
     """Mean squared error: what it learns spans the principal subspace (Baldi and Hornik 1989)."""
 
     architecture = "dense"
-    config = {"widths": (64,), "activation": False, "rectified_code": False}
+    config: ClassVar[dict[str, Any]] = {"widths": (64,), "activation": False, "rectified_code": False}
     recipe = replace(RECIPE, rate=1e-3, late=0.5, average=0.995)
 
     def reconstruction(self, logits: Tensor, x: Tensor) -> Tensor:
@@ -146,16 +146,16 @@ class Linear(Family):
 
 class Vanilla(Family):
     architecture = "dense"
-    config = {"widths": (64,)}
+    config: ClassVar[dict[str, Any]] = {"widths": (64,)}
 
 
 class Multilayer(Family):
     architecture = "dense"
-    config = {"widths": (128, 64)}
+    config: ClassVar[dict[str, Any]] = {"widths": (128, 64)}
 
 
 class Stacked(Multilayer):
-    """Greedy, as in Bengio et al. (2007): each layer learns to give back what the one before it made, then all together."""
+    """Greedy, as in Bengio et al. (2007): each layer learns to give back what the one before it made; then all do."""
 
     JOINT = 0.5
     """From which share of the run on all layers learn together."""
@@ -182,7 +182,7 @@ class Deep2d(Family):
     """Hinton and Salakhutdinov (2006), for three digits: a code of two values, which is a map."""
 
     architecture = "dense"
-    config = {"widths": (500, 300, 2), "rectified_code": False}
+    config: ClassVar[dict[str, Any]] = {"widths": (500, 300, 2), "rectified_code": False}
     labels = (1, 5, 6)
 
 

@@ -276,7 +276,7 @@ def train(
     header = Header(
         architecture=objective.architecture,
         config=asdict(average.config),  # type: ignore[call-overload]
-        task=task,
+        task=objective.task,
         name=name or out.stem,
         version=version,
         card={

@@ -1,7 +1,7 @@
 """`convolutional`: small autoencoders of 3x3 convolutions with pooling, for images of any size.
 
-Two of one kind: with a narrow code, to compress (16-8-8 channels, pooled three times); and with a wide one, noisy in and
-clean out (32-32, pooled twice; Vincent et al. 2008).
+Two of one kind: with a narrow code, to compress (16-8-8 channels, pooled three times); and with a wide one, noisy in
+and clean out (32-32, pooled twice; Vincent et al. 2008).
 """
 
 from __future__ import annotations

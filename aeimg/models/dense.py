@@ -1,8 +1,8 @@
 """`dense`: autoencoders of fully connected layers, from principal components to deep stacks.
 
 What the textbooks begin with: an image as one vector, through layers of given widths to a code, and mirrored back.
-Without activations it learns the principal subspace (Bourlard and Kamp 1988; Baldi and Hornik 1989); one hidden layer is
-the plain autoencoder, several a deep one (Hinton and Salakhutdinov 2006).
+Without activations it learns the principal subspace (Bourlard and Kamp 1988; Baldi and Hornik 1989); one hidden layer
+is the plain autoencoder, several a deep one (Hinton and Salakhutdinov 2006).
 """
 
 from __future__ import annotations
