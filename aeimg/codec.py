@@ -28,7 +28,7 @@ from torch import Tensor
 from .entropy import LEVELS, Decoder, Encoder, Tables
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
 from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
-from .models.integer import STEPS, IntegerScales, put, quality_to_q, take
+from .models.integer import QUALITIES, STEPS, IntegerScales, put, quality_to_q, take
 from .tiles import Tile, as_float, as_pixels, grid, pad, padded
 
 TILE = 128
@@ -158,6 +158,19 @@ class HyperpriorCodec:
             for picture, z, s in zip(pictures, side.cpu(), codes.cpu(), strict=True):
                 picture.append(Symbols(z, s))
         return pictures
+
+    @torch.inference_mode()
+    def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Pixels `[N,C,H,W]` -> `[N,2*codes]`: mean and standard deviation of each code over the picture's places."""
+        q = self._q(len(x), QUALITIES, device)
+        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        for tile in tiles_of(x.shape[2], x.shape[3]):
+            _, prepared = self._prepare(x, tile, device, dtype)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                y = tile.inner(self.network.finish(prepared, q)).double().cpu()
+            total, squares, count = total + y.sum((2, 3)), squares + y.square().sum((2, 3)), count + y[0, 0].numel()
+        mean = total / count
+        return torch.cat([mean, (squares / count - mean.square()).clamp(min=0).sqrt()], 1).float()
 
     @torch.inference_mode(False)
     def _refine(

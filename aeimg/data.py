@@ -1,6 +1,7 @@
 """Training data: folders of images -> augmented crops, and what is done to them to make them noisy.
 
     Photographs, Pairs      folders of images, of clean and noisy ones -> crops
+    Digits                  files in the idx format -> images
     add_white_noise         Gaussian noise
     photographed            what a camera and its software make of a picture; each of its steps stands by itself:
                             to_linear and to_srgb, add_sensor_noise, mosaic and demosaic, resized, sharpened,
@@ -13,10 +14,13 @@ chance from `rng`.
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
+import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +126,68 @@ class Photographs:
                 crop = crop[:, ::-1]
             batch[n] = crop.transpose(2, 0, 1)
         return torch.from_numpy(batch)
+
+
+class Digits:
+    """Images in the idx format of MNIST (LeCun et al. 1998), with their labels: uint8 `[N,S,S]`, and `[N]`.
+
+    `labels` keeps only images of these. Raises `DataError` where the files are not there or not what they should be.
+    """
+
+    channels = 1
+
+    def __init__(self, folder: Path, labels: Sequence[int] | None = None) -> None:
+        self.folder = Path(folder)
+        self.images = self._read("images-idx3-ubyte", 3)
+        self.labels = self._read("labels-idx1-ubyte", 1)
+        if len(self.images) != len(self.labels):
+            raise DataError(f"{folder}: {len(self.images)} images, but {len(self.labels)} labels")
+        if labels is not None:
+            kept = np.isin(self.labels, labels)
+            self.images, self.labels = self.images[kept], self.labels[kept]
+        self.training = len(self.images)
+        self.pixels = self.images.size
+
+    @staticmethod
+    def are_in(folder: Path) -> bool:
+        return any(Path(folder).glob("*images-idx3-ubyte*"))
+
+    def _read(self, kind: str, dimensions: int) -> Array:
+        found = sorted(self.folder.glob(f"*{kind}*"))
+        if not found:
+            raise DataError(f"{self.folder}: no file *{kind} or *{kind}.gz")
+        try:
+            data = found[0].read_bytes()
+            data = gzip.decompress(data) if found[0].suffix == ".gz" else data
+            magic, *shape = struct.unpack_from(f">I{dimensions}I", data)
+            values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+            if magic != 0x800 + dimensions or values.size != math.prod(shape):
+                raise ValueError("its lengths do not add up")
+        except (OSError, EOFError, ValueError, struct.error) as error:
+            raise DataError(f"{found[0]}: not an idx file of unsigned bytes ({error})") from error
+        return values.reshape(shape)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def split(self, held_out: int) -> list[int]:
+        """The last `held_out` indices, which `crops` will no longer draw from."""
+        self.training = len(self.images) - held_out
+        return list(range(self.training, len(self.images)))
+
+    def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
+        """`count` images: uint8 `[count,1,S,S]`; `size` must be theirs."""
+        return torch.from_numpy(self.images[rng.integers(self.training, size=count)][:, None])
+
+
+class GreyPhotographs(Photographs):
+    """The same as `Photographs` in grey, `[H,W,1]`."""
+
+    channels = 1
+
+    def _decode(self, index: int) -> Array:
+        with Image.open(self.paths[index]) as image:
+            return np.asarray(image.convert("L"))[:, :, None]
 
 
 class Pairs(Photographs):

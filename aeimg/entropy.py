@@ -51,17 +51,17 @@ def bits(value: Tensor, index: Tensor) -> Tensor:
     return -(upper + torch.log(-torch.expm1((lower - upper).clamp(max=-1e-7)))) / math.log(2)
 
 
-def logistic_tables() -> Array:
-    """Tables for logistic distributions: int32 `[LEVELS, 2 * REACH + 2]`, each row summing to 2^24.
+def logistic_tables(reach: int = REACH) -> Array:
+    """Tables for logistic distributions: int32 `[LEVELS, 2 * reach + 2]`, each row summing to 2^24.
 
-    Column `REACH + s` counts symbol `s`, the last column is the escape. Symbols outside a row's support count 0.
+    Column `reach + s` counts symbol `s`, the last column is the escape. Symbols outside a row's support count 0.
     """
-    symbols = np.arange(-REACH, REACH + 1, dtype=np.float64)
-    rows = np.zeros((LEVELS, 2 * REACH + 2), np.float64)
+    symbols = np.arange(-reach, reach + 1, dtype=np.float64)
+    rows = np.zeros((LEVELS, 2 * reach + 2), np.float64)
     for level in range(LEVELS):
         width = SMALLEST * math.exp(STEP * level) * math.sqrt(3) / math.pi
         # tanh form of the logistic distribution function: no overflow at either end
-        edges = 0.5 * (1 + np.tanh((np.append(symbols, REACH + 1) - 0.5) / (2 * width)))
+        edges = 0.5 * (1 + np.tanh((np.append(symbols, reach + 1) - 0.5) / (2 * width)))
         rows[level, :-1] = np.diff(edges)
         rows[level, -1] = 1 - rows[level, :-1].sum()
     return round_tables(rows)
@@ -79,16 +79,17 @@ def fit_tables(counts: Array, strength: float = 30.0) -> Array:
 
 
 def round_tables(rows: Array) -> Array:
-    """Probabilities `[LEVELS, 2 * REACH + 2]` as counts that sum to 2^24 a row, every symbol in support at least 1.
+    """Probabilities `[LEVELS, 2 * most + 2]` as counts that sum to 2^24 a row, every symbol in support at least 1.
 
     The support of a row is cut where a symbol's probability falls under 2^-24; what is cut goes to the escape.
     """
     tables = np.zeros(rows.shape, np.int32)
+    most = rows.shape[1] // 2 - 1
     for level, row in enumerate(rows):
         weights = row / row.sum()
         inside = np.nonzero(weights[:-1] * TOTAL >= 1)[0]
-        reach = max(1, int(np.abs(inside - REACH).max(initial=0)))
-        support = slice(REACH - reach, REACH + reach + 1)
+        reach = max(1, int(np.abs(inside - most).max(initial=0)))
+        support = slice(most - reach, most + reach + 1)
         counts = np.maximum(1, np.floor(weights[support] * TOTAL)).astype(np.int64)
         escape = max(1, int(TOTAL * (1 - weights[support].sum())))
         # What rounding leaves over goes to the likeliest symbol, zero, where it costs the least.
@@ -105,15 +106,21 @@ class Tables:
         """`tables`: int32 as `logistic_tables` describes them. Raises `ValueError` where they are malformed."""
         import constriction
 
-        if tables.shape != (LEVELS, 2 * REACH + 2) or (tables < 0).any() or (tables.sum(1) != TOTAL).any():
+        most = tables.shape[-1] // 2 - 1
+        if (
+            tables.shape != (LEVELS, 2 * most + 2)
+            or not 1 <= most <= REACH
+            or (tables < 0).any()
+            or (tables.sum(1) != TOTAL).any()
+        ):
             raise ValueError("entropy tables: wrong shape, or a row that does not sum to 2^24")
         self.reach: list[int] = []
         self.models: list[Any] = []
         for row in tables:
             used = np.nonzero(row[:-1])[0]
-            reach = int(np.abs(used - REACH).max())
+            reach = int(np.abs(used - most).max())
             # Multiples of 2^-24 are exact in a float, so no rounding of ours can differ between machines.
-            counts = np.append(row[REACH - reach : REACH + reach + 1], row[-1])
+            counts = np.append(row[most - reach : most + reach + 1], row[-1])
             if (counts <= 0).any():
                 raise ValueError("entropy tables: a symbol inside a row's support has no count")
             self.reach.append(reach)

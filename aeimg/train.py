@@ -1,7 +1,7 @@
 """One training loop for every model: what `aeimg train` runs, and what made the shipped weights.
 
-    objective  what is trained and on what: batch -> loss, and a held-out figure
-    train()    the loop: warm-up, cosine to zero, clipping, an average of the weights, checkpoints
+What is trained and on what say `objectives` and `families`; here is the loop: warm-up, cosine to zero, clipping, an
+average of the weights, checkpoints.
 
 A run ends after `minutes` or `steps`, whichever comes first, and the learning rate is always decayed to its
 end by then. A checkpoint is a safetensors file as well; resuming continues at the same step with the same
@@ -16,9 +16,8 @@ import queue
 import subprocess
 import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,268 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .codec import HyperpriorCodec
-from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey, vary_colours
-from .entropy import LEVELS, REACH, fit_tables, logistic_tables
+from .data import Pairs
 from .errors import InvalidWeights, UsageError
-from .models.hyperprior import Hyperprior, strength
-from .models.integer import QUALITIES, freeze
+from .families import FAMILIES
+from .objectives import BlindObjective, CompressObjective, DenoiseObjective, Objective, Recipe
 from .optim import optimizers
 from .paths import write_atomic
 from .zoo import Header, build, load_tensors, pick_device, pick_dtype, resolve, save_weights
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained. `late` is the share of the run that the last phase takes."""
-
-    crop: int
-    batch: int
-    rate: float
-    late: float
-    late_crop: int
-    late_batch: int
-    warmup: int = 200
-    beta2: float = 0.99
-    clip: float = 1.0
-    average: float = 0.999
-    muon: bool = False
-    """Whether the kernels of convolutions are moved by Muon; AdamW moves the rest."""
-    pairs: float = 0.3
-    """Of a blind denoiser: the share of batches that comes from real pairs, where there are any."""
-
-
-class Objective(ABC):
-    """What is trained, on what, and how it is judged."""
-
-    task: str
-    architecture: str
-    recipe: Recipe
-    model: nn.Module
-    held_out: list[int]
-
-    def __init__(self, photographs: Photographs) -> None:
-        self.photographs = photographs
-        self.held_out = photographs.split(min(16, len(photographs) // 10))
-
-    def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
-        """What `loss` needs, made in a thread of its own: here, uint8 crops `[N,3,S,S]`."""
-        return (self.photographs.crops(rng, *self._size(late)),)
-
-    def _size(self, late: bool) -> tuple[int, int]:
-        r = self.recipe
-        return (r.late_batch, r.late_crop) if late else (r.batch, r.crop)
-
-    def prepare(self) -> None:
-        """What a fresh model takes from the data before its first step."""
-
-    @abstractmethod
-    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a `batch`, and its terms, each named by its unit."""
-
-    @abstractmethod
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on the held-out images."""
-
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
-        """What goes into the weights file."""
-        return {name: tensor.half() for name, tensor in model.state_dict().items()}
-
-
-def _sized(x: Tensor) -> Tensor:
-    """`x` `[...,H,W]` cut to sides that every network here takes."""
-    height, width = (side // 32 * 32 for side in x.shape[-2:])
-    return x[..., :height, :width].contiguous(memory_format=torch.channels_last)
-
-
-def _psnr(result: Tensor, clean: Tensor) -> float:
-    """Of a denoised image, rounded to 8 bits, in dB."""
-    error = (result.float().clamp(0, 1) * 255).round() / 255 - clean
-    return -10 * math.log10(max(float(error.square().mean()), 1e-10))
-
-
-class DenoiseObjective(Objective):
-    """White noise of a known sigma in 0..55: Charbonnier, then squared error for the last part."""
-
-    task = "denoise"
-    architecture = "unet"
-    recipe = Recipe(crop=96, batch=16, rate=1.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
-
-    def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
-        super().__init__(photographs)
-        self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **config})
-
-    def _against(self, clean: Tensor, noisy: Tensor, sigma: Tensor, late: bool) -> tuple[Tensor, dict[str, float]]:
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        error = (self.model(noisy, sigma).float() - clean).square()
-        mse = error.mean()
-        # Both terms are near the root mean square error, so the rate need not change where they do.
-        loss = mse * 8 if late else (error + 1e-6).sqrt().mean()
-        return loss, {"mse": float(mse.detach())}
-
-    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        (crops,) = batch
-        generator = torch.Generator(crops.device).manual_seed(int(rng.integers(2**62)))
-        clean = vary_colours(crops.float() / 255.0, rng, greyscale=0.03)
-        grey = torch.from_numpy(rng.random(clean.shape[0]) < 0.12)
-        clean[grey] = turn_grey(clean[grey], rng, share=1.0)
-        sigma = torch.from_numpy(rng.uniform(0, 55, clean.shape[0]).astype(np.float32)).to(clean.device)
-        noisy = add_white_noise(clean, sigma, generator)
-        noisy[grey] = noisy[grey][:, :1].expand(-1, 3, -1, -1)  # a grey image has grey noise
-        return self._against(clean, noisy, sigma, late)
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        figures = {}
-        for sigma in (15, 25, 50):
-            psnr = []
-            for index in self.held_out:
-                image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None].to(device)
-                clean = _sized(image.float() / 255.0)
-                generator = torch.Generator(device).manual_seed(index)
-                level = torch.tensor([float(sigma)], device=device)
-                psnr.append(_psnr(model(add_white_noise(clean, level, generator), level), clean))
-            figures[f"psnr{sigma}"] = sum(psnr) / len(psnr)
-        return figures
-
-
-class BlindObjective(DenoiseObjective):
-    """Whatever a camera and its software leave in a picture, its level unknown; and pairs of real photographs."""
-
-    def __init__(self, photographs: Photographs, config: dict[str, Any], pairs: Pairs | None = None) -> None:
-        super().__init__(photographs, {"assumed_sigma": 25.0, **config})
-        self.pairs = pairs
-        self.held_out_pairs = pairs.split(min(6, len(pairs) // 10)) if pairs is not None else []
-
-    def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
-        """Clean and noisy crops, float in [0,1]."""
-        count, side = self._size(late)
-        if self.pairs is not None and rng.random() < self.recipe.pairs:
-            crops = self.pairs.crops(rng, count, side).float() / 255.0
-            return crops[:, :3], crops[:, 3:]
-        source = source_side(side, rng)
-        crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
-        clean, noisy = photographed(crops.float() / 255.0, rng, side=side)
-        both = turn_grey(torch.cat([clean, noisy], 3), rng, share=0.1)
-        return both[..., :side], both[..., side:]
-
-    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        clean, noisy = batch
-        return self._against(clean, noisy, torch.zeros(clean.shape[0], device=clean.device), late)
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """PSNR of held-out images: noise of sigma 25 and JPEG 75; as from a camera; clean; and of held-out pairs."""
-        device = next(model.parameters()).device
-        unknown = torch.zeros(1, device=device)
-
-        def run(noisy: Tensor, clean: Tensor) -> float:
-            clean = clean.to(device)
-            return _psnr(model(noisy.to(device).contiguous(memory_format=torch.channels_last), unknown), clean)
-
-        rows = []
-        for index in self.held_out:
-            image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None]
-            clean = _sized(image.float() / 255.0)
-            noisy = add_white_noise(clean, torch.tensor([25.0]), torch.Generator().manual_seed(index))
-            square = clean[..., : min(clean.shape[2:]), : min(clean.shape[2:])]
-            taken = photographed(square, np.random.default_rng(index), side=square.shape[2], clean=0, white=0)
-            rows.append([run(through_jpeg(noisy, [75], [2]), clean), run(taken[1], taken[0]), run(clean, clean)])
-        means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
-        figures = dict(zip(("jpeg", "camera", "clean"), means, strict=True))
-        gains = []
-        for index in self.held_out_pairs:
-            assert self.pairs is not None
-            image = torch.from_numpy(self.pairs.image(index).copy()).permute(2, 0, 1)[None]
-            both = _sized(image.float() / 255.0)
-            gains.append(run(both[:, 3:], both[:, :3]) - _psnr(both[:, 3:], both[:, :3]))
-        return {**figures, **({"pairs": sum(gains) / len(gains)} if gains else {})}
-
-
-class CompressObjective(Objective):
-    """Rate plus lambda times distortion, at a rate drawn anew for each crop.
-
-    lambda = 0.0008 * 2^(8.2 q) spans about 0.1 to 2 bits per pixel. Each crop's loss is divided by lambda^0.4, so
-    that a percent of the rate counts about as much at low rates as at high ones.
-    """
-
-    task = "compress"
-    architecture = "hyperprior"
-    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True)
-
-    def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
-        super().__init__(photographs)
-        self.model: Hyperprior = build(self.architecture, config)  # type: ignore[assignment]
-
-    def prepare(self) -> None:
-        """The linear shortcut: principal components of 128,000 blocks."""
-        rng = np.random.default_rng(1)
-        crops = self.photographs.crops(rng, 2000, 128).float()
-        self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
-
-    @staticmethod
-    def _terms(model: nn.Module, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, bits per pixel and mean squared error (8-bit units) of each image."""
-        decoded, code_bits, side_bits = model(x, q)
-        bpp = (code_bits + side_bits) / (x.shape[2] * x.shape[3])
-        mse = (decoded - x).square().flatten(1).mean(1) * 255.0**2
-        worth = strength(q)
-        return (worth * mse + bpp) * (worth / 0.01) ** -0.4, bpp, mse
-
-    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        (crops,) = batch
-        q = torch.from_numpy(rng.random(crops.shape[0]).astype(np.float32)).to(crops.device)
-        x = turn_grey(crops.float() / 255.0, rng, share=0.05)
-        loss, bpp, mse = self._terms(self.model, x, q)
-        return loss.mean(), {"bpp": float(bpp.detach().mean()), "mse": float(mse.detach().mean())}
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        figures: dict[str, float] = {}
-        for q in (0.1, 0.35, 0.6, 0.85):
-            rows = []
-            for index in self.held_out:
-                image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None].to(device)
-                height, width = (side // 64 * 64 for side in image.shape[2:])
-                x = image[:, :, :height, :width].float() / 255.0
-                loss, bpp, mse = self._terms(model, x, torch.tensor([q], device=device))
-                rows.append([float(loss), float(bpp), 10 * math.log10(255.0**2 / float(mse))])
-            mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-            figures |= {f"loss{q}": mean[0], f"bpp{q}": mean[1], f"psnr{q}": mean[2]}
-        return figures
-
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
-        """Weights, the integers that the scales are computed with, and the coder's tables."""
-        assert isinstance(model, Hyperprior)
-        tensors = super().export(model)
-        # The linear codes reach 1,000 and must be reproduced to a fraction of a step.
-        tensors |= {"linear": model.linear, "spread": model.spread}
-        tensors |= {f"integer/{name}": tensor for name, tensor in freeze(model.scales).items()}
-        # The rounded weights are what will run, so it is they that are measured.
-        rounded: Hyperprior = build(self.architecture, asdict(model.config))  # type: ignore[assignment]
-        rounded.load_state_dict({k: v.float() for k, v in tensors.items() if k in model.state_dict()})
-        codec = HyperpriorCodec(rounded.eval(), tensors | {"tables": torch.from_numpy(logistic_tables())}, "", b"")
-        return tensors | {"tables": torch.from_numpy(self._fit_tables(codec))}
-
-    def _fit_tables(self, codec: HyperpriorCodec, crops: int = 600) -> np.ndarray:
-        """The coder's tables, from the symbols that the codec makes of training crops at all qualities."""
-        columns = 2 * REACH + 2
-        counts = np.zeros(LEVELS * columns, np.int64)
-        rng = np.random.default_rng(2)
-        device = torch.device("cpu")
-        for _ in range(crops):
-            quality = int(rng.integers(1, QUALITIES + 1))
-            x = self.photographs.crops(rng, 1, self.recipe.late_crop).float() / 255.0
-            for tile in codec.encode(x, quality, device, torch.float32)[0]:
-                for symbols, index in codec.groups(tile, quality):
-                    column = np.where(np.abs(symbols.astype(np.int64)) > REACH, columns - 1, symbols + REACH)
-                    counts += np.bincount(index.astype(np.int64) * columns + column, minlength=len(counts))
-        return fit_tables(counts.reshape(LEVELS, columns))
-
-
-OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress": CompressObjective}
+OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress": CompressObjective, **FAMILIES}
+"""What can be trained: a denoiser and a codec as they ship, and the autoencoders of the textbooks."""
 
 
 def _batches(
@@ -425,7 +172,7 @@ def train(
     blind = blind or pairs is not None
     kind = BlindObjective if blind else OBJECTIVES[task]
     the_recipe = Recipe(**{**asdict(kind.recipe), **(recipe or {})})
-    photographs = Photographs(data, min_side=min(the_recipe.crop, the_recipe.late_crop), at_least=10)
+    photographs = kind.source(Path(data), the_recipe)
     torch.manual_seed(seed)
     more: dict[str, Any] = {}
     if pairs is not None:
@@ -486,6 +233,7 @@ def train(
             scale = min(1.0, (step + 1) / the_recipe.warmup) * 0.5 * (1 + math.cos(math.pi * done))
             for group in (group for optimizer in moves for group in optimizer.param_groups):
                 group["lr"] = the_recipe.rate * max(scale, 1e-3)
+            objective.done = done
             with torch.autocast(place.type, precision, enabled=precision != torch.float32):
                 loss, terms = objective.loss(tuple(part.to(place) for part in batch), rng, late)
             model.zero_grad(set_to_none=True)
@@ -528,7 +276,7 @@ def train(
     header = Header(
         architecture=objective.architecture,
         config=asdict(average.config),  # type: ignore[call-overload]
-        task=task,
+        task=objective.task,
         name=name or out.stem,
         version=version,
         card={

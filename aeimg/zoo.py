@@ -43,10 +43,19 @@ ENTRY_POINT_GROUP = "aeimg.models"
 ARCHITECTURES: dict[str, tuple[str, str, str]] = {
     "unet": ("aeimg.models.unet", "UNet", "UNetConfig"),
     "hyperprior": ("aeimg.models.hyperprior", "Hyperprior", "HyperpriorConfig"),
+    "dense": ("aeimg.models.dense", "Dense", "DenseConfig"),
+    "variational": ("aeimg.models.variational", "Variational", "VariationalConfig"),
+    "convolutional": ("aeimg.models.convolutional", "Convolutional", "ConvolutionalConfig"),
+    "denoising": ("aeimg.models.convolutional", "Denoising", "DenoisingConfig"),
 }
 """Architecture -> module, network class, config class."""
 
-RUNNERS: dict[str, tuple[str, str]] = {"hyperprior": ("aeimg.codec", "HyperpriorCodec")}
+RUNNERS: dict[str, tuple[str, str]] = {
+    "hyperprior": ("aeimg.codec", "HyperpriorCodec"),
+    "dense": ("aeimg.blocks", "BlockCodec"),
+    "variational": ("aeimg.blocks", "BlockCodec"),
+    "convolutional": ("aeimg.blocks", "BlockCodec"),
+}
 """Architecture -> module and class that make a model for its task of the network and its file's other tensors."""
 
 

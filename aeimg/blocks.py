@@ -1,0 +1,152 @@
+"""Small autoencoders of grey images as codecs: pictures of any size and colour, block by block.
+
+    encode       pixels -> blocks -> codes, rounded to multiples of a step of their own
+    to_bytes     these integers through the range coder
+    from_bytes, decode       the mirror
+
+Which of the coder's tables a code value's symbols follow at each quality was found in training and lies in the weights
+file, as integers: so the coder never computes in floating point.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .entropy import Decoder, Encoder, Tables
+from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
+from .tiles import as_float, as_pixels, pad, padded
+
+BLOCK_SIDE = 512
+"""Of the blocks that a network of convolutions codes one by one, in pixels."""
+BATCH_VALUES = 1 << 22
+"""How many pixels of blocks are on the device at once."""
+
+
+def block_step(quality: int) -> float:
+    """The quantiser's step, in standard deviations of a code value: from 2 at quality 1 to 1/16 at 100."""
+    return 2.0 ** (1 - 5 * quality / 100)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The integers that stand for a picture: `[blocks,D,...]`, int32, the blocks of its first channel first."""
+
+    channels: int
+    codes: Tensor
+
+
+class BlockCodec:
+    """A small autoencoder of grey images, ready to code: pictures of any size and colour go through it block by block.
+
+    Networks of fixed size see blocks of that size, others blocks of at most `BLOCK_SIDE`; each channel of a colour
+    picture is a picture of its own.
+    """
+
+    task = "compress"
+
+    def __init__(self, network: Any, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
+        self.network, self.label, self.digest = network, label, digest
+        self.centre, self.spread = tensors["code/centre"].float(), tensors["code/spread"].float()
+        self.index = tensors["code/index"].numpy()
+        self.tables = Tables(tensors["tables"].numpy())
+
+    def to(self, device: torch.device) -> BlockCodec:
+        """Moves the network."""
+        self.network.to(device)
+        return self
+
+    def _layout(self, height: int, width: int) -> tuple[int, int, int]:
+        """Side of the blocks, and how many there are downwards and across."""
+        multiple = getattr(self.network, "multiple", None)
+        side = self.network.side if multiple is None else min(BLOCK_SIDE, padded(max(height, width), multiple))
+        return side, padded(height, side) // side, padded(width, side) // side
+
+    def _code_shape(self, side: int) -> tuple[int, ...]:
+        return tuple(self.network.code_shape(side))
+
+    def _scaled(self, values: Tensor, like: Tensor) -> Tensor:
+        return values.to(like.device).view(1, -1, *[1] * (like.dim() - 2))
+
+    @torch.inference_mode()
+    def encode(
+        self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int = 1
+    ) -> list[Blocks]:
+        """Pixels `[N,C,H,W]` -> for each picture its blocks' symbols, on the CPU. There is nothing to try harder."""
+        pictures = []
+        for picture in self._codes(x, device):
+            parts = []
+            for codes in picture:
+                step = self._scaled(self.spread * block_step(quality), codes)
+                parts.append(((codes - self._scaled(self.centre, codes)) / step).round().int())
+            pictures.append(Blocks(x.shape[1], torch.cat(parts)))
+        return pictures
+
+    def _codes(self, x: Tensor, device: torch.device) -> Iterator[Iterator[Tensor]]:
+        """The codes of each picture's blocks, `[blocks,D,...]`, in parts, on the CPU."""
+        side, down, across = self._layout(x.shape[2], x.shape[3])
+        for picture in x:
+            grey = pad(as_float(picture).clamp(0, 1)[:, None], side * down, side * across)
+            blocks = grey.unfold(2, side, side).unfold(3, side, side).reshape(-1, 1, side, side)
+            some = torch.split(blocks, max(1, BATCH_VALUES // side**2))
+            yield (self.network.encode(part.to(device)).cpu() for part in some)
+
+    @torch.inference_mode()
+    def decode(
+        self, latents: list[Blocks], shape: tuple[int, int, int], quality: int, device: torch.device,
+        dtype: torch.dtype, depth: int = 8,
+    ) -> Tensor:  # fmt: skip
+        """The mirror of `encode`: pixels `[N,C,H,W]` on the CPU, uint8 or uint16."""
+        channels, height, width = shape
+        side, down, across = self._layout(height, width)
+        result = torch.empty(len(latents), *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
+        for place, latent in zip(result, latents, strict=True):
+            parts = []
+            for some in torch.split(latent.codes, max(1, BATCH_VALUES // side**2)):
+                codes = some.to(device).float()
+                codes = codes * self._scaled(self.spread * block_step(quality), codes)
+                parts.append(as_pixels(self.network.decode(codes + self._scaled(self.centre, codes)), result.dtype))
+            blocks = torch.cat(parts).view(channels, down, across, side, side)
+            whole = blocks.permute(0, 1, 3, 2, 4).reshape(channels, down * side, across * side)
+            place.copy_(whole[:, :height, :width])
+        return result
+
+    @torch.inference_mode()
+    def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Pixels `[N,C,H,W]` -> `[N,D]`: the mean of the codes over channels, blocks and places."""
+        rows = []
+        for picture in self._codes(x, device):
+            rows.append(torch.cat([part.flatten(2).mean(2) if part.dim() > 2 else part for part in picture]).mean(0))
+        return torch.stack(rows)
+
+    def _indexes(self, shape: tuple[int, ...], quality: int) -> np.ndarray:
+        index = self.index[quality - 1].reshape(1, -1, *[1] * (len(shape) - 2))
+        return np.broadcast_to(index, shape).reshape(-1).astype(np.int64)
+
+    def to_bytes(self, latent: Blocks, quality: int) -> bytes:
+        """Number of channels, u8, and CRC of the symbols (32-bit, little-endian), u32; then their stream."""
+        symbols = latent.codes.numpy().reshape(-1)
+        coder = Encoder(self.tables)
+        coder.encode(symbols, self._indexes(tuple(latent.codes.shape), quality))
+        return struct.pack("<BI", latent.channels, zlib.crc32(symbols.astype("<i4").tobytes())) + coder.finish()
+
+    def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Blocks:
+        """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote."""
+        if len(data) < 5:
+            raise TruncatedLatent("the coded data ends before its picture does")
+        channels, crc = struct.unpack_from("<BI", data)
+        if channels not in (1, 3):
+            raise InvalidLatent(f"the coded data states {channels} channels")
+        side, down, across = self._layout(height, width)
+        shape = (channels * down * across, *self._code_shape(side))
+        symbols = Decoder(self.tables, data[5:]).decode(self._indexes(shape, quality))
+        if zlib.crc32(symbols.astype("<i4").tobytes()) != crc:
+            raise ChecksumMismatch("the decoded symbols are not those that were encoded")
+        return Blocks(channels, torch.from_numpy(symbols.astype(np.int32)).view(shape))

@@ -1,0 +1,101 @@
+"""`convolutional`: small autoencoders of 3x3 convolutions with pooling, for images of any size.
+
+Two of one kind: with a narrow code, to compress (16-8-8 channels, pooled three times); and with a wide one, noisy in
+and clean out (32-32, pooled twice; Vincent et al. 2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ConvolutionalConfig:
+    channels: tuple[int, ...] = (16, 8, 8)
+    """Of the levels; each halves the resolution of the one before, the last is the code."""
+
+
+class Convolutional(nn.Module):
+    """`[N,1,H,W]` in [0,1] <-> codes `[N,C,H/multiple,W/multiple]`."""
+
+    task = "compress"
+
+    def __init__(self, config: ConvolutionalConfig = ConvolutionalConfig()) -> None:
+        super().__init__()
+        self.config = config
+        widths = (1, *config.channels)
+        self.inward = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        mirrored = (*reversed(config.channels), config.channels[0])
+        self.outward = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(mirrored))
+        self.last = nn.Conv2d(config.channels[0], 1, 3, padding=1)
+
+    @property
+    def multiple(self) -> int:
+        """What height and width must be a multiple of, in pixels."""
+        return int(2 ** len(self.config.channels))
+
+    @property
+    def halo(self) -> int:
+        """How far from a pixel its value still depends on the input, in pixels, rounded up to `multiple`."""
+        reach = sum(2 * 2**level + 2**level for level in range(len(self.config.channels))) + 2 * self.multiple
+        return -(-reach // self.multiple) * self.multiple
+
+    def code_shape(self, side: int) -> tuple[int, ...]:
+        """Of the code of a square image of `side` pixels."""
+        return (self.config.channels[-1], side // self.multiple, side // self.multiple)
+
+    def encode(self, x: Tensor) -> Tensor:
+        h = x
+        for layer in self.inward:
+            h = F.max_pool2d(F.relu(layer(h)), 2)
+        return h
+
+    def logits(self, code: Tensor) -> Tensor:
+        """Codes -> what the sigmoid makes pixels of, `[N,1,H,W]`."""
+        h = code
+        for layer in self.outward:
+            h = F.interpolate(F.relu(layer(h)), scale_factor=2)
+        return self.last(h)  # type: ignore[no-any-return]
+
+    def pixels_of(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return self.pixels_of(self.logits(code))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    channels: tuple[int, ...] = (32, 32)
+
+
+class Denoising(nn.Module):
+    """A denoiser of `Convolutional`'s shape: grey, blind. `[N,3,H,W]` in, the grey of its channels out in all three."""
+
+    task = "denoise"
+    takes_grey = True
+    blind = True
+
+    def __init__(self, config: DenoisingConfig = DenoisingConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.network = Convolutional(ConvolutionalConfig(config.channels))
+
+    @property
+    def multiple(self) -> int:
+        return self.network.multiple
+
+    @property
+    def halo(self) -> int:
+        return self.network.halo
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.network(x.mean(1, keepdim=True)).expand_as(x)  # type: ignore[no-any-return]

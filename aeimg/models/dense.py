@@ -1,0 +1,76 @@
+"""`dense`: autoencoders of fully connected layers, from principal components to deep stacks.
+
+What the textbooks begin with: an image as one vector, through layers of given widths to a code, and mirrored back.
+Without activations it learns the principal subspace (Bourlard and Kamp 1988; Baldi and Hornik 1989); one hidden layer
+is the plain autoencoder, several a deep one (Hinton and Salakhutdinov 2006).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    side: int = 28
+    """Of the square greyscale image that is one vector, in pixels."""
+    widths: tuple[int, ...] = (64,)
+    """Of the layers after the input; the last is the code."""
+    activation: bool = True
+    """Rectifiers after the hidden layers, a sigmoid at the end; without, all is linear."""
+    rectified_code: bool = True
+    """A rectifier after the code's layer too."""
+
+
+class Dense(nn.Module):
+    """`[N,1,side,side]` in [0,1] <-> codes `[N,D]`."""
+
+    task = "compress"
+
+    def __init__(self, config: DenseConfig = DenseConfig()) -> None:
+        super().__init__()
+        self.config = config
+        widths = (config.side**2, *config.widths)
+        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in reversed(list(pairwise(widths))))
+
+    @property
+    def side(self) -> int:
+        """Of the images it takes, in pixels."""
+        return self.config.side
+
+    def code_shape(self, side: int) -> tuple[int, ...]:
+        """Of an image's code."""
+        return (self.config.widths[-1],)
+
+    def encode(self, x: Tensor) -> Tensor:
+        h = x.flatten(1)
+        for number, layer in enumerate(self.encoder):
+            h = layer(h)
+            last = number == len(self.encoder) - 1
+            if self.config.activation and (not last or self.config.rectified_code):
+                h = F.relu(h)
+        return h
+
+    def logits(self, code: Tensor) -> Tensor:
+        """Codes -> what the sigmoid makes pixels of (or the pixels themselves, of a linear one), `[N,1,side,side]`."""
+        h = code
+        for number, layer in enumerate(self.decoder):
+            h = layer(h)
+            if self.config.activation and number < len(self.decoder) - 1:
+                h = F.relu(h)
+        return h.view(-1, 1, self.config.side, self.config.side)
+
+    def pixels_of(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(logits) if self.config.activation else logits
+
+    def decode(self, code: Tensor) -> Tensor:
+        return self.pixels_of(self.logits(code))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
