@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,14 @@ class BlockCodec:
 
     task = "compress"
 
+    errors: np.ndarray
+    """Percentiles 0..100 of the mean squared errors at which its training images came back, pixels in [0,1]."""
+
     def __init__(self, network: Any, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
         self.network, self.label, self.digest = network, label, digest
         self.centre, self.spread = tensors["code/centre"].float(), tensors["code/spread"].float()
         self.index = tensors["code/index"].numpy()
+        self.errors = tensors["code/errors"].float().numpy()
         self.tables = Tables(tensors["tables"].numpy())
 
     def to(self, device: torch.device) -> BlockCodec:
@@ -76,55 +80,69 @@ class BlockCodec:
         return values.to(like.device).view(1, -1, *[1] * (like.dim() - 2))
 
     @torch.inference_mode()
+    def analyse(self, x: Tensor, device: torch.device) -> Tensor:
+        """Pixels `[N,C,H,W]` -> codes of all blocks, `[N,C*blocks,D,...]`, float, on the CPU."""
+        side, down, across = self._layout(x.shape[2], x.shape[3])
+        pictures = []
+        for picture in x:
+            grey = pad(as_float(picture).clamp(0, 1)[:, None], side * down, side * across)
+            blocks = grey.unfold(2, side, side).unfold(3, side, side).reshape(-1, 1, side, side)
+            parts = torch.split(blocks, max(1, BATCH_VALUES // side**2))
+            pictures.append(torch.cat([self.network.encode(part.to(device)).float().cpu() for part in parts]))
+        return torch.stack(pictures)
+
+    @torch.inference_mode()
+    def synthesise(
+        self, codes: Tensor, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Codes as of `analyse` -> pixels `[N,C,H,W]` of `dtype`, on the CPU; `shape` is their `(C,H,W)`."""
+        channels, height, width = shape
+        side, down, across = self._layout(height, width)
+        result = torch.empty(len(codes), *shape, dtype=dtype)
+        for place, picture in zip(result, codes, strict=True):
+            parts = torch.split(picture, max(1, BATCH_VALUES // side**2))
+            blocks = torch.cat([as_pixels(self.network.decode(part.to(device)), dtype) for part in parts])
+            whole = blocks.view(channels, down, across, side, side).permute(0, 1, 3, 2, 4)
+            place.copy_(whole.reshape(channels, down * side, across * side)[:, :height, :width])
+        return result
+
     def encode(
         self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int = 1
     ) -> list[Blocks]:
         """Pixels `[N,C,H,W]` -> for each picture its blocks' symbols, on the CPU. There is nothing to try harder."""
         pictures = []
-        for picture in self._codes(x, device):
-            parts = []
-            for codes in picture:
-                step = self._scaled(self.spread * block_step(quality), codes)
-                parts.append(((codes - self._scaled(self.centre, codes)) / step).round().int())
-            pictures.append(Blocks(x.shape[1], torch.cat(parts)))
+        for codes in self.analyse(x, device):
+            step = self._scaled(self.spread * block_step(quality), codes)
+            pictures.append(Blocks(x.shape[1], ((codes - self._scaled(self.centre, codes)) / step).round().int()))
         return pictures
 
-    def _codes(self, x: Tensor, device: torch.device) -> Iterator[Iterator[Tensor]]:
-        """The codes of each picture's blocks, `[blocks,D,...]`, in parts, on the CPU."""
-        side, down, across = self._layout(x.shape[2], x.shape[3])
-        for picture in x:
-            grey = pad(as_float(picture).clamp(0, 1)[:, None], side * down, side * across)
-            blocks = grey.unfold(2, side, side).unfold(3, side, side).reshape(-1, 1, side, side)
-            some = torch.split(blocks, max(1, BATCH_VALUES // side**2))
-            yield (self.network.encode(part.to(device)).cpu() for part in some)
-
-    @torch.inference_mode()
     def decode(
         self, latents: list[Blocks], shape: tuple[int, int, int], quality: int, device: torch.device,
         dtype: torch.dtype, depth: int = 8,
     ) -> Tensor:  # fmt: skip
         """The mirror of `encode`: pixels `[N,C,H,W]` on the CPU, uint8 or uint16."""
-        channels, height, width = shape
-        side, down, across = self._layout(height, width)
-        result = torch.empty(len(latents), *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
-        for place, latent in zip(result, latents, strict=True):
-            parts = []
-            for some in torch.split(latent.codes, max(1, BATCH_VALUES // side**2)):
-                codes = some.to(device).float()
-                codes = codes * self._scaled(self.spread * block_step(quality), codes)
-                parts.append(as_pixels(self.network.decode(codes + self._scaled(self.centre, codes)), result.dtype))
-            blocks = torch.cat(parts).view(channels, down, across, side, side)
-            whole = blocks.permute(0, 1, 3, 2, 4).reshape(channels, down * side, across * side)
-            place.copy_(whole[:, :height, :width])
-        return result
+        codes = torch.stack([latent.codes for latent in latents]).float()
+        like = codes[0]
+        codes = codes * self._scaled(self.spread * block_step(quality), like) + self._scaled(self.centre, like)
+        return self.synthesise(codes, shape, device, torch.uint8 if depth == 8 else torch.uint16)
 
-    @torch.inference_mode()
+    def reconstruct(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Pixels `[N,C,H,W]` -> what comes back of them, nothing rounded: float, on the CPU."""
+        return self.synthesise(self.analyse(x, device), (x.shape[1], x.shape[2], x.shape[3]), device)
+
     def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Pixels `[N,C,H,W]` -> `[N,D]`: the mean of the codes over channels, blocks and places."""
-        rows = []
-        for picture in self._codes(x, device):
-            rows.append(torch.cat([part.flatten(2).mean(2) if part.dim() > 2 else part for part in picture]).mean(0))
-        return torch.stack(rows)
+        codes = self.analyse(x, device)
+        return codes.flatten(3).mean((1, 3)) if codes.dim() > 3 else codes.mean(1)
+
+    def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
+        """`count` random codes of one block each, as of `analyse`: as a network with a prior was taught to have them,
+        else as codes of its training images spread, each value by itself."""
+        shape = self._code_shape(side)
+        noise = torch.randn((count, 1, *shape), generator=generator)
+        if getattr(self.network, "prior", False):
+            return noise
+        return noise * self._scaled(self.spread, noise[0]) + self._scaled(self.centre, noise[0])
 
     def _indexes(self, shape: tuple[int, ...], quality: int) -> np.ndarray:
         index = self.index[quality - 1].reshape(1, -1, *[1] * (len(shape) - 2))

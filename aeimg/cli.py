@@ -63,16 +63,35 @@ def main() -> None:
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
+_MODEL = [
+    click.option("-m", "--model", help="A registered model (see `aeimg models`) or a weights file."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
+]
+_SELECTION = [
+    click.option("--include", multiple=True, help="Only files whose name or path fits this pattern."),
+    click.option("--exclude", multiple=True, help="No files or folders whose name or path fits this pattern."),
+    click.option("--follow-symlinks", is_flag=True, help="Follow links in folders."),
+]
+
+
+def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """Several options at once."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 def _shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of all three verbs."""
-    for option in reversed(
-        [
-            click.option("-m", "--model", help="A registered model (see `aeimg models`) or a weights file."),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-            click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
-            click.option("--include", multiple=True, help="Only files whose name or path fits this pattern."),
-            click.option("--exclude", multiple=True, help="No files or folders whose name or path fits this pattern."),
-            click.option("--follow-symlinks", is_flag=True, help="Follow links in folders."),
+    """The options of the three verbs that write files."""
+    return _with(  # type: ignore[no-any-return]
+        *[
+            *_MODEL,
+            *_SELECTION,
             click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
             click.option("-n", "--dry-run", is_flag=True, help="Write nothing; say what would be done and how long."),
             click.option("--memory", help="What pictures on their way may hold, like 500M or 4G. [default: 2G]"),
@@ -96,9 +115,7 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
             click.option("-v", "--verbose", is_flag=True, help="A line for each image: what was done to it, and why."),
         ]
-    ):
-        command = option(command)
-    return command
+    )(command)
 
 
 def _run(
@@ -282,6 +299,205 @@ def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     output.
     """
     _run(sources, out, "decompress", **options)
+
+
+_FOLDERS = _with(
+    click.argument("sources", nargs=-1, required=True),
+    click.argument("out", type=PATH),
+    *_MODEL,
+    *_SELECTION,
+    click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
+)
+
+
+def _each(sources: tuple[str, ...], task: str, quiet: bool, take: Callable[[str, Any], None], **options: Any) -> int:
+    """Gives `take` name and result of each image that has one; returns how many failed, each of which it names."""
+    from .engine import each
+
+    failed = 0
+    for found, result in each(_found(sources), task, progress=not quiet, **options):
+        if isinstance(result, Exception):
+            failed += 1
+            click.echo(_plain(f"failed: {found.path}: {str(result).removeprefix(f'{found.path}: ')}"), err=True)
+        else:
+            take(found.relative.as_posix(), result)
+    return failed
+
+
+def _vectors(sources: tuple[str, ...], quiet: bool, **options: Any) -> tuple[list[str], Any, str, int]:
+    """Names and features `[N,D]` of images, the label of the model, and how many images failed."""
+    import numpy as np
+
+    from .zoo import get, pick_device
+
+    names: list[str] = []
+    rows: list[Any] = []
+
+    def take(name: str, row: Any) -> None:
+        names.append(name)
+        rows.append(row)
+
+    failed = _each(sources, "features", quiet, take, **options)
+    label = getattr(get(options["model"], "compress", pick_device(options["device"])), "label", "")
+    return names, np.stack(rows) if rows else np.zeros((0, 0), np.float32), label, failed
+
+
+@main.command()
+@_FOLDERS
+def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+    """Write one vector for each image in SOURCES to the file OUT (.safetensors, .npz or .csv), with its name.
+
+    What the vector holds depends on the model: of aeimg-codec, mean and standard deviation of each code over the
+    picture; of the small autoencoders, the mean of the codes of its blocks.
+    """
+    from .latents import FEATURE_SUFFIXES, save_features
+
+    if out.suffix not in FEATURE_SUFFIXES:
+        raise UsageError(f"{out}: features go to {', '.join(FEATURE_SUFFIXES)}")
+    names, rows, label, failed = _vectors(sources, quiet, **options)
+    save_features(out, names, rows, label)
+    if not quiet:
+        click.echo(f"features: {len(names)} images, {rows.shape[1]} values each by {label}", err=True)
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
+@_FOLDERS
+@click.option("--percentile", type=click.FloatRange(0, 100), default=99.0, show_default=True,
+              help="Of the errors of training images: what is above counts as strange.")  # fmt: skip
+@click.option("--heatmaps", type=PATH, help="A folder for pictures of where the errors lie.")
+def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | None, **options: Any) -> None:
+    """Write how strange each image in SOURCES is to a model to the file OUT (.csv), the strangest first.
+
+    A picture's score is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that has
+    learned one kind of image does badly on others.
+    """
+    from dataclasses import replace
+
+    from .latents import heatmap, save_scores
+    from .paths import write_atomic
+
+    if out.suffix != ".csv":
+        raise UsageError(f"{out}: scores go to a .csv file")
+    names: list[str] = []
+    found: list[Any] = []
+
+    def take(name: str, one: Any) -> None:
+        if heatmaps is not None:
+            target = heatmaps / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, heatmap(one.error))
+        names.append(name)
+        found.append(replace(one, error=one.error[:0]))
+
+    failed = _each(sources, "score", quiet, take, **options)
+    save_scores(out, names, found)
+    strange = sum(bool(one.strange) for one in found)
+    if not quiet:
+        known = any(one.strange is not None for one in found)
+        click.echo(
+            f"score: {len(names)} images, " + (f"{strange} of them strange" if known else
+            "no threshold: this model does not know the errors of its training images"), err=True,
+        )  # fmt: skip
+    if failed:
+        sys.exit(1)
+
+
+@main.command("plot-latents")
+@_FOLDERS
+def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+    """Draw the images in SOURCES as points of a plane into the picture OUT, coloured by sub-folder.
+
+    Codes of two values are the plane; of longer vectors (see `aeimg features`) it is that of their two first
+    principal components.
+    """
+    from .images import WRITABLE, encode_picture, from_pil
+    from .latents import plane
+    from .paths import write_atomic
+    from .plots import scatter
+
+    if out.suffix not in WRITABLE:
+        raise UsageError(f"{out}: no format that aeimg writes")
+    names, rows, label, failed = _vectors(sources, quiet, **options)
+    points, labels = plane(rows)
+    groups = [name.split("/")[0] if "/" in name else "" for name in names]
+    picture = scatter(points, groups, title=f"{len(names)} images by {label}", labels=labels)
+    write_atomic(out, encode_picture(from_pil(picture), out.suffix))
+    if failed:
+        sys.exit(1)
+
+
+def _drawn(out: Path, pictures: list[Any], stem: str) -> None:
+    from .images import Picture, encode_picture
+    from .paths import write_atomic
+
+    out.mkdir(parents=True, exist_ok=True)
+    for number, pixels in enumerate(pictures):
+        write_atomic(out / f"{stem}-{number:03}.png", encode_picture(Picture(pixels), ".png"))
+
+
+def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
+    from .zoo import get, pick_device
+
+    place = pick_device(device)
+    return get(model, "compress", place), place
+
+
+@main.command()
+@click.argument("out", type=PATH)
+@_with(*_MODEL)
+@click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True)
+@click.option(
+    "--grid", type=click.IntRange(2), help="Instead: the plane of codes of two values, N by N, as one picture."
+)
+@click.option("--side", type=click.IntRange(8), default=64, show_default=True, help="Where the model has no own size.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **options: Any) -> None:
+    """Decode random codes of a small autoencoder into pictures in the folder OUT."""
+    from . import latents
+
+    model, place = _decoder(**options)
+    if grid is not None:
+        _drawn(out, [latents.walk(model, grid, place)], "grid")
+    else:
+        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample")
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.argument("out", type=PATH)
+@_with(*_MODEL)
+@click.option("--steps", type=click.IntRange(2), default=8, show_default=True, help="Pictures, A and B included.")
+def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None:
+    """Decode the codes between those of the images A and B into pictures in the folder OUT."""
+    from . import latents
+
+    model, place = _decoder(**options)
+    _drawn(out, latents.between(model, a, b, steps, place), "between")
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@click.argument("c", type=PATH)
+@click.argument("out", type=PATH)
+@_with(*_MODEL)
+def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
+    """Decode the code of A minus that of B plus that of C into the picture OUT.
+
+    What comes of it makes sense where directions among codes mean something: of variational models, and of dense ones
+    on aligned pictures.
+    """
+    from .images import WRITABLE, Picture, encode_picture
+    from .latents import combine
+    from .paths import write_atomic
+
+    if out.suffix not in WRITABLE:
+        raise UsageError(f"{out}: no format that aeimg writes")
+    model, place = _decoder(**options)
+    write_atomic(out, encode_picture(Picture(combine(model, a, b, c, place)), out.suffix))
 
 
 @main.command()

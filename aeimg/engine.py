@@ -26,13 +26,14 @@ from torch import Tensor
 from . import container, paths, zoo
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE
+from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
 from .verbs import Compress, Decompress, Denoise, Options
 
 log = logging.getLogger("aeimg")
 
-TASKS = ("denoise", "compress", "decompress")
+TASKS = ("denoise", "compress", "decompress", "features", "score")
 
 
 @dataclass
@@ -68,13 +69,15 @@ class Interrupted(KeyboardInterrupt):
 # -- the door ---------------------------------------------------------------------------------------------------------
 
 
-_VERBS: dict[str, Any] = {"denoise": Denoise, "compress": Compress, "decompress": Decompress}
+_VERBS: dict[str, Any] = {
+    "denoise": Denoise, "compress": Compress, "decompress": Decompress, "features": Features, "score": Score,
+}  # fmt: skip
 
 
 def _verb(task: str, model: Any, device: str, dtype: str, options: Options) -> Verb:
     place = zoo.pick_device(device)
     precision = zoo.pick_dtype(dtype, place)
-    if model is None and task != "compress":  # chosen for each picture; named by each latent file
+    if model is None and task in ("denoise", "decompress"):  # chosen for each picture; named by each latent file
         loaded = None
     else:
         loaded = zoo.get(model, "denoise" if task == "denoise" else "compress", place)
@@ -93,13 +96,14 @@ def process(
     dry_run: bool = False,
     **options: Any,
 ) -> Any:
-    """Denoises, compresses or decompresses whatever it is given.
+    """Denoises, compresses or decompresses whatever it is given, or says what an encoder makes of it.
 
     Args:
         source: a file or folder; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float
             in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, float in [0,1]; the bytes of an image or of a latent
             file; or any iterable of these. Float input is not clipped.
-        task: "denoise", "compress" or "decompress".
+        task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which give back a
+            vector, float32 `[D]`, or a `latents.Strangeness`, for each picture.
         out: a folder to write to, and a `Summary` comes back; then `source` is a file, a folder, a glob, `@list.txt` (a
             file that lists them), or several of these. For one file, `out` may be the file to write.
         model: a registered name, the label of built-in weights or a weights file; None is the default for the task.
@@ -114,6 +118,7 @@ def process(
             target_bpp, max_bytes, target_psnr: instead of a quality, for each picture the highest quality whose file is
                 no larger, or the lowest that reaches the PSNR (dB).
             effort: 1..9; from 2 on the encoder refines the latent: slower, a few percent smaller (compress).
+            percentile: of the training images' errors: above it, a picture counts as strange (score).
             measure: decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
             kind: "pil", "numpy", "tensor" or "bytes": what decompress gives back.
             format: suffix of the files written, "keep" for that of the source; decompress writes png by default.
@@ -145,6 +150,8 @@ def process(
     except TypeError as error:
         raise UsageError(f"unknown option: {error}") from None
     verb = _verb(task, model, device, dtype, chosen)
+    if out is not None and task in ("features", "score"):
+        raise UsageError(f"{task} gives one thing for each picture back, and writes no files: leave out= out")
     if out is not None:
         return _files(_names(source), task, Path(out), verb, chosen, progress, dry_run)
     if dry_run:
@@ -337,6 +344,40 @@ def _files(
         summary.files.sort(key=lambda about: order[about["output"]])
         summary.seconds = time.monotonic() - began
     return summary
+
+
+def each(
+    sources: Any,
+    task: str,
+    *,
+    model: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: bool = False,
+    **options: Any,
+) -> Iterator[tuple[paths.Found, Any]]:
+    """Image files of folders, lists and globs with what `process` makes of each, in order; of a failed one, its error.
+
+    For tasks whose results are not files. The words are those of `process`.
+    """
+    chosen = Options(**options)
+    verb = _verb(task, model, device, dtype, chosen)
+    found = paths.find(_names(sources), _suffixes(task), chosen.selection)
+    outcomes = _stream((one.path for one in found), verb, chosen)
+    shown = _Progress(task, len(found), progress)
+    summary = Summary()
+    try:
+        for one, outcome in zip(found, outcomes, strict=True):
+            summary.pixels += outcome.pixels
+            if outcome.error is not None:
+                summary.failed.append((one.path, _reason(outcome.error)))
+            shown.step(summary)
+            yield one, outcome.value if outcome.error is None else outcome.error
+            if outcome.error is not None and options.get("on_error") == "stop":
+                return
+    finally:
+        shown.close()
+        outcomes.close()  # type: ignore[attr-defined]
 
 
 SAMPLE = 5

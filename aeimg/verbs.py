@@ -60,6 +60,7 @@ class Options:
     target_psnr: float | None = None
     max_bytes: int | None = None
     effort: int = 1
+    percentile: float = 99.0
     measure: bool = False
     kind: str = "pil"
     format: str | None = None
@@ -93,6 +94,7 @@ class Options:
         check(len(given) <= 1, f"only one of {', '.join(targets)} can be aimed at, not {' and '.join(given)}")
         for name in given:
             check(targets[name] > 0, f"{name} must be more than 0, not {targets[name]!r}")
+        check(0 <= self.percentile <= 100, f"percentile must lie in 0..100, not {self.percentile!r}")
         check(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
         kinds = ("pil", "numpy", "tensor", "bytes")
         check(self.kind in kinds, f"kind must be one of {', '.join(kinds)}, not {self.kind!r}")
@@ -196,7 +198,7 @@ def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
     return padded(picture.height, multiple), padded(picture.width, multiple)
 
 
-def _stack(items: list[Item], multiple: int) -> Tensor:
+def stacked(items: list[Item], multiple: int) -> Tensor:
     """The pixels of items of equal padded size as one batch."""
     height, width = _padded_size(items[0].picture, multiple)
     pixels = [_continued(item.picture.pixels, height, width) for item in items]
@@ -230,7 +232,7 @@ class _ModelVerb:
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
 
-class _PictureVerb(_ModelVerb):
+class PictureVerb(_ModelVerb):
     """What denoising and compression share: reading pictures of any kind, and gathering them by padded size."""
 
     def read(self, source: Any) -> Item:
@@ -277,7 +279,7 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     return Choice(zoo.BLIND, noise.sigma, "no white noise found" + (f" in this {picture.format} file" if lossy else ""))
 
 
-class Denoise(_PictureVerb):
+class Denoise(PictureVerb):
     """Picture -> picture."""
 
     options_used = ("sigma", "strength", "format", "image_quality")
@@ -307,7 +309,7 @@ class Denoise(_PictureVerb):
 
     def run(self, items: list[Item]) -> list[Array]:
         model = self.model_of(items[0])
-        x = _stack(items, _multiple(model))
+        x = stacked(items, _multiple(model))
         sigma = torch.tensor([item.choice.sigma for item in items])
         clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
@@ -343,7 +345,7 @@ class Denoise(_PictureVerb):
         return deliver(replace(item.picture, pixels=result), item, self.options)
 
 
-class Compress(_PictureVerb):
+class Compress(PictureVerb):
     """Picture -> the bytes of a latent file."""
 
     options_used = ("quality", "target_bpp", "target_psnr", "max_bytes", "effort")
@@ -357,7 +359,7 @@ class Compress(_PictureVerb):
         return item
 
     def run(self, items: list[Item]) -> list[Any]:
-        x = _stack(items, _multiple(self.model))
+        x = stacked(items, _multiple(self.model))
         if self._aims:
             return [self._aim(item, one) for item, one in zip(items, x[:, None], strict=True)]
         quality = self.options.quality

@@ -25,6 +25,8 @@ class Variational(nn.Module):
     """`[N,1,side,side]` in [0,1] <-> codes `[N,D]`; a code is the mean of its distribution."""
 
     task = "compress"
+    prior = True
+    """Codes are drawn from a standard normal distribution."""
 
     def __init__(self, config: VariationalConfig = VariationalConfig()) -> None:
         super().__init__()

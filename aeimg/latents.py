@@ -1,0 +1,229 @@
+"""What an encoder is good for besides files: vectors, scores of strangeness, pictures from codes.
+
+Features, Score     verbs like those of `verbs`: picture -> vector, picture -> `Strangeness`
+save_features       vectors with names -> .safetensors, .npz or .csv
+save_scores         -> .csv
+plane               vectors -> two coordinates each
+sample, walk, between, combine      pictures from codes that no picture had
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError, ModelError, UsageError
+from .images import Picture, encode_picture
+from .paths import write_atomic
+from .tiles import as_float, as_pixels
+from .verbs import Item, PictureVerb, open_source, stacked
+
+Array = np.ndarray
+
+
+class Features(PictureVerb):
+    """Picture -> what the model's encoder says of it, as one vector: float32 `[D]`."""
+
+    def run(self, items: list[Item]) -> list[Array]:
+        if not hasattr(self.model, "features"):
+            raise ModelError(f"model {self.model.label} gives no features")
+        return list(self.model.features(stacked(items, 1), self.device, self.dtype).float().numpy())
+
+    def write(self, item: Item, result: Array) -> Array:
+        return result
+
+
+@dataclass(frozen=True)
+class Strangeness:
+    """How badly a picture comes back from a model that learned to bring back others."""
+
+    score: float
+    """Mean squared error, pixels in [0,1]."""
+    percentile: float | None
+    """How many percent of the training images came back no worse; None where the model does not know."""
+    strange: bool | None
+    """Whether `score` is above the threshold; None where there is none."""
+    error: Array
+    """Squared error of each pixel, mean of its channels: float32 `[H,W]`."""
+
+
+class Score(PictureVerb):
+    """Picture -> `Strangeness`. A codec that does not reconstruct without rounding codes at `quality`."""
+
+    def run(self, items: list[Item]) -> list[Array]:
+        x = stacked(items, 1)
+        if hasattr(self.model, "reconstruct"):
+            back = self.model.reconstruct(x, self.device, self.dtype)
+        else:
+            latents = self.model.encode(x, self.options.quality, self.device, self.dtype, 1)
+            shape = (x.shape[1], x.shape[2], x.shape[3])
+            back = as_float(self.model.decode(latents, shape, self.options.quality, self.device, self.dtype, 16))
+        return list((back - as_float(x).clamp(0, 1)).square().mean(1).numpy())
+
+    def write(self, item: Item, result: Array) -> Strangeness:
+        score = float(result.mean(dtype=np.float64))
+        known = getattr(self.model, "errors", None)
+        if known is None:
+            return Strangeness(score, None, None, result)
+        percentile = float(np.interp(score, known, np.linspace(0, 100, len(known))))
+        threshold = float(np.interp(self.options.percentile, np.linspace(0, 100, len(known)), known))
+        return Strangeness(score, percentile, score > threshold, result)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+FEATURE_SUFFIXES = (".safetensors", ".npz", ".csv")
+
+
+def save_features(path: Path, names: Sequence[str], features: Array, model: str) -> None:
+    """Writes vectors `[N,D]` with the names of their pictures, in the format that `path`'s suffix says.
+
+    .safetensors: the tensor "features", and in its metadata "names" (a JSON list) and "model"; .npz: the arrays
+    "features" and "names"; .csv: a line each, the name first. Raises `UsageError` for other suffixes.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save
+
+        data = save({"features": np.ascontiguousarray(features)}, {"names": json.dumps(list(names)), "model": model})
+    elif path.suffix == ".npz":
+        file = io.BytesIO()
+        np.savez_compressed(file, features=features, names=np.array(list(names)))
+        data = file.getvalue()
+    elif path.suffix == ".csv":
+        header = ["name", *(f"f{n}" for n in range(features.shape[1]))]
+        data = _csv([header, *([name, *map(float, row)] for name, row in zip(names, features, strict=True))])
+    else:
+        raise UsageError(f"{path}: features go to {', '.join(FEATURE_SUFFIXES)}")
+    write_atomic(path, data)
+
+
+def save_scores(path: Path, names: Sequence[str], found: Sequence[Strangeness]) -> None:
+    """Writes a line for each picture, the strangest first: name, score, percentile, strange (1 or 0)."""
+    rows = sorted(zip(names, found, strict=True), key=lambda row: -row[1].score)
+    lines: list[list[Any]] = [["name", "score", "percentile", "strange"]]
+    for name, one in rows:
+        known = one.percentile is not None
+        lines.append(
+            [
+                name,
+                f"{one.score:.6g}",
+                f"{one.percentile:.1f}" if known else "",
+                int(bool(one.strange)) if known else "",
+            ]
+        )
+    write_atomic(path, _csv(lines))
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def heatmap(error: Array) -> bytes:
+    """Squared errors `[H,W]` as a grey PNG: the root of each, 255 for an error as large as the range of pixels."""
+    grey = np.round(255 * np.sqrt(np.clip(error, 0, 1))).astype(np.uint8)
+    return encode_picture(Picture(grey[None]), ".png")
+
+
+# -- the plane --------------------------------------------------------------------------------------------------------
+
+
+def plane(features: Array) -> tuple[Array, tuple[str, str]]:
+    """Vectors `[N,D]` as points `[N,2]`, and what the axes are: two values as they are, more by principal components.
+
+    Raises `InputError` for fewer than two vectors or a single value each.
+    """
+    if len(features) < 2 or features.shape[1] < 2:
+        raise InputError(f"a map takes two vectors of two values at least, not {list(features.shape)}")
+    if features.shape[1] == 2:
+        return features, ("first code value", "second code value")
+    centred = features.astype(np.float64) - features.mean(0)
+    _, values, axes = np.linalg.svd(centred, full_matrices=False)
+    share = 100 * values[:2] ** 2 / max(float((values**2).sum()), 1e-300)
+    labels = (f"first principal component ({share[0]:.0f}%)", f"second principal component ({share[1]:.0f}%)")
+    return centred @ axes[:2].T, labels
+
+
+# -- pictures from codes ----------------------------------------------------------------------------------------------
+
+
+def _decoder(model: Any) -> Any:
+    if not hasattr(model, "synthesise"):
+        raise ModelError(f"model {getattr(model, 'label', model)}: its codes are not for drawing or mixing; "
+                         "use one of the small autoencoders (`aeimg train variational`, for one)")  # fmt: skip
+    return model
+
+
+def _pictures(model: Any, codes: Tensor, shape: tuple[int, int, int], device: torch.device) -> list[Array]:
+    x = as_pixels(model.synthesise(codes, shape, device).clamp(0, 1), torch.uint8).to(torch.uint8).numpy()
+    return list(x)
+
+
+def sample(model: Any, count: int, device: torch.device, *, seed: int = 0, side: int = 64) -> list[Array]:
+    """`count` pictures of random codes: uint8 `[1,S,S]`, S the model's own size, or `side` where it takes any.
+
+    Codes of a variational model come from its prior; those of others are drawn value by value as their training
+    images spread, which says more of the model than of pictures. Raises `ModelError`.
+    """
+    decoder = _decoder(model)
+    side = getattr(decoder.network, "side", side)
+    codes = decoder.draw(count, side, torch.Generator().manual_seed(seed))
+    return _pictures(decoder, codes, (1, side, side), device)
+
+
+def walk(model: Any, steps: int, device: torch.device) -> Array:
+    """The plane of a model whose codes have two values, as one picture of `steps` by `steps` decoded codes: uint8
+    `[1,H,W]`. Codes lie at even quantiles, 1% to 99%, of the distribution that `sample` draws from."""
+    decoder = _decoder(model)
+    side = getattr(decoder.network, "side", 0)
+    if not side or tuple(decoder.network.code_shape(side)) != (2,):
+        raise ModelError(f"model {model.label}: only codes of two values make a plane")
+    line = torch.tensor([NormalDist().inv_cdf(0.01 + 0.98 * n / max(steps - 1, 1)) for n in range(steps)])
+    y, x = torch.meshgrid(line.flip(0), line, indexing="ij")
+    codes = torch.stack([x, y], -1).reshape(-1, 1, 2)
+    if not getattr(decoder.network, "prior", False):
+        codes = codes * decoder.spread + decoder.centre
+    tiles = np.stack(_pictures(decoder, codes, (1, side, side), device)).reshape(steps, steps, side, side)
+    return tiles.transpose(0, 2, 1, 3).reshape(1, steps * side, steps * side)
+
+
+def _analysed(model: Any, sources: Sequence[Any], device: torch.device) -> tuple[list[Tensor], tuple[int, int, int]]:
+    pictures = [open_source(source).picture for source in sources]
+    shapes = {picture.pixels.shape for picture in pictures}
+    if len(shapes) > 1:
+        sizes = " and ".join(sorted(f"{p.width}x{p.height} in {p.pixels.shape[0]} channels" for p in pictures))
+        raise InputError(f"pictures whose codes are mixed must be of one size and kind, not {sizes}")
+    decoder = _decoder(model)
+    codes = [decoder.analyse(torch.from_numpy(np.ascontiguousarray(p.pixels))[None], device) for p in pictures]
+    return codes, pictures[0].pixels.shape
+
+
+def between(model: Any, a: Any, b: Any, steps: int, device: torch.device) -> list[Array]:
+    """`steps` pictures, uint8 `[C,H,W]`, on the straight line from the code of `a` to that of `b`, both included.
+
+    `a`, `b`: pictures of one size, as `process` takes them. Raises `InputError`, `ModelError`.
+    """
+    (first, last), shape = _analysed(model, (a, b), device)
+    shares = torch.linspace(0, 1, steps).view(-1, *[1] * (first.dim() - 1))
+    return _pictures(model, torch.lerp(first, last, shares), shape, device)
+
+
+def combine(model: Any, a: Any, b: Any, c: Any, device: torch.device) -> Array:
+    """The picture, uint8 `[C,H,W]`, of the code of `a` minus that of `b` plus that of `c`.
+
+    It makes sense where directions among codes mean something: of variational models, and of dense ones on aligned
+    pictures. Raises `InputError`, `ModelError`.
+    """
+    (first, minus, plus), shape = _analysed(model, (a, b, c), device)
+    return _pictures(model, first - minus + plus, shape, device)[0]
