@@ -569,7 +569,7 @@ def train(task: str, data: Path, out: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["denoise", "compress", "engine"]))
+@click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly"]))
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
@@ -579,7 +579,11 @@ def train(task: str, data: Path, out: Path, **options: Any) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
-    """Measure a model on the images in DATA, beside its peers; or what the engine loses around it."""
+    """Measure a model on the images in DATA, beside its peers; or what the engine loses around it.
+
+    anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it tells the
+    others apart.
+    """
     from . import bench as benches
     from .paths import write_atomic
 
@@ -595,6 +599,8 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         if options.pop("model") is not None:
             raise UsageError("--model is not an option of engine")
         figures = benches.bench_engine(data, **options)
+    elif what == "anomaly":
+        figures = benches.bench_anomaly(data, device=options["device"])
     else:
         figures = benches.bench_compress(data, **options, effort=effort or 1)
     click.echo(benches.table(figures))

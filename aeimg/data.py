@@ -142,9 +142,11 @@ class Digits:
         self.labels = self._read("labels-idx1-ubyte", 1)
         if len(self.images) != len(self.labels):
             raise DataError(f"{folder}: {len(self.images)} images, but {len(self.labels)} labels")
+        self.total = len(self.images)
+        self.places = np.arange(self.total)
         if labels is not None:
             kept = np.isin(self.labels, labels)
-            self.images, self.labels = self.images[kept], self.labels[kept]
+            self.images, self.labels, self.places = self.images[kept], self.labels[kept], self.places[kept]
         self.training = len(self.images)
         self.pixels = self.images.size
 
@@ -171,8 +173,8 @@ class Digits:
         return len(self.images)
 
     def split(self, held_out: int) -> list[int]:
-        """The last `held_out` indices, which `crops` will no longer draw from."""
-        self.training = len(self.images) - held_out
+        """Indices of what is kept of the file's last `held_out` images, which `crops` will no longer draw from."""
+        self.training = int(np.searchsorted(self.places, self.total - held_out))
         return list(range(self.training, len(self.images)))
 
     def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:

@@ -17,6 +17,7 @@ codecs too: see `codec.BlockCodec`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from .blocks import block_step
 from .data import Digits, GreyPhotographs
 from .entropy import LEVELS, SMALLEST, STEP, logistic_tables
+from .errors import UsageError
 from .models.integer import QUALITIES
 from .models.variational import divergence
 from .objectives import Objective, Recipe
@@ -50,9 +52,11 @@ class Family(Objective):
     """Of the digits that it is about, where it learns from digits."""
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe) -> Any:
+    def source(cls, data: Path, recipe: Recipe, labels: Sequence[int] | None = None) -> Any:
         if Digits.are_in(data):
-            return Digits(data, cls.labels)
+            return Digits(data, labels or cls.labels)
+        if labels:
+            raise UsageError(f"{data}: holds no files in the idx format, so there are no labels to choose by")
         return GreyPhotographs(data, min_side=recipe.crop, at_least=10)
 
     def __init__(self, photographs: Any, config: dict[str, Any]) -> None:
@@ -62,7 +66,7 @@ class Family(Objective):
     def split(self) -> list[int]:
         """A fifth of the digits; of photographs, what other models hold out."""
         if isinstance(self.photographs, Digits):
-            return self.photographs.split(len(self.photographs) // 5)
+            return self.photographs.split(self.photographs.total // 5)
         return super().split()
 
     def prepare(self) -> None:

@@ -121,3 +121,9 @@ def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, f
     at = np.linspace(low, high, 1000)
     difference = _akima(*curves[1], at) - _akima(*curves[0], at)
     return float(np.expm1(np.trapezoid(difference, at) / (high - low)) * 100)
+
+
+def roc_auc(inside: Array, outside: Array) -> float:
+    """Area under the ROC curve of scores `[N]`, `[M]`: how often one of `outside` is the larger (ties count half)."""
+    ranks = np.searchsorted(np.sort(inside), outside, "left"), np.searchsorted(np.sort(inside), outside, "right")
+    return float((ranks[0] + ranks[1]).mean() / (2 * len(inside)))

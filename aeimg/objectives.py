@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from .codec import HyperpriorCodec
 from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey, vary_colours
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
+from .errors import UsageError
 from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
 from .zoo import build
@@ -58,8 +60,10 @@ class Objective(ABC):
     """How much of the run is over, 0..1; the loop keeps it up to date."""
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe) -> Any:
-        """What it is trained on, of the folder `data`."""
+    def source(cls, data: Path, recipe: Recipe, labels: Sequence[int] | None = None) -> Any:
+        """What it is trained on, of the folder `data`; `labels`: only of images of these, where they have labels."""
+        if labels:
+            raise UsageError(f"{cls.task}: photographs have no labels to choose by")
         return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=10)
 
     def __init__(self, photographs: Any) -> None:

@@ -16,7 +16,7 @@ import queue
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ def train(
     version: int = 1,
     pairs: Path | None = None,
     blind: bool = False,
+    labels: Sequence[int] | None = None,
     config: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     device: str = "auto",
@@ -156,8 +157,8 @@ def train(
     run that is resumed had already done. `checkpoint` (default: beside `out`) is written every three minutes,
     and `resume` continues from one. `start` names weights (a registered model or a file) of the same network to begin
     with instead of random ones. `blind` trains a denoiser that is told no noise level, on what cameras do to pictures,
-    and on real `pairs` (see `data.Pairs`) where there are any. `config` and `recipe` override fields of the network's
-    config and of the `Recipe`. Raises `UsageError`, `DataError`.
+    and on real `pairs` (see `data.Pairs`) where there are any. `labels`: only images of these, of idx files. `config`
+    and `recipe` override fields of the network's config and of the `Recipe`. Raises `UsageError`, `DataError`.
     """
     if task not in OBJECTIVES:
         raise UsageError(f"unknown task {task!r}; known: {', '.join(OBJECTIVES)}")
@@ -172,7 +173,7 @@ def train(
     blind = blind or pairs is not None
     kind = BlindObjective if blind else OBJECTIVES[task]
     the_recipe = Recipe(**{**asdict(kind.recipe), **(recipe or {})})
-    photographs = kind.source(Path(data), the_recipe)
+    photographs = kind.source(Path(data), the_recipe, labels)
     torch.manual_seed(seed)
     more: dict[str, Any] = {}
     if pairs is not None:

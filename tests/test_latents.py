@@ -1,0 +1,243 @@
+"""What encoders are good for besides files: vectors, scores, maps, pictures from codes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from aeimg import InputError, ModelError, UsageError, latents, process, zoo
+from aeimg.blocks import BlockCodec
+from aeimg.entropy import logistic_tables
+from aeimg.metrics import roc_auc
+from aeimg.models.dense import Dense, DenseConfig
+from aeimg.models.variational import Variational
+from aeimg.plots import scatter, ticks
+
+CPU = torch.device("cpu")
+
+
+def codec(network, values: int) -> BlockCodec:
+    """`network` as it would come of a weights file, knowing errors of 0 to 0.1."""
+    tensors = {
+        "code/centre": torch.zeros(values), "code/spread": torch.ones(values),
+        "code/index": torch.full((100, values), 20, dtype=torch.int16), "code/errors": torch.linspace(0, 0.1, 101),
+        "tables": torch.from_numpy(logistic_tables(127)),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return BlockCodec(network.eval().requires_grad_(False), tensors, "small-1", b"12345678")
+
+
+def identity(side: int = 8) -> BlockCodec:
+    """A linear autoencoder that gives back what it gets; its code is the picture."""
+    network = Dense(DenseConfig(side, (side * side,), activation=False, rectified_code=False))
+    with torch.no_grad():
+        for layer in (network.encoder[0], network.decoder[0]):
+            layer.weight.copy_(torch.eye(side * side))
+            layer.bias.zero_()
+    return codec(network, side * side)
+
+
+@pytest.fixture
+def model(request):
+    """Registers a codec under a name for the length of a test."""
+
+    def register(made: BlockCodec) -> str:
+        zoo.register("small", lambda: made, task="compress")
+        request.addfinalizer(lambda: zoo.unregister("small"))
+        return "small"
+
+    return register
+
+
+def picture(seed: int, side: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side), np.uint8)
+
+
+def test_features_of_one_block_are_its_code_and_of_several_their_mean(model):
+    name = model(identity())
+    a, b = picture(1), picture(2)
+    np.testing.assert_allclose(process(a, "features", model=name), a.reshape(-1) / 255, atol=1e-6)
+    both = process(np.hstack([a, b]), "features", model=name)
+    np.testing.assert_allclose(both, (a.reshape(-1) / 255 + b.reshape(-1) / 255) / 2, atol=1e-6)
+
+
+def test_features_of_the_shipped_codec_are_the_same_in_a_batch_and_alone(photograph):
+    crops = [photograph[:96, :128], photograph[64:160, :128]]
+    together = list(process(iter(crops), "features"))
+    alone = [process(crop, "features") for crop in crops]
+    assert together[0].ndim == 1 and together[0].dtype == np.float32
+    for one, other in zip(together, alone, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0.05, atol=0.02 * np.abs(other).max())
+    assert np.abs(alone[0] - alone[1]).max() > 0.1 * np.abs(alone[0]).max()
+
+
+def test_a_score_is_the_error_of_the_reconstruction_and_the_threshold_that_of_training(model):
+    broken = identity()
+    with torch.no_grad():
+        broken.network.decoder[0].weight.mul_(0.5)
+    name = model(broken)
+    flat = np.full((8, 8), 128, np.uint8)
+    found = process(flat, "score", model=name)
+    expected = (0.5 * 128 / 255) ** 2
+    assert found.score == pytest.approx(expected, rel=1e-5)
+    assert found.percentile == pytest.approx(expected * 1000, rel=1e-4)  # errors of training: 0 to 0.1, evenly
+    assert found.error.shape == (8, 8)
+    assert not found.strange
+    assert process(flat, "score", model=name, percentile=50).strange
+    assert process(np.full((8, 8), 255, np.uint8), "score", model=name).percentile == 100
+
+
+def test_a_model_without_known_errors_gives_scores_without_a_threshold(photograph):
+    found = process(photograph[:64, :64], "score", quality=20)
+    better = process(photograph[:64, :64], "score", quality=90)
+    assert found.percentile is None and found.strange is None
+    assert 0 < better.score < found.score < 0.05
+
+
+def test_results_that_are_not_files_refuse_a_folder_for_files(tmp_path, small):
+    with pytest.raises(UsageError, match="leave out="):
+        process(small, "features", out=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", latents.FEATURE_SUFFIXES)
+def test_features_are_written_with_their_names(tmp_path, suffix):
+    names, rows = ["a/ä.png", "b,c.png"], np.arange(6, dtype=np.float32).reshape(2, 3)
+    path = tmp_path / f"codes{suffix}"
+    latents.save_features(path, names, rows, "small-1")
+    if suffix == ".csv":
+        lines = list(csv.reader(path.open(encoding="utf-8")))
+        assert lines[0] == ["name", "f0", "f1", "f2"]
+        assert [line[0] for line in lines[1:]] == names
+        back = np.array([line[1:] for line in lines[1:]], float)
+    elif suffix == ".npz":
+        with np.load(path) as file:
+            assert file["names"].tolist() == names
+            back = file["features"]
+    else:
+        with safe_open(str(path), "np") as file:
+            assert json.loads(file.metadata()["names"]) == names
+            assert file.metadata()["model"] == "small-1"
+            back = file.get_tensor("features")
+    np.testing.assert_array_equal(back, rows)
+
+
+def test_scores_are_written_the_strangest_first(tmp_path):
+    nothing = np.zeros((0, 0), np.float32)
+    found = [latents.Strangeness(0.1, 50.0, False, nothing), latents.Strangeness(0.3, 100.0, True, nothing)]
+    latents.save_scores(tmp_path / "s.csv", ["a", "b"], found)
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines == ["name,score,percentile,strange", "b,0.3,100.0,1", "a,0.1,50.0,0"]
+
+
+def test_a_heatmap_shows_the_root_of_the_error():
+    error = np.zeros((4, 6), np.float32)
+    error[1, 2] = 0.25
+    with Image.open(io.BytesIO(latents.heatmap(error))) as image:
+        pixels = np.asarray(image)
+    assert pixels.shape == (4, 6) and pixels[1, 2] == 128 and pixels.sum() == 128
+
+
+def test_the_plane_is_two_values_as_they_are_or_the_principal_components():
+    points = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+    same, labels = latents.plane(points)
+    assert same is points and "code value" in labels[0]
+    turned = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))[0]
+    wide = np.hstack([points * (5, 2), 1e-3 * np.ones((50, 3))]) @ turned
+    found, labels = latents.plane(wide)
+    centred = points * (5, 2) - (points * (5, 2)).mean(0)
+    np.testing.assert_allclose(np.linalg.svd(found)[1], np.linalg.svd(centred)[1], rtol=1e-6)
+    assert "principal" in labels[0] and labels[0].endswith("%)")
+    with pytest.raises(InputError):
+        latents.plane(points[:1])
+
+
+def test_between_two_pictures_the_ends_are_the_pictures(model):
+    made = identity()
+    a, b = picture(1), picture(2)
+    walk = latents.between(made, a, b, 5, CPU)
+    np.testing.assert_array_equal(walk[0][0], a)
+    np.testing.assert_array_equal(walk[-1][0], b)
+    np.testing.assert_allclose(walk[2][0], (a.astype(float) + b) / 2, atol=0.51)
+    with pytest.raises(InputError, match="8x8 in 1 channels and 9x9"):
+        latents.between(made, a, picture(3, 9), 5, CPU)
+
+
+def test_arithmetic_of_codes(model):
+    made = identity()
+    a, b, c = (np.full((8, 8), value, np.uint8) for value in (100, 50, 20))
+    np.testing.assert_array_equal(latents.combine(made, a, b, c, CPU)[0], np.full((8, 8), 70))
+
+
+def test_samples_repeat_with_their_seed_and_a_model_without_a_decoder_says_so():
+    made = codec(Variational(), 2)
+    first, again, other = (latents.sample(made, 3, CPU, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(np.stack(first).astype(int) - np.stack(other)).max() > 0
+    assert first[0].shape == (1, 28, 28)
+    assert latents.walk(made, 4, CPU).shape == (1, 112, 112)
+    with pytest.raises(ModelError, match="two values"):
+        latents.walk(identity(), 4, CPU)
+    with pytest.raises(ModelError, match="small autoencoders"):
+        latents.sample(zoo.get(None, "compress", CPU), 1, CPU)
+
+
+def test_the_area_under_the_curve():
+    assert roc_auc(np.array([1.0, 2]), np.array([3.0, 4])) == 1
+    assert roc_auc(np.array([3.0, 4]), np.array([1.0, 2])) == 0
+    assert roc_auc(np.array([1.0, 1]), np.array([1.0])) == 0.5
+    assert roc_auc(np.array([1.0, 3]), np.array([2.0])) == 0.5
+
+
+def test_ticks_are_round_and_inside():
+    for low, high in [(0, 1), (-3.7, 12.2), (0.0012, 0.0019), (1e5, 3e6)]:
+        found = ticks(low, high)
+        assert 3 <= len(found) <= 8
+        assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+
+
+def test_a_map_shows_every_group_in_a_colour_of_its_own():
+    points = np.array([[0.0, 0], [1, 1], [2, 0]])
+    image = np.asarray(scatter(points, ["a", "b", "a"], title="three", labels=("x", "y")))
+    seen = {tuple(colour) for colour in image.reshape(-1, 3)[::1]}
+    assert (0, 0x72, 0xB2) in seen and (0xD5, 0x5E, 0) in seen
+
+
+def test_the_commands(tmp_path, model, monkeypatch):
+    from click.testing import CliRunner
+
+    from aeimg.cli import main
+
+    name = model(identity())
+    for number in range(4):
+        folder = tmp_path / "in" / ("even", "odd")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(number)).save(folder / f"{number}.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"nothing")
+
+    def run(*words):
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    done = run("features", tmp_path / "in", tmp_path / "f.npz", "-m", name, "-q")
+    assert done.exit_code == 1 and "bad.png" in done.output
+    assert np.load(tmp_path / "f.npz")["names"].tolist() == ["even/0.png", "even/2.png", "odd/1.png", "odd/3.png"]
+    (tmp_path / "in" / "bad.png").unlink()
+    done = run("score", tmp_path / "in", tmp_path / "s.csv", "-m", name, "--heatmaps", tmp_path / "heat")
+    assert done.exit_code == 0 and "0 of them strange" in done.output
+    assert Image.open(tmp_path / "heat" / "even" / "0.png.png").size == (8, 8)
+    assert run("plot-latents", tmp_path / "in", tmp_path / "map.png", "-m", name).exit_code == 0
+    assert Image.open(tmp_path / "map.png").size == (960, 720)
+    a, b = tmp_path / "in" / "even" / "0.png", tmp_path / "in" / "odd" / "1.png"
+    assert run("interpolate", a, b, tmp_path / "between", "-m", name, "--steps", 3).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "between").iterdir())[-1] == "between-002.png"
+    assert run("arithmetic", a, a, b, tmp_path / "c.png", "-m", name).exit_code == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "c.png")), picture(1))
+    assert run("sample", tmp_path / "drawn", "-m", name, "-n", 2).exit_code == 0
+    assert len(list((tmp_path / "drawn").iterdir())) == 2
+    assert run("features", tmp_path / "in", tmp_path / "f.txt", "-m", name).exit_code == 2
