@@ -165,7 +165,7 @@ class Multilayer(Family):
 class Stacked(Multilayer):
     """Greedy, as in Bengio et al. (2007): each layer learns to give back what the one before it made; then all do."""
 
-    JOINT = 0.5
+    JOINT = 0.2
     """From which share of the run on all layers learn together."""
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
