@@ -12,9 +12,9 @@ import pytest
 import aeimg
 
 ORDER = [
-    "errors", "paths", "manifest", "images", "tiles", "metrics", "container", "entropy", "models", "zoo", "denoise",
-    "codec", "blocks", "stream", "verbs", "engine", "distributed", "data", "optim", "objectives", "families", "train", "bench",
-    "report", "cli", "__main__",
+    "errors", "paths", "manifest", "images", "tiles", "metrics", "container", "entropy", "models", "zoo",
+    "community", "denoise", "codec", "blocks", "stream", "verbs", "engine", "distributed", "data", "optim",
+    "objectives", "families", "train", "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(aeimg.__file__).parent
 
