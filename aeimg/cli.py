@@ -64,7 +64,7 @@ def main() -> None:
 
 
 _MODEL = [
-    click.option("-m", "--model", help="A registered model (see `aeimg models`) or a weights file."),
+    click.option("-m", "--model", help="A registered model (see `aeimg models`), a weights file or spandrel:FILE."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
 ]
@@ -533,7 +533,7 @@ def models(as_json: bool) -> None:
     rows, broken = describe_models()
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row))
+            click.echo(json.dumps(row, default=str))  # a plug-in's card may hold anything
     else:
         for row in rows:
             click.echo(row.pop("name"))

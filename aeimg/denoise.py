@@ -37,13 +37,15 @@ class Denoiser(Protocol):
     `multiple`*    what height and width must be a multiple of (default 1)
     `halo`*        how far from a pixel the input still matters to it, in pixels; None: everywhere, so never tiled
                    (the default)
+    `channels`*    3 (the default), or 1: it gets each channel as an image of its own
+    `dtypes`*      the precisions it may run in, torch.float32 among them; in any other it runs in that (default: all)
     `blind`*       whether `sigma` means nothing to it (default False)
     `takes_grey`*  whether it knows grey images with grey noise, in three equal channels (default False: such noise is
                    told as sqrt(3) times its level, which is how strong colour noise of the same power would be)
     """
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
-        """`x` `[N,3,H,W]` float in [0,1], `sigma` `[N]` in 8-bit units -> the clean images, same shape."""
+        """`x` `[N,channels,H,W]` float in [0,1], `sigma` `[N]` in 8-bit units -> the clean images, same shape."""
         ...
 
 
@@ -217,8 +219,10 @@ def denoise(
     memory as floats. A tile that does not come out finite is computed again in fp32. Raises `InputError` where that
     does not help.
     """
-    grey = x.shape[1] == 1
-    level = (sigma * (math.sqrt(3) if grey and not getattr(model, "takes_grey", False) else 1.0)).to(device)
+    grey, apart = x.shape[1] == 1, getattr(model, "channels", 3) == 1
+    level = (sigma * (math.sqrt(3) if grey and not (apart or getattr(model, "takes_grey", False)) else 1.0)).to(device)
+    level = level.repeat_interleave(x.shape[1]) if apart else level
+    dtype = dtype if dtype in getattr(model, "dtypes", (dtype,)) else torch.float32
     multiple = int(getattr(model, "multiple", 1))
     halo = getattr(model, "halo", None)
 
@@ -231,7 +235,8 @@ def denoise(
             part = part.contiguous().pin_memory()
         noisy = as_float(part.to(device, non_blocking=device.type == "cuda"))
         height, width = noisy.shape[2:]
-        whole = pad(noisy.expand(-1, 3, -1, -1), padded(height, multiple), padded(width, multiple))
+        seen = noisy.reshape(-1, 1, height, width) if apart else noisy.expand(-1, 3, -1, -1)
+        whole = pad(seen, padded(height, multiple), padded(width, multiple))
         whole = whole.contiguous(memory_format=torch.channels_last)
         clean = network(whole, dtype)
         if dtype != torch.float32 and not torch.isfinite(clean).all():
@@ -239,7 +244,10 @@ def denoise(
         if not torch.isfinite(clean).all():
             raise InputError("the model's result is not finite, in fp32 neither; the picture may hold such values")
         clean = clean[:, :, :height, :width]
-        clean = clean.mean(1, keepdim=True) if grey else clean
+        if apart:
+            clean = clean.reshape(noisy.shape)
+        elif grey:
+            clean = clean.mean(1, keepdim=True)
         return as_pixels(noisy + strength * (clean - noisy), x.dtype)
 
     side = padded(tile if halo is not None else max(x.shape[2:]), multiple)

@@ -106,7 +106,8 @@ def process(
             vector, float32 `[D]`, or a `latents.Strangeness`, for each picture.
         out: a folder to write to, and a `Summary` comes back; then `source` is a file, a folder, a glob, `@list.txt` (a
             file that lists them), or several of these. For one file, `out` may be the file to write.
-        model: a registered name, the label of built-in weights or a weights file; None is the default for the task.
+        model: a registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network in a
+            community layout; None is the default for the task.
         device: "auto", "cpu", "cuda", "mps".
         dtype: "auto", "fp32", "bf16".
         progress: with `out`, show a progress bar on standard error, or a line now and then where that is no terminal.

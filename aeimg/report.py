@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,13 @@ def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
             row["size"] = f"{entry.weights.stat().st_size / 1e6:.1f} MB"
             costs = kilomacs_per_pixel(entry.task, model)
             row["kMAC/pixel"] = ", ".join(f"{value:g} {key}" for key, value in costs.items())
-            row |= {key: value for key, value in header.card.items() if key not in ("recipe",)}
+            card = {key: value for key, value in header.card.items() if key not in ("recipe",)}
+        else:
+            if hasattr(entry.factory, "channels"):
+                row["channels"] = entry.factory.channels
+            card = getattr(entry.factory, "card", {})
+            card = card if isinstance(card, Mapping) else {"card": card}
+        row |= {key: value for key, value in card.items() if key not in row}
         rows.append(row)
     return rows, broken
 

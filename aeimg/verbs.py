@@ -289,7 +289,7 @@ class Denoise(PictureVerb):
         self.tile = TILE
         # By name; None is the one that was asked for, if there was one.
         self.models = {None: model} if model is not None else {
-            name: zoo.get(name, "denoise", device) for name in (zoo.DEFAULTS["denoise"], zoo.BLIND)
+            name: zoo.get(zoo.BUILTINS[name][1], "denoise", device) for name in (zoo.DEFAULTS["denoise"], zoo.BLIND)
         }  # fmt: skip
 
     def read(self, source: Any) -> Item:

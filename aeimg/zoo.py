@@ -156,7 +156,7 @@ class Entry:
     factory: Callable[[], Any]
     """Makes the model: see `denoise.Denoiser` and `codec.Codec` for what it must then do."""
     origin: str
-    """Where it comes from: "built in", "registered", or the package of its entry point."""
+    """Where it comes from: "built in", "registered", "spandrel", or the package of its entry point."""
     weights: Path | None = None
 
 
@@ -172,6 +172,9 @@ DEFAULTS = {"denoise": "aeimg-denoise", "compress": "aeimg-codec"}
 
 BLIND = "aeimg-denoise-blind"
 """The denoiser for pictures whose noise is of no known level, where none is named."""
+
+COMMUNITY = "spandrel:"
+"""What the name of a file begins with that `community` loads."""
 
 _registered: dict[str, Entry] = {}
 
@@ -205,9 +208,10 @@ def register(name: str, factory: Callable[[], Any], *, task: str | None = None) 
     task = task or getattr(factory, "task", None)
     if task not in TASKS:
         raise UsageError(f"model {name!r}: the task must be one of {', '.join(TASKS)}, not {task!r}")
+    if name.startswith(COMMUNITY):
+        raise ModelError(f"the model name {name!r} stands for a file that spandrel loads; take another")
     if name in BUILTINS or name in _registered:
-        origin = "aeimg itself" if name in BUILTINS else _registered[name].origin
-        raise ModelError(f"the model name {name!r} is already taken (by {origin})")
+        raise ModelError(f"the model name {name!r} is already taken (by {_holder(name)})")
     _registered[name] = Entry(name, task, factory, "registered")
 
 
@@ -216,10 +220,27 @@ def unregister(name: str) -> None:
     _registered.pop(name, None)
 
 
+def _holder(name: str) -> str:
+    return "aeimg itself" if name in BUILTINS else "a call of aeimg.register"
+
+
 def _builtin(name: str) -> Entry:
     task, label = BUILTINS[name]
     path = find_weights(label)
     return Entry(name, task, lambda: load_model(path), "built in", path)
+
+
+def _community(name: str) -> Entry:
+    path = Path(name.removeprefix(COMMUNITY)).expanduser()
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file, for the model {name!r}")
+    return Entry(name, "denoise", lambda: _load_community(path), "spandrel", path)
+
+
+def _load_community(path: Path) -> Any:
+    from .community import load_community
+
+    return load_community(path)
 
 
 def _points() -> dict[str, list[metadata.EntryPoint]]:
@@ -238,10 +259,13 @@ def _from_point(name: str, points: list[metadata.EntryPoint]) -> Entry:
     if len(points) > 1:
         raise ModelError(f"the model name {name!r} is claimed by two packages, {packages}; uninstall one of them")
     if name in BUILTINS or name in _registered:
-        raise ModelError(f"the model name {name!r} of the package {packages} is already taken")
+        raise ModelError(
+            f"the model name {name!r} of the package {packages} is already taken (by {_holder(name)}); uninstall "
+            f"{packages}"
+        )
     try:
         factory = points[0].load()
-    except Exception as error:  # a plug-in's fault stays the plug-in's
+    except (Exception, SystemExit) as error:  # a plug-in's fault stays the plug-in's
         raise ModelError(f"model {name!r} of the package {packages} can't be loaded ({error!r})") from error
     task = getattr(factory, "task", None)
     if task not in TASKS:
@@ -251,6 +275,8 @@ def _from_point(name: str, points: list[metadata.EntryPoint]) -> Entry:
 
 def entry(name: str) -> Entry:
     """The registered model called `name`. Raises `ModelError` where there is none or where it is broken."""
+    if name.startswith(COMMUNITY):
+        return _community(name)
     points = _points()
     if name in points:
         return _from_point(name, points[name])
@@ -259,7 +285,9 @@ def entry(name: str) -> Entry:
     if name in BUILTINS:
         return _builtin(name)
     known = ", ".join(sorted({*BUILTINS, *_registered, *points}))
-    raise ModelError(f"unknown model {name!r}; known: {known}; or name a weights file (.safetensors)")
+    raise ModelError(
+        f"unknown model {name!r}; known: {known}; or name a weights file, FILE.safetensors or spandrel:FILE"
+    )
 
 
 def entries() -> list[Entry | ModelError]:
@@ -303,15 +331,19 @@ def load_model(path: Path) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _shared(path: Path, changed: int, device: torch.device) -> Any:
-    return load_model(path).to(device)
+def _shared(load: Callable[[Path], Any], path: Path, changed: int, device: torch.device) -> Any:
+    return load(path).to(device)
 
 
 def resolve(name: str) -> Path | Entry:
     """What `name` stands for: a weights file, by its path, by its label or as that of a registered model; or a
-    registered model without one. Raises `ModelError`."""
+    model without one of aeimg's. Raises `ModelError`."""
+    if name.startswith(COMMUNITY):
+        return _community(name)
     if name.endswith(".safetensors"):
         return Path(name)
+    if name in {label for _, label in BUILTINS.values()}:  # whatever plug-ins call theirs
+        return find_weights(name)
     if name not in BUILTINS and name not in _registered and re.fullmatch(r".+-\d+", name) and name not in _points():
         return find_weights(name)
     found = entry(name)
@@ -321,21 +353,28 @@ def resolve(name: str) -> Path | Entry:
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
     """The model for `task` that `model` names, on `device`; None is the default.
 
-    `model` is a registered name, a weights file, or the label of one (`aeimg-codec-2`) that lies in `weights_folders`;
-    weights are loaded once and shared. Raises `ModelError`.
+    `model` is a registered name, a weights file, the label of one (`aeimg-codec-2`) that lies in `weights_folders`, or
+    `spandrel:FILE`; weights are loaded once and shared. Raises `ModelError`.
     """
-    name = DEFAULTS[task] if model is None else os.fspath(model)
+    # By its label: no plug-in that claims its name takes the default away.
+    name = BUILTINS[DEFAULTS[task]][1] if model is None else os.fspath(model)
     found = resolve(name)
     found_task = read_header(found).task if isinstance(found, Path) else found.task
     if found_task != task:
         raise ModelError(f"model {name!r} is for the task {found_task}, not for {task}")
     if isinstance(found, Path):
-        return _shared(found, found.stat().st_mtime_ns, device)
+        return _shared(load_model, found, found.stat().st_mtime_ns, device)
+    if found.weights is not None:
+        return _shared(_load_community, found.weights, found.weights.stat().st_mtime_ns, device)
     try:
         made = found.factory()
-        return made.to(device) if hasattr(made, "to") else made
+        made = made.to(device) if hasattr(made, "to") else made
+        channels = getattr(made, "channels", 3)
     except Exception as error:  # a plug-in's fault stays the plug-in's
         raise ModelError(f"model {name!r} can't be made ({error!r})") from error
+    if task == "denoise" and channels not in (1, 3):
+        raise ModelError(f"model {name!r} states {channels!r} channels; it must be 3, or 1 for each by itself")
+    return made
 
 
 # -- where and how it runs ------------------------------------------------------------------------------------

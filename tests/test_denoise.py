@@ -88,6 +88,14 @@ def test_a_tile_that_is_not_finite_is_computed_again_in_fp32():
     assert float(result.max()) == 0.25
 
 
+def test_a_model_runs_in_fp32_where_it_does_not_state_the_precision():
+    for stated, expected in (((torch.float32,), torch.float32), ((torch.float32, torch.bfloat16), torch.bfloat16)):
+        model = Scaled(expected)
+        model.dtypes = stated
+        denoise(model, torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
+        assert model.precisions == [expected]
+
+
 def test_what_is_not_finite_in_fp32_either_is_reported():
     with pytest.raises(InputError, match="not finite"):
         denoise(Scaled(None), torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)

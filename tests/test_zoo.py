@@ -5,32 +5,30 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import struct
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
 import aeimg
-from aeimg import InvalidWeights, ModelError, UsageError, zoo
+from aeimg import InvalidWeights, ModelError, UsageError, denoise, zoo
+from aeimg.cli import main
 
 CPU = torch.device("cpu")
 
-PLUGIN = '''
-import torch
-
-class Blur(torch.nn.Module):
-    """Averages over 3x3 pixels, whatever the noise."""
-    task = "denoise"
-    halo = 1
-    def forward(self, x, sigma):
-        padded = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
-        return torch.nn.functional.avg_pool2d(padded, 3, 1)
-'''
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "plugins.md").read_text()
+PLUGIN, FROM_PACKAGE, FROM_CALL = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
+(PROJECT,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.S | re.M)
+(LISTED,) = re.findall(r"^```text\n(.*?)^```", PAGE, re.S | re.M)
 
 
 def install(folder: Path, name: str, code: str, points: dict[str, str]) -> None:
@@ -61,7 +59,40 @@ def site(tmp_path, monkeypatch):
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    return folder
+    yield folder
+    for path in folder.glob("*.py"):  # the next test's package may have the same name
+        sys.modules.pop(path.stem, None)
+
+
+def test_the_page_on_plug_ins_is_what_works(site, small, tmp_path, monkeypatch):
+    project = tomllib.loads(PROJECT)
+    (module,) = project["tool"]["setuptools"]["py-modules"]
+    assert f"`{module}.py`" in PAGE
+    install(site, module, PLUGIN, project["project"]["entry-points"][zoo.ENTRY_POINT_GROUP])
+    assert f"\n{LISTED}" in CliRunner().invoke(main, ["models"]).output.replace("\r", "")
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    Image.fromarray(small).save("in/a.png")
+    (line,) = re.findall(r"^    aeimg (denoise .* --model blur)$", PAGE, re.M)
+    assert CliRunner().invoke(main, line.split()).exit_code == 0
+    results = [np.asarray(Image.open("out/a.png"))]
+    try:
+        for block in (FROM_PACKAGE, FROM_CALL):
+            names = {"image": small}
+            exec(compile(block, "docs/plugins.md", "exec"), names)
+            results.append(names["clean"])
+    finally:
+        aeimg.unregister("soft")
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    assert not np.array_equal(results[0], small)
+
+
+def test_the_page_on_plug_ins_names_every_attribute_there_is():
+    stated = set(re.findall(r"^    `(\w+)`\*", denoise.Denoiser.__doc__, re.M))
+    assert stated >= {"channels", "dtypes", "halo"}
+    rows = "".join(re.findall(r"^\| `.*$", PAGE, re.M))
+    assert all(f"`{name}`" in rows for name in stated)
 
 
 def test_an_installed_package_adds_a_model_that_all_verbs_can_use(site, small):
@@ -87,6 +118,70 @@ def test_a_name_claimed_twice_is_an_error_that_names_both_packages(site):
     install(site, "two", PLUGIN, {"blur": "two:Blur"})
     with pytest.raises(ModelError, match="claimed by two packages, one and two"):
         zoo.entry("blur")
+    assert any("one and two" in str(entry) for entry in zoo.entries() if isinstance(entry, ModelError))
+
+
+def test_a_package_that_claims_a_name_of_aeimgs_is_an_error_that_takes_no_default_away(site, small):
+    claims = dict.fromkeys([*zoo.BUILTINS, zoo.BUILTINS["aeimg-codec"][1]], "greedy:Blur")
+    ours = {task: zoo.get(None, task, CPU).label for task in zoo.DEFAULTS}
+    install(site, "greedy", PLUGIN, claims)
+    for name in zoo.BUILTINS:
+        with pytest.raises(ModelError, match=f"'{name}' of the package greedy is already taken \\(by aeimg itself\\)"):
+            zoo.get(name, "denoise", CPU)
+    assert {task: zoo.get(None, task, CPU).label for task in zoo.DEFAULTS} == ours
+    assert aeimg.process(aeimg.process(small, "compress"), "decompress", kind="numpy").shape == small.shape
+    assert aeimg.process(small, "denoise").shape == small.shape
+
+
+def test_a_package_that_claims_a_registered_name_is_an_error_that_names_both(site):
+    install(site, "blurry", PLUGIN, {"half": "blurry:Blur"})
+    aeimg.register("half", lambda: None, task="denoise")
+    try:
+        with pytest.raises(ModelError, match="of the package blurry is already taken \\(by a call of aeimg.register"):
+            zoo.entry("half")
+    finally:
+        aeimg.unregister("half")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("import sys; sys.exit(3)", "SystemExit"), ("Model = object", "no task"), ("Other = 1", "AttributeError")],
+)
+def test_no_fault_of_a_plug_in_reaches_the_list(site, code, reason):
+    install(site, "cracked", code, {"crack": "cracked:Model"})
+    result = CliRunner().invoke(main, ["models", "--json"])
+    assert result.exit_code == 0
+    assert "broken: model 'crack' of the package cracked" in result.stderr and reason in result.stderr
+    assert {json.loads(line)["name"] for line in result.stdout.splitlines()} == set(zoo.BUILTINS)
+
+
+def test_a_card_may_hold_anything(site):
+    code = "class Model:\n    task, card = 'denoise', {'made': object, 'task': 'mine'}\n"
+    install(site, "odd", code, {"odd": "odd:Model"})
+    rows = [json.loads(line) for line in CliRunner().invoke(main, ["models", "--json"]).stdout.splitlines()]
+    (row,) = [row for row in rows if row["name"] == "odd"]
+    assert (row["task"], row["origin"], row["made"]) == ("denoise", "odd", "<class 'object'>")
+
+
+def test_a_model_of_one_channel_gets_each_channel_by_itself_and_other_counts_are_refused(small):
+    class Levels(torch.nn.Module):
+        task, channels, multiple = "denoise", 1, 4
+
+        def forward(self, x, sigma):
+            assert x.shape[1] == 1 and x.shape[2] % 4 == 0
+            return x * (sigma / 100).view(-1, 1, 1, 1)
+
+    aeimg.register("levels", Levels)
+    aeimg.register("pair", type("Pair", (Levels,), {"channels": 2}))
+    try:
+        images = [small, small[..., 0]]
+        for image, result in zip(images, aeimg.process(images, "denoise", model="levels", sigma=50), strict=True):
+            np.testing.assert_allclose(result, image / 2, atol=0.51)
+        with pytest.raises(ModelError, match="'pair' states 2 channels"):
+            aeimg.process(small, "denoise", model="pair")
+    finally:
+        aeimg.unregister("levels")
+        aeimg.unregister("pair")
 
 
 def test_register_makes_a_model_available_once(small):

@@ -1,0 +1,130 @@
+"""Networks in the community's layouts, as denoisers: what the package `spandrel` makes of a safetensors file.
+
+`--model spandrel:FILE` is such a file. Which architecture it holds is for spandrel to find; aeimg asks of it that
+pictures keep their size, and runs it as any other denoiser. `docs/plugins.md` tells what is assumed. Nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidWeights, ModelError
+from .tiles import padded
+
+OVERLAP = 64
+"""Halo of a network that may be tiled, in pixels. An assumption: spandrel states no receptive field."""
+SIDE = 64
+"""Of the pictures that a network is tried with, at least."""
+
+
+class Community:
+    """A network that spandrel knows, as a `denoise.Denoiser`.
+
+    Raises `ModelError` where it does not make one picture of 1 or 3 channels of one of the same shape.
+    """
+
+    def __init__(self, descriptor: Any, name: str, digest: bytes) -> None:
+        from spandrel import ImageModelDescriptor, ModelTiling
+
+        architecture = descriptor.architecture.id
+        self.label = f"spandrel:{architecture}/{name}"
+        self.digest = digest
+        channels = descriptor.input_channels, descriptor.output_channels
+        if not isinstance(descriptor, ImageModelDescriptor):
+            raise ModelError(f"{self.label}: needs a mask beside the picture, which aeimg has not")
+        if descriptor.scale != 1:
+            raise ModelError(f"{self.label}: enlarges {descriptor.scale} times; aeimg keeps the size of pictures")
+        if channels not in ((1, 1), (3, 3)):
+            raise ModelError(
+                f"{self.label}: makes {channels[1]} channels of {channels[0]}; aeimg takes 1 or 3 of as many"
+            )
+        self.channels = channels[0]
+        self.multiple = int(descriptor.size_requirements.multiple_of)
+        self.halo = OVERLAP if descriptor.tiling is ModelTiling.SUPPORTED else None
+        self.dtypes = (
+            torch.float32,
+            *([torch.bfloat16] if descriptor.supports_bfloat16 else []),
+            *([torch.float16] if descriptor.supports_half else []),
+        )
+        # spandrel tells these two a level of 15, always; they are asked without it.
+        self.blind = not (architecture == "DRUNet" or (architecture == "DnCNN" and "FDnCNN" in descriptor.tags))
+        self._descriptor = descriptor.eval()
+        descriptor.model.requires_grad_(False)
+        self._batches = True  # for `_try_out`
+        self._batches = self._try_out(padded(max(SIDE, descriptor.size_requirements.minimum), self.multiple))
+
+    def to(self, device: torch.device) -> Community:
+        """Moves the network."""
+        self._descriptor.to(device)
+        return self
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` `[N,channels,H,W]` float in [0,1], `sigma` `[N]` in 8-bit units -> the clean images, same shape."""
+        x = x.contiguous()  # networks may view it as rows, which channels last does not allow
+        if self._batches or len(x) == 1:
+            return self._run(x, sigma)
+        return torch.cat([self._run(x[i : i + 1], sigma[i : i + 1]) for i in range(len(x))])
+
+    def _run(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if self.blind:
+            return self._descriptor(x)
+        plane = (sigma.to(x) / 255).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        return self._descriptor.model(torch.cat([x, plane], 1)).clamp(0, 1)
+
+    @torch.inference_mode()
+    def _try_out(self, side: int) -> bool:
+        """Whether two pictures at once come out as one by one, which spandrel does not promise."""
+        x = torch.rand(2, self.channels, side, side, generator=torch.Generator().manual_seed(0))
+        sigma = torch.tensor([15.0, 50.0])
+        try:
+            single = torch.cat([self(x[:1], sigma[:1]), self(x[1:], sigma[1:])])
+        except Exception as error:
+            raise ModelError(f"{self.label}: does not run ({error})") from error
+        if single.shape != x.shape:
+            raise ModelError(
+                f"{self.label}: makes {list(single.shape)} of {list(x.shape)}; aeimg keeps the size of pictures"
+            )
+        try:
+            both = self(x, sigma)
+        except Exception:
+            return False
+        return both.shape == x.shape and torch.allclose(both, single, atol=1e-4)
+
+
+def load_community(path: Path) -> Community:
+    """The denoiser of a safetensors file that spandrel knows, in fp32 on the CPU, ready for use.
+
+    It carries `label` ("spandrel:SCUNet/stem of the file") and `digest` (the first 8 bytes of the file's SHA-256).
+    Raises `ModelError` where spandrel is missing or the network is none for this; `InvalidWeights` for a file that is
+    damaged or no safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if path.suffix.lower() != ".safetensors":
+        raise InvalidWeights(
+            f"{path}: only .safetensors files are loaded, for others could run code; convert it with "
+            f"safetensors.torch.save_file where you trust it"
+        )
+    try:
+        from spandrel import ModelLoader, UnsupportedModelError
+    except ImportError as error:
+        raise ModelError(f"{path}: needs the package spandrel: pip install 'aeimg[spandrel]' ({error})") from error
+    try:
+        data = path.read_bytes()
+        tensors = load(data)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InvalidWeights(f"{path}: can't be read, or is no safetensors file ({error})") from error
+    try:
+        descriptor = ModelLoader("cpu").load_from_state_dict(tensors)
+    except UnsupportedModelError as error:
+        raise ModelError(f"{path}: of no architecture that spandrel knows") from error
+    except Exception as error:  # spandrel goes by a few names, and fails at the others in its own ways
+        raise InvalidWeights(f"{path}: looks like a network that it is not ({error})") from error
+    return Community(descriptor, path.stem, hashlib.sha256(data).digest()[:8])
