@@ -14,18 +14,23 @@ Point = tuple[float, float]
 
 SIZE = (960, 600)
 MARK = "aeimg train"
-"""What the picture says of its origin, so that no other file is taken for one that may be drawn anew."""
+"""What the picture says of its origin: it may be drawn anew, no other file may; and nobody learns from it."""
 INK, PALE, GRID = (40, 40, 40), (178, 200, 224), (228, 228, 228)
 LOSS, HELD_OUT = (31, 92, 160), (196, 84, 20)
 SMOOTHED = 9
 """Points that a smoothed one is the mean of."""
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is a loss curve drawn by `draw`."""
+def is_one(image: Image.Image) -> bool:
+    """Whether an image that Pillow has opened is a loss curve drawn by `draw`."""
+    return image.info.get("Software") == MARK
+
+
+def lies_at(path: Path) -> bool:
+    """Whether a file is one."""
     try:
         with Image.open(path) as image:
-            return image.info.get("Software") == MARK
+            return is_one(image)
     except (OSError, ValueError, SyntaxError):
         return False
 
@@ -98,7 +103,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
 
 
 class _Panel:

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -553,7 +553,7 @@ def train(
     data, out = Path(data), Path(out)
     checkpoint = Path(checkpoint) if checkpoint else out.with_name(out.name + ".checkpoint")
     curve = Path(curve) if curve else out.with_suffix(".png")
-    if curve.exists() and not curves.is_ours(curve):
+    if curve.exists() and not curves.lies_at(curve):
         raise UsageError(f"{curve}: would be overwritten by the loss curve; give another name for that (--curve)")
     if resume is not None and start is not None:
         raise UsageError("a run that is resumed has its weights already: give either resume or start")
@@ -569,8 +569,6 @@ def train(
     if resume is not None:
         journal, run, tensors = _read_checkpoint(Path(resume))
         known, origin = run.get("config", {}), run.get("start")
-        if minutes is None and steps is None:
-            minutes, steps = run.get("minutes"), run.get("steps")
         patience = run.get("patience") if patience is None else patience
     elif start is not None:
         begun = _start_from(start, kind)
@@ -587,6 +585,7 @@ def train(
         minutes, steps = the_recipe.minutes, the_recipe.steps
         length = " or ".join(f"{n:g} {unit}" for n, unit in ((minutes, "minutes"), (steps, "steps")) if n is not None)
         log(f"trains for {length}, as nothing else was said (minutes, steps)")
+    the_recipe = replace(the_recipe, minutes=minutes, steps=steps)
     precision = pick_dtype(dtype, place) if dtype != "auto" or kind.mixed else torch.float32
 
     merged = _merged(known, config or {}, resume or start)
@@ -617,7 +616,7 @@ def train(
         if run.get("seed", seed) != seed:
             log(f"begun with seed {run['seed']}, goes on with seed {seed}: not what an undisturbed run would do")
     run = {**told, "seed": seed, "config": asdict(model.config), "recipe": asdict(the_recipe), "start": origin,  # type: ignore[call-overload]
-           "minutes": minutes, "steps": steps, "patience": patience}  # fmt: skip
+           "patience": patience}  # fmt: skip
     commit = _commit()  # of the code that is running, not of what the checkout has become when the run ends
     under_way = _Run(
         objective, average, moves, Schedule(minutes, steps, time.monotonic() - journal.seconds, journal), journal, best,

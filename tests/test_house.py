@@ -13,7 +13,7 @@ import aeimg
 
 ORDER = [
     "errors", "paths", "manifest", "images", "tiles", "metrics", "container", "entropy", "models", "zoo", "denoise",
-    "codec", "blocks", "stream", "verbs", "engine", "distributed", "data", "optim", "objectives", "families", "curve",
+    "codec", "blocks", "stream", "verbs", "engine", "distributed", "curve", "data", "optim", "objectives", "families",
     "train", "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(aeimg.__file__).parent
