@@ -353,6 +353,10 @@ def bench_engine(
     }
 
 
+def _nothing(line: str) -> None:
+    pass
+
+
 def bench_anomaly(
     data: Path, *, family: str = "vanilla", width: int = 32, steps: int = 3000, device: str = "auto"
 ) -> Figures:
@@ -377,7 +381,7 @@ def bench_anomaly(
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / f"{family}.safetensors"
             widths = {"config": {"widths": (width,)}} if family == "vanilla" else {}
-            train(family, data, out, steps=steps, labels=(digit,), device=device, log=lambda line: None, **widths)
+            train(family, data, out, steps=steps, recipe={"labels": (digit,)}, device=device, log=_nothing, **widths)
             scored = process(iter(images), "score", model=out, device=device)
             errors = np.array([one.score for one in scored])
         one = Digits(data, (digit,))

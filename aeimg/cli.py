@@ -543,29 +543,67 @@ def models(as_json: bool) -> None:
         click.echo(f"broken: {error}", err=True)
 
 
+TRAINED = (
+    "denoise", "compress", "linear", "vanilla", "multilayer", "stacked", "deep2d", "conv", "sparse", "denoising",
+    "variational",
+)  # fmt: skip
+"""The keys of `train.OBJECTIVES`, which would wait for torch."""
+
+
 @main.command()
-@click.argument("task", type=click.Choice(["denoise", "compress"]))
+@click.argument("task", type=click.Choice(TRAINED), metavar="TASK")
 @click.argument("data", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help="The weights file to write (.safetensors).")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="How long to train, resumed time included.")
-@click.option("--steps", type=click.IntRange(1), help="How many steps to train at most.")
+@click.option("--from", "start", help="Weights to specialise: a model or a weights file of the same kind.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    help="How long to train, resumed time included. [default: 60 for denoise and compress]",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), help="How many steps to train at most. [default: 4,000 to 12,000 for textbooks']"
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(1),
+    help="End when so many judgements (40 a run) in a row bring nothing better, and keep the best. [default: no end]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, min_open=True),
+    help="The highest learning rate. [default: the task's; with --from, a third of it]",
+)
 @click.option("--resume", type=PATH, help="A checkpoint to continue from.")
-@click.option("--from", "start", help="Weights to begin with: a model or weights file of the same network.")
-@click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
-@click.option("--pairs", type=PATH, help="Real photographs for it: a folder with noisy/ and clean/ of equal names.")
 @click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
+@click.option("--curve", type=PATH, help="Where to draw the loss curve. [default: beside the weights, .png]")
+@click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
+@click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
+@click.option("--pairs", type=PATH, help="Real photographs for it, beside DATA: a folder with noisy/ and clean/.")
 @click.option("--name", help="What the model is called. [default: the file's name]")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def train(task: str, data: Path, out: Path, **options: Any) -> None:
-    """Train a model of TASK on the images in the folder DATA."""
+def train(task: str, data: Path, out: Path, rate: float | None, labels: str | None, **options: Any) -> None:
+    """Train a model of TASK on the images in the folder DATA.
+
+    TASK is denoise or compress, for networks as they ship; or an autoencoder of the textbooks: linear, vanilla,
+    multilayer, stacked, deep2d, conv, sparse, denoising, variational. These learn from idx files (MNIST) or from
+    images.
+
+    A denoiser learns from clean images, or from DATA/noisy and DATA/clean with files of equal names.
+    """
     from .train import train as run
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: weights files end in .safetensors")
-    run(task, data, out, log=click.echo, **options)
+    recipe: dict[str, Any] = {} if rate is None else {"rate": rate}
+    if labels is not None:
+        try:
+            recipe["labels"] = tuple(int(label) for label in labels.split(","))
+        except ValueError as error:
+            raise UsageError(f"--labels takes whole numbers like 1,5,6, not {labels!r}") from error
+    run(task, data, out, log=click.echo, recipe=recipe, **options)
 
 
 @main.command()

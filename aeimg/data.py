@@ -29,16 +29,33 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import DataError
+from . import plots
+from .errors import DataError, InputError
+from .images import read_picture
 from .paths import find_images
 
 Array = np.ndarray
 
 
+def _rgb(path: Path) -> Array:
+    """The picture in a file as uint8 `[H,W,3]`, upright. Raises `DataError`."""
+    try:
+        pixels = read_picture(path.read_bytes(), str(path)).pixels
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    except InputError as error:
+        raise DataError(f"{error}; take it out of the training data, and go on with --resume") from error
+    if pixels.dtype != np.uint8:
+        peak = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+        pixels = np.rint(np.clip(pixels / peak, 0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
+
+
 class Photographs:
     """Images of a folder as RGB uint8 `[H,W,3]`, decoded on first use and kept up to `cache_bytes`.
 
-    Images with a side under `min_side` pixels are left out. Raises `DataError` where fewer than `at_least` remain.
+    Those with a side under `min_side` pixels, and files of several frames, are left out. Raises `DataError` where fewer
+    than `at_least` remain.
     """
 
     channels = 3
@@ -48,24 +65,28 @@ class Photographs:
         self.paths: list[Path] = []
         areas = []
         sides = []
-        skipped = 0
+        unreadable = small = 0
         for path in find_images(self.folder):
             try:
                 with Image.open(path) as image:
+                    if plots.is_curve(image):  # of a run whose weights lie among the images
+                        continue
                     width, height = image.size
-            except OSError:
-                skipped += 1
-                continue
-            if min(width, height) < min_side:
-                skipped += 1
-                continue
-            self.paths.append(path)
-            areas.append(width * height)
-            sides.append(min(width, height))
+                    frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                frames = 0
+            if frames != 1:
+                unreadable += 1
+            elif min(width, height) < min_side:
+                small += 1
+            else:
+                self.paths.append(path)
+                areas.append(width * height)
+                sides.append(min(width, height))
         if len(self.paths) < at_least:
             raise DataError(
-                f"{folder}: {len(self.paths)} usable images, at least {at_least} are needed "
-                f"({skipped} were unreadable or had a side under {min_side} pixels)"
+                f"{folder}: {len(self.paths)} usable images, at least {at_least} are needed, each with both sides of "
+                f"{min_side} pixels or more ({small} were smaller, {unreadable} unreadable)"
             )
         self.pixels = int(sum(areas))
         self._weights = np.asarray(areas, dtype=np.float64)
@@ -80,18 +101,21 @@ class Photographs:
 
     @property
     def largest_side(self) -> int:
-        """Of the largest square that some image holds, in pixels."""
-        return int(self._sides.max())
+        """Of the largest square that can be drawn from some image, in pixels."""
+        return int(self._sides[self._weights > 0].max())
+
+    def count(self, size: int) -> int:
+        """From how many images crops of `size` pixels can be drawn."""
+        return int(((self._sides >= size) & (self._weights > 0)).sum())
 
     def split(self, held_out: int) -> list[int]:
-        """Indices of `held_out` images, evenly spread, which `crop` will no longer draw from."""
+        """Indices of `held_out` images, evenly spread, which `crops` will no longer draw from."""
         chosen = np.linspace(0, len(self.paths) - 1, held_out + 2)[1:-1].astype(int).tolist()
         self._weights[chosen] = 0
         return list(chosen)
 
     def _decode(self, index: int) -> Array:
-        with Image.open(self.paths[index]) as image:
-            return np.asarray(image.convert("RGB"))
+        return _rgb(self.paths[index])
 
     def image(self, index: int) -> Array:
         """Image `index` as RGB uint8 `[H,W,3]`."""
@@ -131,12 +155,15 @@ class Photographs:
 class Digits:
     """Images in the idx format of MNIST (LeCun et al. 1998), with their labels: uint8 `[N,S,S]`, and `[N]`.
 
-    `labels` keeps only images of these. Raises `DataError` where the files are not there or not what they should be.
+    `labels` keeps only images of these. Raises `DataError` where the files are not there or not what they should be,
+    and where fewer than `at_least` images remain, or they are smaller than `min_side` pixels or not square.
     """
 
     channels = 1
 
-    def __init__(self, folder: Path, labels: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, labels: Sequence[int] | None = None, *, min_side: int = 8, at_least: int = 1
+    ) -> None:
         self.folder = Path(folder)
         self.images = self._read("images-idx3-ubyte", 3)
         self.labels = self._read("labels-idx1-ubyte", 1)
@@ -147,8 +174,21 @@ class Digits:
         if labels is not None:
             kept = np.isin(self.labels, labels)
             self.images, self.labels, self.places = self.images[kept], self.labels[kept], self.places[kept]
+        if len(self.images) < at_least:
+            which = "" if labels is None else f" with the labels {', '.join(map(str, labels))}"
+            raise DataError(f"{folder}: {len(self.images)} images{which}, at least {at_least} are needed")
+        height, width = self.images.shape[1:]
+        if height != width or height < min_side:
+            raise DataError(
+                f"{folder}: images of {height}x{width} pixels; they must be square, {min_side}x{min_side} or more"
+            )
         self.training = len(self.images)
         self.pixels = self.images.size
+
+    @property
+    def side(self) -> int:
+        """Of its images, in pixels."""
+        return int(self.images.shape[1])
 
     @staticmethod
     def are_in(folder: Path) -> bool:
@@ -188,8 +228,7 @@ class GreyPhotographs(Photographs):
     channels = 1
 
     def _decode(self, index: int) -> Array:
-        with Image.open(self.paths[index]) as image:
-            return np.asarray(image.convert("L"))[:, :, None]
+        return np.asarray(Image.fromarray(super()._decode(index)).convert("L"))[:, :, None]
 
 
 class Pairs(Photographs):
@@ -201,6 +240,8 @@ class Pairs(Photographs):
     channels = 6
 
     def __init__(self, folder: Path, *, min_side: int, at_least: int = 1, cache_bytes: int = 2 << 30) -> None:
+        if not self.are_in(folder):
+            raise DataError(f"{folder}: pairs are two folders in it, noisy/ and clean/, with files of equal names")
         super().__init__(Path(folder) / "clean", min_side=min_side, at_least=at_least, cache_bytes=cache_bytes)
         self.noisy = Path(folder) / "noisy"
         for path in self.paths:
@@ -212,12 +253,18 @@ class Pairs(Photographs):
             if sizes[0] != sizes[1]:
                 raise DataError(f"{path}: its noisy partner has another size, {sizes[1]} against {sizes[0]}")
 
+    @staticmethod
+    def are_in(folder: Path) -> bool:
+        return all((Path(folder) / kind).is_dir() for kind in ("noisy", "clean"))
+
     def _partner(self, path: Path) -> Path:
         return self.noisy / path.relative_to(self.folder)
 
     def _decode(self, index: int) -> Array:
-        with Image.open(self._partner(self.paths[index])) as image:
-            return np.concatenate([super()._decode(index), np.asarray(image.convert("RGB"))], axis=2)
+        clean, noisy = super()._decode(index), _rgb(self._partner(self.paths[index]))
+        if clean.shape != noisy.shape:  # which their files only say once they are turned upright
+            raise DataError(f"{self.paths[index]}: its noisy partner is turned another way")
+        return np.concatenate([clean, noisy], axis=2)
 
 
 def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:

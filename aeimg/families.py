@@ -17,7 +17,6 @@ codecs too: see `codec.BlockCodec`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,16 +29,18 @@ from torch.nn import functional as F
 from .blocks import block_step
 from .data import Digits, GreyPhotographs
 from .entropy import LEVELS, SMALLEST, STEP, logistic_tables
-from .errors import UsageError
+from .errors import DataError, UsageError
 from .models.integer import QUALITIES
 from .models.variational import divergence
-from .objectives import Objective, Recipe
+from .objectives import AT_LEAST, Objective, Recipe
 from .tiles import pad, padded
 from .zoo import build
 
 SYMBOLS = 127
 """The largest magnitude that the coder's tables hold: 8 standard deviations at the finest step."""
-RECIPE = Recipe(crop=28, batch=128, rate=2e-3, late=0.3, late_crop=28, late_batch=128, warmup=50, average=0.99)
+RECIPE = Recipe(
+    crop=28, batch=128, rate=2e-3, late=0.0, late_crop=28, late_batch=128, warmup=50, average=0.99, steps=12_000
+)  # fmt: skip
 
 
 class Family(Objective):
@@ -48,20 +49,33 @@ class Family(Objective):
     task = "compress"
     recipe = RECIPE
     config: ClassVar[dict[str, Any]] = {}
-    labels: tuple[int, ...] | None = None
-    """Of the digits that it is about, where it learns from digits."""
+    main = "bce"
+    mixed = False  # networks this small wait for memory, not for multiplications
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe, labels: Sequence[int] | None = None) -> Any:
+    def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
         if Digits.are_in(data):
-            return Digits(data, labels or cls.labels)
-        if labels:
-            raise UsageError(f"{data}: holds no files in the idx format, so there are no labels to choose by")
-        return GreyPhotographs(data, min_side=recipe.crop, at_least=10)
+            return Digits(data, recipe.labels, at_least=AT_LEAST)
+        return GreyPhotographs(data, min_side=config.get("side", recipe.crop), at_least=AT_LEAST)
 
-    def __init__(self, photographs: Any, config: dict[str, Any]) -> None:
-        super().__init__(photographs)
+    def __init__(self, photographs: Any, config: dict[str, Any], recipe: Recipe) -> None:
+        """Raises `UsageError` where `config` makes it another family, `DataError` where digits are of another size."""
+        for field in ("activation", "rectified_code"):
+            wanted = self.config.get(field, True)
+            if config.get(field, wanted) != wanted:
+                raise UsageError(f"a network with {field} {config[field]} is of another family; start from one alike")
+        digits = photographs.side if isinstance(photographs, Digits) else None
         self.model = build(self.architecture, {**self.config, **config})
+        sized = hasattr(self.model, "side")
+        if sized and digits is not None and self.model.side != digits:
+            if "side" in config:
+                raise DataError(
+                    f"{photographs.folder}: images of {digits}x{digits} pixels, but the network takes "
+                    f"{self.model.side}x{self.model.side}"
+                )
+            self.model = build(self.architecture, {**self.config, **config, "side": digits})
+        side: int = self.model.side if sized else digits or recipe.crop  # type: ignore[assignment]
+        super().__init__(photographs, replace(recipe, crop=side, late_crop=side))
 
     def split(self) -> list[int]:
         """A fifth of the digits; of photographs, what other models hold out."""
@@ -69,11 +83,10 @@ class Family(Objective):
             return self.photographs.split(self.photographs.total // 5)
         return super().split()
 
-    def prepare(self) -> None:
-        side = getattr(self.model, "side", self.recipe.crop)
-        self.recipe = replace(self.recipe, crop=side, late_crop=side)
+    def judged_pixels(self) -> int:
+        return self.judged().numel()
 
-    def held(self, most: int = 2000) -> Tensor:
+    def judged(self, most: int = 2000) -> Tensor:
         """Held-out images `[N,1,S,S]`, float."""
         if isinstance(self.photographs, Digits):
             images = self.photographs.images[self.held_out[:most]][:, None]
@@ -81,12 +94,11 @@ class Family(Objective):
         side = self.recipe.crop
         blocks = []
         for index in self.held_out:
-            image = self.photographs.image(index)[:, :, 0]
+            image = self.held(index)[0, 0]
             rows, columns = image.shape[0] // side, image.shape[1] // side
             whole = image[: rows * side, : columns * side].reshape(rows, side, columns, side)
-            blocks.append(whole.transpose(0, 2, 1, 3).reshape(-1, 1, side, side))
-        found = np.concatenate(blocks)[:most]
-        return torch.from_numpy(found.copy()).float() / 255.0
+            blocks.append(whole.permute(0, 2, 1, 3).reshape(-1, 1, side, side))
+        return torch.cat(blocks)[:most].float() / 255.0
 
     def reconstruction(self, logits: Tensor, x: Tensor) -> Tensor:
         """What decoded images cost, per pixel."""
@@ -107,7 +119,7 @@ class Family(Objective):
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         network: Any = model
-        x = self.held().to(next(model.parameters()).device)
+        x = self.judged().to(next(model.parameters()).device)
         logits = self._back(network, x)
         back = network.pixels_of(logits)
         return {"mse": float((back - x).square().mean()), "bce": float(F.binary_cross_entropy_with_logits(logits, x))}
@@ -146,7 +158,8 @@ class Linear(Family):
 
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (64,), "activation": False, "rectified_code": False}
-    recipe = replace(RECIPE, rate=1e-3, late=0.5, average=0.995)
+    recipe = replace(RECIPE, rate=1e-3, average=0.995)
+    main = "mse"
 
     def reconstruction(self, logits: Tensor, x: Tensor) -> Tensor:
         return 10 * (logits.float() - x).square().mean()
@@ -167,6 +180,7 @@ class Stacked(Multilayer):
 
     JOINT = 0.2
     """From which share of the run on all layers learn together."""
+    settled = JOINT
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         network: Any = self.model
@@ -191,11 +205,12 @@ class Deep2d(Family):
 
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (500, 300, 2), "rectified_code": False}
-    labels = (1, 5, 6)
+    recipe = replace(RECIPE, labels=(1, 5, 6))
 
 
 class Conv(Family):
     architecture = "convolutional"
+    recipe = replace(RECIPE, steps=4_000)
 
 
 class Sparse(Vanilla):
@@ -213,7 +228,7 @@ class Sparse(Vanilla):
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         network: Any = model
-        code = network.encode(self.held().to(next(model.parameters()).device))
+        code = network.encode(self.judged().to(next(model.parameters()).device))
         return {**super().validate(model), "active": active(code)}
 
 
@@ -227,6 +242,9 @@ class DenoisingFamily(Family):
 
     task = "denoise"
     architecture = "denoising"
+    recipe = replace(RECIPE, steps=4_000)
+    main = "psnr"
+    larger = True
     NOISE = 0.5
 
     def _noisy(self, x: Tensor, seed: int) -> Tensor:
@@ -243,7 +261,7 @@ class DenoisingFamily(Family):
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         """PSNR of noisy images, and of those with the noise taken away, in dB."""
-        x = self.held().to(next(model.parameters()).device)
+        x = self.judged().to(next(model.parameters()).device)
         noisy = self._noisy(x, 0)
         clean = model(noisy.expand(-1, 3, -1, -1), torch.zeros(len(x), device=x.device))[:, :1]
         return {
@@ -258,6 +276,7 @@ class VariationalFamily(Family):
     """The evidence bound, in nats an image (Kingma and Welling 2014)."""
 
     architecture = "variational"
+    main = "bound"
 
     def _terms(self, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         logits, mean, log_variance = model(x)
@@ -271,7 +290,7 @@ class VariationalFamily(Family):
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
         torch.manual_seed(0)
-        cost, distance = self._terms(model, self.held().to(next(model.parameters()).device))
+        cost, distance = self._terms(model, self.judged().to(next(model.parameters()).device))
         return {**super().validate(model), "bound": float(cost + distance), "kl": float(distance)}
 
 

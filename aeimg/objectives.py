@@ -4,6 +4,7 @@ Recipe               crops, batches, learning rate
 Objective            batch -> loss, and a held-out figure
 DenoiseObjective     white noise of a known level
 BlindObjective       what cameras and their software leave, and real pairs
+PairsObjective       real pairs alone
 CompressObjective    rate and distortion
 """
 
@@ -11,8 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from torch import Tensor, nn
 from .codec import HyperpriorCodec
 from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey, vary_colours
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
-from .errors import UsageError
 from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
 from .zoo import build
+
+AT_LEAST = 10
+"""Images, or pairs, that something is learned from."""
+JUDGED_SIDE = 1024
+"""Pixels of a held-out image each way, at most: scans of 50 megapixels would take longer to judge than to learn."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Recipe:
     """Whether the kernels of convolutions are moved by Muon; AdamW moves the rest."""
     pairs: float = 0.3
     """Of a blind denoiser: the share of batches that comes from real pairs, where there are any."""
+    minutes: float | None = None
+    """How long a run takes that is told nothing else; or `steps`."""
+    steps: int | None = None
+    labels: tuple[int, ...] | None = None
+    """Of idx files: only images of these."""
 
 
 class Objective(ABC):
@@ -56,23 +65,48 @@ class Objective(ABC):
     architecture: str
     recipe: Recipe
     model: nn.Module
+    main: str
+    """Which of the held-out figures says how well it goes."""
+    larger = False
+    """Whether more of it is better."""
+    settled = 0.0
+    """From which share of a run on it says so."""
+    passes = 1
+    """How often `validate` runs each held-out image through the network."""
+    mixed = True
+    """Whether bf16 gains anything, where the device has it."""
     done = 0.0
     """How much of the run is over, 0..1; the loop keeps it up to date."""
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe, labels: Sequence[int] | None = None) -> Any:
-        """What it is trained on, of the folder `data`; `labels`: only of images of these, where they have labels."""
-        if labels:
-            raise UsageError(f"{cls.task}: photographs have no labels to choose by")
-        return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=10)
+    def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
+        """What it is trained on, of the folder `data`. Raises `DataError`."""
+        return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
-    def __init__(self, photographs: Any) -> None:
+    def __init__(self, photographs: Any, recipe: Recipe) -> None:
         self.photographs = photographs
+        self.recipe = recipe
+        self.notes: list[str] = []
+        """What the user should know of how the data was taken."""
         self.held_out = self.split()
+        if recipe.late_crop > recipe.crop and (enough := photographs.count(recipe.late_crop)) < AT_LEAST - 2:
+            self.recipe = replace(recipe, late_crop=recipe.crop, late_batch=recipe.batch)
+            self.notes.append(
+                f"{enough} images are large enough for the last phase's crops of {recipe.late_crop} pixels: "
+                f"it keeps to crops of {recipe.crop}"
+            )
 
     def split(self) -> list[int]:
         """Indices of images that are held out."""
         return list(self.photographs.split(min(16, len(self.photographs) // 10)))
+
+    def held(self, index: int) -> Tensor:
+        """The middle of held-out image `index`, uint8 `[1,C,H,W]`."""
+        return _middle(self.photographs.image(index))
+
+    def judged_pixels(self) -> int:
+        """How many pixels go through the network in one `validate`."""
+        return self.passes * sum(self.held(index)[0, 0].numel() for index in self.held_out)
 
     def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
         """What `loss` needs, made in a thread of its own: here, uint8 crops `[N,3,S,S]`."""
@@ -98,10 +132,23 @@ class Objective(ABC):
         return {name: tensor.half() for name, tensor in model.state_dict().items()}
 
 
+def _middle(image: np.ndarray) -> Tensor:
+    """`[H,W,C]` -> `[1,C,H,W]`, of at most `JUDGED_SIDE` each way."""
+    top, left = (max(0, (side - JUDGED_SIDE) // 2) for side in image.shape[:2])
+    middle = image[top : top + JUDGED_SIDE, left : left + JUDGED_SIDE]
+    return torch.from_numpy(middle.copy()).permute(2, 0, 1)[None]
+
+
 def _sized(x: Tensor) -> Tensor:
     """`x` `[...,H,W]` cut to sides that every network here takes."""
     height, width = (side // 32 * 32 for side in x.shape[-2:])
     return x[..., :height, :width].contiguous(memory_format=torch.channels_last)
+
+
+def _both(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean and the noisy one of each pair, uint8 `[N,6,H,W]`, as float in [0,1]."""
+    both = pairs.float() / 255.0
+    return both[:, :3], both[:, 3:]
 
 
 def _psnr(result: Tensor, clean: Tensor) -> float:
@@ -115,10 +162,15 @@ class DenoiseObjective(Objective):
 
     task = "denoise"
     architecture = "unet"
-    recipe = Recipe(crop=96, batch=16, rate=1.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True)
+    recipe = Recipe(
+        crop=96, batch=16, rate=1.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True, minutes=60
+    )  # fmt: skip
+    main = "psnr25"
+    larger = True
+    passes = 3
 
-    def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
-        super().__init__(photographs)
+    def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:
+        super().__init__(photographs, recipe)
         self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **config})
 
     def _against(self, clean: Tensor, noisy: Tensor, sigma: Tensor, late: bool) -> tuple[Tensor, dict[str, float]]:
@@ -147,7 +199,7 @@ class DenoiseObjective(Objective):
         for sigma in (15, 25, 50):
             psnr = []
             for index in self.held_out:
-                image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None].to(device)
+                image = self.held(index).to(device)
                 clean = _sized(image.float() / 255.0)
                 generator = torch.Generator(device).manual_seed(index)
                 level = torch.tensor([float(sigma)], device=device)
@@ -159,8 +211,12 @@ class DenoiseObjective(Objective):
 class BlindObjective(DenoiseObjective):
     """Whatever a camera and its software leave in a picture, its level unknown; and pairs of real photographs."""
 
-    def __init__(self, photographs: Photographs, config: dict[str, Any], pairs: Pairs | None = None) -> None:
-        super().__init__(photographs, {"assumed_sigma": 25.0, **config})
+    main = "camera"
+
+    def __init__(
+        self, photographs: Photographs, config: dict[str, Any], recipe: Recipe, pairs: Pairs | None = None
+    ) -> None:
+        super().__init__(photographs, {"assumed_sigma": 25.0, **config}, recipe)
         self.pairs = pairs
         self.held_out_pairs = pairs.split(min(6, len(pairs) // 10)) if pairs is not None else []
 
@@ -168,8 +224,7 @@ class BlindObjective(DenoiseObjective):
         """Clean and noisy crops, float in [0,1]."""
         count, side = self._size(late)
         if self.pairs is not None and rng.random() < self.recipe.pairs:
-            crops = self.pairs.crops(rng, count, side).float() / 255.0
-            return crops[:, :3], crops[:, 3:]
+            return _both(self.pairs.crops(rng, count, side))
         source = source_side(side, rng)
         crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
         clean, noisy = photographed(crops.float() / 255.0, rng, side=side)
@@ -180,33 +235,56 @@ class BlindObjective(DenoiseObjective):
         clean, noisy = batch
         return self._against(clean, noisy, torch.zeros(clean.shape[0], device=clean.device), late)
 
+    @staticmethod
+    def _blindly(model: nn.Module, noisy: Tensor, clean: Tensor) -> float:
+        """PSNR of a denoised image, in dB."""
+        device = next(model.parameters()).device
+        noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
+        return _psnr(model(noisy, torch.zeros(1, device=device)), clean.to(device))
+
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """PSNR of held-out images: noise of sigma 25 and JPEG 75; as from a camera; clean; and of held-out pairs."""
-        device = next(model.parameters()).device
-        unknown = torch.zeros(1, device=device)
-
-        def run(noisy: Tensor, clean: Tensor) -> float:
-            clean = clean.to(device)
-            return _psnr(model(noisy.to(device).contiguous(memory_format=torch.channels_last), unknown), clean)
-
+        """PSNR of held-out images: noise of sigma 25 and JPEG 75; as from a camera; clean; and the gain of pairs."""
         rows = []
         for index in self.held_out:
-            image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None]
-            clean = _sized(image.float() / 255.0)
+            clean = _sized(self.held(index).float() / 255.0)
             noisy = add_white_noise(clean, torch.tensor([25.0]), torch.Generator().manual_seed(index))
             square = clean[..., : min(clean.shape[2:]), : min(clean.shape[2:])]
             taken = photographed(square, np.random.default_rng(index), side=square.shape[2], clean=0, white=0)
-            rows.append([run(through_jpeg(noisy, [75], [2]), clean), run(taken[1], taken[0]), run(clean, clean)])
+            pictures = ((through_jpeg(noisy, [75], [2]), clean), (taken[1], taken[0]), (clean, clean))
+            rows.append([self._blindly(model, *picture) for picture in pictures])
         means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
         figures = dict(zip(("jpeg", "camera", "clean"), means, strict=True))
         gains = []
         for index in self.held_out_pairs:
             assert self.pairs is not None
-            image = torch.from_numpy(self.pairs.image(index).copy()).permute(2, 0, 1)[None]
-            both = _sized(image.float() / 255.0)
-            gains.append(run(both[:, 3:], both[:, :3]) - _psnr(both[:, 3:], both[:, :3]))
+            clean, noisy = _both(_sized(_middle(self.pairs.image(index))))
+            gains.append(self._blindly(model, noisy, clean) - _psnr(noisy, clean))
         return {**figures, **({"pairs": sum(gains) / len(gains)} if gains else {})}
+
+
+class PairsObjective(BlindObjective):
+    """Pairs of real photographs and nothing else, for the noise of one camera, scanner or microscope."""
+
+    main = "psnr"
+    passes = 1
+
+    @classmethod
+    def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
+        return Pairs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
+
+    def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
+        return _both(self.photographs.crops(rng, *self._size(late)))
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """PSNR of held-out pairs, of the noisy picture and of what is made of it, in dB."""
+        rows = []
+        for index in self.held_out:
+            clean, noisy = _both(_sized(self.held(index)))
+            rows.append([_psnr(noisy, clean), self._blindly(model, noisy, clean)])
+        before, after = (sum(column) / len(column) for column in zip(*rows, strict=True))
+        return {"noisy": before, "psnr": after}
 
 
 class CompressObjective(Objective):
@@ -218,10 +296,12 @@ class CompressObjective(Objective):
 
     task = "compress"
     architecture = "hyperprior"
-    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True)
+    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True, minutes=60)
+    main = "loss"
+    passes = 4
 
-    def __init__(self, photographs: Photographs, config: dict[str, Any]) -> None:
-        super().__init__(photographs)
+    def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:
+        super().__init__(photographs, recipe)
         self.model: Hyperprior = build(self.architecture, config)  # type: ignore[assignment]
 
     def prepare(self) -> None:
@@ -248,19 +328,21 @@ class CompressObjective(Objective):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
+        """Loss, bits per pixel and PSNR at four rates; and the mean of the losses."""
         device = next(model.parameters()).device
         figures: dict[str, float] = {}
         for q in (0.1, 0.35, 0.6, 0.85):
             rows = []
             for index in self.held_out:
-                image = torch.from_numpy(self.photographs.image(index).copy()).permute(2, 0, 1)[None].to(device)
+                image = self.held(index).to(device)
                 height, width = (side // 64 * 64 for side in image.shape[2:])
                 x = image[:, :, :height, :width].float() / 255.0
                 loss, bpp, mse = self._terms(model, x, torch.tensor([q], device=device))
                 rows.append([float(loss), float(bpp), 10 * math.log10(255.0**2 / float(mse))])
             mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
             figures |= {f"loss{q}": mean[0], f"bpp{q}": mean[1], f"psnr{q}": mean[2]}
-        return figures
+        losses = [value for name, value in figures.items() if name.startswith("loss")]
+        return {"loss": sum(losses) / len(losses), **figures}
 
     def export(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights, the integers that the scales are computed with, and the coder's tables."""

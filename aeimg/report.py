@@ -108,7 +108,7 @@ def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
             row["size"] = f"{entry.weights.stat().st_size / 1e6:.1f} MB"
             costs = kilomacs_per_pixel(entry.task, model)
             row["kMAC/pixel"] = ", ".join(f"{value:g} {key}" for key, value in costs.items())
-            card = {key: value for key, value in header.card.items() if key not in ("recipe",)}
+            card = {key: value for key, value in header.card.items() if key not in ("recipe", "curve")}
         else:
             if hasattr(entry.factory, "channels"):
                 row["channels"] = entry.factory.channels

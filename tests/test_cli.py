@@ -124,3 +124,21 @@ def test_an_interrupt_exits_with_130(monkeypatch, folder):
 def test_the_module_runs_as_a_program():
     done = subprocess.run([sys.executable, "-m", "aeimg", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("aeimg, version")
+
+
+def test_a_small_autoencoder_is_trained_and_used(tmp_path, photograph):
+    for n in range(10):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(photograph[10 * n : 10 * n + 60, :80]).save(tmp_path / "in" / f"{n}.png")
+    weights = tmp_path / "v.safetensors"
+    done = run("train", "vanilla", tmp_path / "in", "-o", weights, "--steps", 5, "--rate", 0.001, "--patience", 9)
+    assert done.exit_code == 0, done.output
+    assert "held out:" in done.output
+    assert (tmp_path / "v.png").exists()
+    card = json.loads(run("info", weights, "--json").output)["card"]
+    assert (card["objective"], card["recipe"]["rate"], card["patience"]) == ("vanilla", 0.001, 9)
+    done = run("compress", tmp_path / "in", tmp_path / "latents", "--model", weights)
+    assert done.exit_code == 0, done.output
+    done = run("train", "vanilla", tmp_path / "in" / "0.png", "-o", tmp_path / "w.safetensors")
+    assert done.exit_code == 1
+    assert "1 usable images, at least 10" in done.output

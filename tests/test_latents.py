@@ -18,7 +18,7 @@ from aeimg.entropy import logistic_tables
 from aeimg.metrics import roc_auc
 from aeimg.models.dense import Dense, DenseConfig
 from aeimg.models.variational import Variational
-from aeimg.plots import scatter, ticks
+from aeimg.plots import scatter
 
 CPU = torch.device("cpu")
 
@@ -193,13 +193,6 @@ def test_the_area_under_the_curve():
     assert roc_auc(np.array([3.0, 4]), np.array([1.0, 2])) == 0
     assert roc_auc(np.array([1.0, 1]), np.array([1.0])) == 0.5
     assert roc_auc(np.array([1.0, 3]), np.array([2.0])) == 0.5
-
-
-def test_ticks_are_round_and_inside():
-    for low, high in [(0, 1), (-3.7, 12.2), (0.0012, 0.0019), (1e5, 3e6)]:
-        found = ticks(low, high)
-        assert 3 <= len(found) <= 8
-        assert all(low - 1e-9 <= value <= high + 1e-9 for value in found)
 
 
 def test_a_map_shows_every_group_in_a_colour_of_its_own():

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import math
+import os
+import signal
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from aeimg import DataError, InvalidWeights, UsageError, data, process, zoo
+from aeimg import DataError, InvalidWeights, UsageError, data, plots, process, zoo
 from aeimg import train as module
 from aeimg.metrics import psnr
 from aeimg.train import train
@@ -34,7 +40,10 @@ def photographs(tmp_path_factory):
 
 def run(task, photographs, out, **options):
     lines = []
-    header = train(task, photographs, out, dtype="fp32", device="cpu", log=lines.append, **TINY[task], **options)
+    tiny = TINY.get(task, {"recipe": {"batch": 8}})
+    options["recipe"] = {**tiny["recipe"], **options.get("recipe", {})}
+    options.setdefault("config", None if "start" in options or "resume" in options else tiny.get("config"))
+    header = train(task, photographs, out, dtype="fp32", device="cpu", log=lines.append, **options)
     return header, lines
 
 
@@ -57,42 +66,251 @@ def test_a_codec_trained_for_a_few_steps_codes_and_decodes(photographs, tmp_path
     assert psnr(result, small) > 20
 
 
-@pytest.mark.parametrize("task", ["denoise", "compress"])
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path, monkeypatch, task):
-    whole, half, resumed = (tmp_path / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
-    run(task, photographs, whole, steps=20)
-    original = module.OBJECTIVES[task].loss
-    seen = 0
+@contextmanager
+def interrupted(kind, at):
+    """A run that ends in its loss number `at`."""
+    original, seen = kind.loss, 0
 
-    def interrupted(self, *arguments):
+    def loss(self, *arguments):
         nonlocal seen
         seen += 1
-        if seen == 11:
+        if seen == at:
             raise KeyboardInterrupt
         return original(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module.OBJECTIVES[task], "loss", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(task, photographs, half, steps=20)
-    _, lines = run(task, photographs, resumed, steps=20, resume=tmp_path / "half.safetensors.checkpoint")
-    assert "at step 10" in lines[0]
-    a, b = (zoo.load_tensors(path)[1] for path in (whole, resumed))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(kind, "loss", loss)
+        yield
+
+
+def equal(*paths):
+    a, b = (zoo.load_tensors(path)[1] for path in paths)
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("task", ["denoise", "compress", "vanilla", "stacked"])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(module, "JUDGING", 10.0)  # so that there are judgements in so short a run
+    whole, half, resumed = (tmp_path / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
+    undisturbed, _ = run(task, photographs, whole, steps=20)
+    with interrupted(module.OBJECTIVES[task], 11):
+        run(task, photographs, half, steps=20)
+    header, lines = run(task, photographs, resumed, resume=tmp_path / "half.safetensors.checkpoint")
+    assert "for 20 steps" in lines[0]
+    assert "at step 10" in lines[1]
+    assert len(header.card["curve"]["step"]) > 5
+    assert header.card["curve"] == undisturbed.card["curve"]
+    assert equal(whole, resumed)
+
+
+def test_the_same_seed_makes_the_same_weights_and_another_one_others(photographs, tmp_path):
+    paths = [tmp_path / f"{name}.safetensors" for name in ("one", "same", "other")]
+    for path, seed in zip(paths, (1, 1, 2), strict=True):
+        run("denoise", photographs, path, steps=5, seed=seed)
+    assert equal(*paths[:2])
+    assert not equal(paths[0], paths[2])
+
+
+@pytest.fixture
+def plateau(monkeypatch):
+    """The held-out figure rises until step 20, then falls. What the schedule says at each step is noted."""
+    monkeypatch.setattr(module, "JUDGING", 10.0)
+    shares = {}
+    kind = module.OBJECTIVES["denoise"]
+    original = module._Run.move
+
+    def move(self, step, *arguments):
+        shares[step] = self.objective.done
+        return original(self, step, *arguments)
+
+    def validate(self, model):
+        step = max(shares) + 1
+        return {"psnr25": float(min(step, 40 - step))}
+
+    monkeypatch.setattr(module._Run, "move", move)
+    monkeypatch.setattr(kind, "validate", validate)
+    return shares
+
+
+def test_patience_ends_a_run_finishes_the_decay_and_keeps_the_best(photographs, tmp_path, plateau, monkeypatch):
+    best = {}
+    original = module._Run.judge
+
+    def judge(self, share):
+        original(self, share)
+        best[self.journal.step] = {k: v.half() for k, v in self.average.state_dict().items()}
+
+    monkeypatch.setattr(module._Run, "judge", judge)
+    out = tmp_path / "w.safetensors"
+    header, lines = run("denoise", photographs, out, steps=200, patience=3)
+    # Judged every fifth step: the best is at 20, patience ends at 35, and 4 steps follow once batches allow.
+    assert header.card["kept"] == 20
+    assert header.card["held_out"] == {"psnr25": 20.0}
+    assert header.card["steps"] == 35 + module.AHEAD + 1 + 4
+    assert any("no better for 3 judgements" in line for line in lines)
+    assert any("20 after step 20" in line and "best weights are kept" in line for line in lines)
+    done = [plateau[step] for step in sorted(plateau)]
+    assert done == sorted(done)
+    assert done[-1] > 0.75
+    assert max(np.diff(done[:37])) < 0.01
+    tensors = zoo.load_tensors(out)[1]
+    assert all(torch.equal(tensors[name], best[20][name]) for name in best[20])
+
+
+@pytest.mark.parametrize("at", [12, 33, 41])
+def test_patience_outlives_an_interruption(photographs, tmp_path, plateau, at):
+    whole, half, resumed = (tmp_path / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
+    undisturbed, _ = run("denoise", photographs, whole, steps=200, patience=3)
+    plateau.clear()
+    with interrupted(module.OBJECTIVES["denoise"], at):
+        run("denoise", photographs, half, steps=200, patience=3)
+    header, _ = run("denoise", photographs, resumed, resume=tmp_path / "half.safetensors.checkpoint")
+    assert header.card["steps"] == undisturbed.card["steps"]
+    assert header.card["curve"] == undisturbed.card["curve"]
+    assert equal(whole, resumed)
+
+
+def test_without_patience_a_run_goes_on_and_says_that_it_was_better_before(photographs, tmp_path, plateau):
+    header, lines = run("denoise", photographs, tmp_path / "w.safetensors", steps=60)
+    assert header.card["steps"] == 60
+    assert "kept" not in header.card
+    assert any("with patience, the best weights are kept" in line for line in lines)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step(photographs, tmp_path, monkeypatch):
+    original = module._Run.move
+    ended = []
+
+    def move(self, step, *arguments):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        result = original(self, step, *arguments)
+        ended.append(step)
+        return result
+
+    monkeypatch.setattr(module._Run, "move", move)
+    with pytest.raises(KeyboardInterrupt):
+        run("denoise", photographs, tmp_path / "w.safetensors", steps=20)
+    assert ended == [0, 1, 2, 3]
+    _, lines = run("denoise", photographs, tmp_path / "w.safetensors", resume=tmp_path / "w.safetensors.checkpoint")
+    assert "at step 4" in lines[1]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photographs, tmp_path):
+    header, lines = run("vanilla", photographs, tmp_path / "w.safetensors", recipe={"steps": 4})
+    assert lines[0].startswith("trains for 4 steps, as nothing else was said")
+    assert header.card["steps"] == 4
+    recipes = {task: kind.recipe for task, kind in module.OBJECTIVES.items()}
+    assert all(recipe.minutes or recipe.steps for recipe in recipes.values())
+    assert recipes["compress"].minutes == 60
+    assert recipes["conv"].steps < recipes["vanilla"].steps == 12_000
+
+
+def test_weights_are_specialised_with_their_own_config_at_a_third_of_the_rate(photographs, tmp_path):
+    out = tmp_path / "w.safetensors"
+    run("denoise", photographs, tmp_path / "mine.safetensors", steps=3)
+    options = {"steps": 3, "dtype": "fp32", "device": "cpu", "log": lambda line: None}
+    small = {"crop": 32, "batch": 4, "late_crop": 32, "late_batch": 4}
+    header = train("denoise", photographs, out, start=tmp_path / "mine.safetensors", recipe=small, **options)
+    assert header.config["channels"] == (8, 16)
+    assert header.card["recipe"]["rate"] == pytest.approx(module.DenoiseObjective.recipe.rate / 3)
+    assert header.card["curve"]["step"][0] == 0
+    fast = {**small, "rate": 1e-4}
+    header = train("denoise", photographs, out, start=tmp_path / "mine.safetensors", recipe=fast, **options)
+    assert header.card["recipe"]["rate"] == 1e-4
+    with pytest.raises(UsageError, match=r"channels \[8, 16\], which can't become \(8, 32\)"):
+        train("denoise", photographs, out, start=tmp_path / "mine.safetensors", config={"channels": (8, 32)}, **options)
+    with pytest.raises(UsageError, match="would overwrite the weights"):
+        train("denoise", photographs, out, start=out, **options)
+    with pytest.raises(UsageError, match="either resume or start"):
+        train("denoise", photographs, out, start=out, resume=out, **options)
+    with pytest.raises(InvalidWeights, match="nowhere.safetensors"):
+        train("denoise", photographs, out, start=tmp_path / "nowhere.safetensors", **options)
+
+
+@pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
+def test_what_ships_can_be_specialised(photographs, tmp_path, model):
+    out = tmp_path / "w.safetensors"
+    task = zoo.BUILTINS[model][0]
+    recipe = {"crop": 64, "batch": 1, "late_crop": 64, "late_batch": 1}
+    header = train(task, photographs, out, start=model, steps=1, recipe=recipe, device="cpu", log=lambda line: None)
+    theirs = zoo.read_header(zoo.find_weights(zoo.BUILTINS[model][1]))
+    assert header.card["start"].startswith(theirs.label)
+    mine = zoo.read_header(out).config
+    assert {key: mine[key] for key in theirs.config} == theirs.config
+    figures = {"aeimg-denoise": "psnr25", "aeimg-denoise-blind": "camera", "aeimg-codec": "loss"}
+    assert figures[model] in header.card["held_out"]
+
+
+def test_the_loss_curve_is_drawn_beside_the_weights_and_over_nothing_else(photographs, tmp_path):
+    run("denoise", photographs, tmp_path / "w.safetensors", steps=30)
+    with Image.open(tmp_path / "w.png") as image:
+        assert image.size == plots.SIZE
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+    assert {plots.LOSS, plots.HELD_OUT, plots.INK} <= colours
+    run("denoise", photographs, tmp_path / "w.safetensors", steps=3)
+    Image.new("RGB", (4, 4)).save(tmp_path / "w.png")
+    with pytest.raises(UsageError, match=r"w\.png: would be overwritten by the loss curve.*--curve"):
+        run("denoise", photographs, tmp_path / "w.safetensors", steps=3)
+    run("denoise", photographs, tmp_path / "w.safetensors", steps=3, curve=tmp_path / "c.png")
+    assert plots.curve_lies_at(tmp_path / "c.png")
+    assert not plots.curve_lies_at(tmp_path / "w.png")
+
+
+@pytest.mark.parametrize(
+    ("losses", "judged"),
+    [([], []), ([], [(0, 24.0)]), ([(1, 0.5)], [(1, 2.0), (2, 2.0)]), ([(5, math.nan), (9, math.inf)], [(9, math.nan)]),
+     ([(n, 1e6 / n**3) for n in range(1, 10**4, 50)], [(n, -n) for n in range(99)])],
+)  # fmt: skip
+def test_any_run_can_be_drawn(losses, judged):
+    picture = plots.curve(losses, judged, title="x", main="psnr", larger=True, late=3)
+    assert Image.open(io.BytesIO(picture)).size == plots.SIZE
+
+
+def test_ticks_are_round_and_inside():
+    assert plots._ticks(0, 12_000, 10) == [0, 2000, 4000, 6000, 8000, 10_000, 12_000]
+    np.testing.assert_allclose(plots._ticks(24.07, 24.83, 8), np.arange(24.1, 24.85, 0.1))
+
+
+def test_cards_stay_small(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "JUDGING", 1e9)
+    monkeypatch.setattr(module, "JUDGEMENTS", 1000)
+    header, _ = run("vanilla", photographs, tmp_path / "w.safetensors", steps=120)
+    steps = header.card["curve"]["step"]
+    assert len(steps) <= module.CARD_POINTS
+    assert (steps[0], steps[-1]) == (1, 120)
 
 
 def test_wrong_calls_and_too_little_data_are_refused_by_name(photographs, tmp_path):
     out = tmp_path / "w.safetensors"
-    with pytest.raises(UsageError, match="say how long"):
-        train("denoise", photographs, out)
     with pytest.raises(UsageError, match="unknown task"):
         train("sharpen", photographs, out, steps=1)
-    with pytest.raises(DataError, match="0 usable images, at least 10.*side under 96"):
+    with pytest.raises(DataError, match="empty: 0 usable images, at least 10.*both sides of 96 pixels"):
         (tmp_path / "empty").mkdir()
         train("denoise", tmp_path / "empty", out, steps=1)
+    with pytest.raises(UsageError, match="no such file or folder"):
+        train("denoise", tmp_path / "nowhere", out, steps=1)
     (tmp_path / "no.checkpoint").write_bytes(b"nothing")
     with pytest.raises(InvalidWeights, match=r"no\.checkpoint: not a checkpoint"):
         run("denoise", photographs, out, steps=1, resume=tmp_path / "no.checkpoint")
+    run("denoise", photographs, out, steps=1)
+    with pytest.raises(UsageError, match="was begun with task denoise, not compress"):
+        run("compress", photographs, out, steps=1, resume=tmp_path / "w.safetensors.checkpoint")
+
+
+def test_an_image_that_turns_out_damaged_is_named(photographs, tmp_path):
+    for path in photographs.iterdir():
+        data = path.read_bytes()
+        (tmp_path / path.name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"\d+\.png: damaged.*take it out"):
+        run("denoise", tmp_path, tmp_path / "out" / "w.safetensors", steps=1)
+
+
+def test_where_few_images_are_large_the_last_phase_keeps_to_small_crops(photographs, tmp_path):
+    header, lines = run("denoise", photographs, tmp_path / "w.safetensors", steps=5, recipe={"late_crop": 192})
+    assert any("0 images are large enough for the last phase's crops of 192" in line for line in lines)
+    assert header.card["recipe"]["late_crop"] == 32
 
 
 def test_crops_are_the_same_for_the_same_seed_and_turn_every_way(photographs):
@@ -141,6 +359,40 @@ def test_a_blind_denoiser_learns_without_being_told_a_level_and_from_pairs(photo
     clean = process(noisy, "denoise", model=weights)
     assert psnr(clean, small) > psnr(noisy, small) + 2
     np.testing.assert_array_equal(process(noisy, "denoise", model=weights, sigma=3), clean)
+
+
+def test_pairs_alone_make_a_blind_denoiser(taken_twice, tmp_path, small):
+    header, _ = run("denoise", taken_twice, tmp_path / "w.safetensors", steps=300)
+    assert header.config["assumed_sigma"] is not None
+    assert header.card["data"].startswith("12 images")
+    assert header.card["held_out"]["psnr"] > header.card["held_out"]["noisy"] + 1
+    with pytest.raises(UsageError, match="twice: holds noisy/ and clean/ itself"):
+        run("denoise", taken_twice, tmp_path / "w.safetensors", steps=1, pairs=taken_twice)
+
+
+def test_too_few_or_too_small_pairs_are_refused_by_name(taken_twice, photographs, tmp_path):
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(DataError, match=r"clean: 0 usable images, at least 10.*of 200 pixels.*12 were smaller"):
+        run("denoise", taken_twice, out, steps=1, recipe={"crop": 200, "late_crop": 200})
+    with pytest.raises(DataError, match=r"two folders in it, noisy/ and clean/"):
+        run("denoise", photographs, out, steps=1, pairs=photographs)
+    for number in range(3):
+        (taken_twice / "clean" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match=r"clean: 9 usable images, at least 10"):
+        run("denoise", taken_twice, out, steps=1)
+    with pytest.raises(DataError, match=r"clean: 9 usable images, at least 10"):
+        run("denoise", photographs, out, steps=1, pairs=taken_twice)
+
+
+def test_a_blind_denoiser_stays_blind(photographs, tmp_path):
+    run("denoise", photographs, tmp_path / "blind.safetensors", steps=3, blind=True)
+    header, _ = run("denoise", photographs, tmp_path / "w.safetensors", steps=3, start=tmp_path / "blind.safetensors")
+    assert header.config["assumed_sigma"] is not None
+    assert "camera" in header.card["held_out"]
+    with interrupted(module.BlindObjective, 2):
+        run("denoise", photographs, tmp_path / "w.safetensors", steps=3, blind=True)
+    header, _ = run("denoise", photographs, tmp_path / "w.safetensors", resume=tmp_path / "w.safetensors.checkpoint")
+    assert "camera" in header.card["held_out"]
 
 
 def test_a_blind_denoiser_may_start_from_one_that_was_told(photographs, tmp_path):

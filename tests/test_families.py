@@ -1,0 +1,234 @@
+"""The textbooks' autoencoders: each learns, codes pictures of any kind, and is what its name says."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from aeimg import DataError, UsageError, process, zoo
+from aeimg.cli import TRAINED
+from aeimg.families import FAMILIES, Family, Stacked, active
+from aeimg.metrics import psnr
+from aeimg.models.variational import divergence
+from aeimg.train import OBJECTIVES, train
+
+# Enough for each loss to fall clearly; convolutions are slower, and gain more from each; few units take longer.
+STEPS = {"vanilla": 800, "sparse": 800, "conv": 120, "denoising": 120, "deep2d": 150}
+
+
+def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, packed: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, values in (("images-idx3-ubyte", images), ("labels-idx1-ubyte", labels)):
+        data = struct.pack(f">I{values.ndim}I", 0x800 + values.ndim, *values.shape) + values.tobytes()
+        name = folder / f"t-{kind}{'.gz' if packed else ''}"
+        name.write_bytes(gzip.compress(data, 1) if packed else data)
+    return folder
+
+
+def strokes(count: int, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
+    """Arcs and lines, blurred a little, ten kinds of them: not digits, but as hard."""
+    rng = np.random.default_rng(0)
+    images = []
+    for n in range(count):
+        picture = Image.new("L", (4 * side, 4 * side))
+        pen = ImageDraw.Draw(picture)
+        for part in range(2):
+            x, y = rng.uniform(0.8, 1.6, 2) * side
+            box = [x - 0.5 * side, y - 0.5 * side, x + 1.6 * side, y + 1.6 * side]
+            start = 36 * (n % 10) + 140 * part + float(rng.normal(0, 8))
+            pen.arc(box, start, start + 160, fill=255, width=side // 3)
+        images.append(np.asarray(picture.resize((side, side), Image.Resampling.BOX)))
+    return np.stack(images), (np.arange(count) % 10).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return write_idx(tmp_path_factory.mktemp("digits"), *strokes(1500))
+
+
+def run(family, folder, out, **options):
+    lines = []
+    header = train(family, folder, out, device="cpu", log=lines.append, **options)
+    return header, lines
+
+
+@pytest.fixture(scope="session")
+def trained(digits, tmp_path_factory):
+    """Weights of each family, trained for a moment, and their cards."""
+    folder = tmp_path_factory.mktemp("families")
+    made = {}
+
+    def of(family):
+        if family not in made:
+            out = folder / f"{family}.safetensors"
+            made[family] = out, run(family, digits, out, steps=STEPS.get(family, 300))[0].card
+        return made[family]
+
+    return of
+
+
+def test_the_command_line_names_what_can_be_trained():
+    assert tuple(OBJECTIVES) == TRAINED
+    assert set(FAMILIES) < set(TRAINED)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_loss_falls(family, trained):
+    _, card = trained(family)
+    curve = card["curve"]
+    main = FAMILIES[family].main
+    assert card["objective"] == family
+    assert card["dtype"] == "float32"
+    first, last = curve[main][0], curve[main][-1]
+    if FAMILIES[family].larger:
+        assert last > card["held_out"]["noisy"] + 3
+    else:
+        assert last < (0.97 if family == "stacked" else 0.9) * first
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "denoising"])
+def test_it_compresses_pictures_of_any_size_grey_and_colour(family, trained, small):
+    weights, _ = trained(family)
+    for pixels in (small, small[:40, :33, 0], small[:5, :3]):
+        latent = process(pixels, "compress", model=weights, quality=80)
+        back = process(latent, "decompress", model=weights, kind="numpy")
+        assert back.shape == pixels.shape
+        assert back.dtype == np.uint8
+        assert process(pixels, "compress", model=weights, quality=80) == latent
+
+
+def test_a_picture_of_its_own_kind_comes_back_likely(trained, digits):
+    weights, _ = trained("vanilla")
+    (stroke,) = strokes(1)[0]
+    back = process(process(stroke, "compress", model=weights, quality=100), "decompress", model=weights, kind="numpy")
+    assert psnr(back, stroke) > psnr(np.full_like(stroke, int(stroke.mean())), stroke) + 3
+
+
+@pytest.mark.parametrize("shape", [(57, 91), (57, 91, 3), (9, 9)])
+def test_the_denoising_one_denoises_any_size(trained, shape):
+    weights, _ = trained("denoising")
+    picture = np.zeros(shape, np.float32)
+    noisy = np.clip(picture + np.random.default_rng(0).normal(0, 0.5, shape), 0, 1).astype(np.float32)
+    clean = process(noisy, "denoise", model=weights)
+    assert clean.shape == shape
+    assert np.abs(clean - picture).mean() < 0.5 * np.abs(noisy - picture).mean()
+
+
+def test_the_linear_one_is_within_a_hundredth_of_principal_components(tmp_path):
+    images, labels = strokes(1500, 14)
+    folder = write_idx(tmp_path / "small", images, labels)
+    config = {"widths": (16,)}
+    header, _ = run("linear", folder, tmp_path / "w.safetensors", steps=5000, config=config)
+    assert header.config["side"] == 14  # that of the data
+    x = torch.from_numpy(images).flatten(1).float() / 255
+    seen, held_out = x[:1200], x[1200:]
+    mean = seen.mean(0)
+    _, _, axes = torch.linalg.svd(seen - mean, full_matrices=False)
+    axes = axes[:16]
+    pca = float(((held_out - mean) @ axes.T @ axes + mean - held_out).square().mean())
+    assert header.card["held_out"]["mse"] == pytest.approx(pca, rel=0.01)
+
+
+def test_the_stacked_one_learns_layer_by_layer_then_all_of_it(digits):
+    recipe = Stacked.recipe
+    objective = Stacked(Stacked.source(digits, recipe, {}), {}, recipe)
+    batch = objective.batch(np.random.default_rng(0), False)
+    network = objective.model
+
+    def moved(done):
+        objective.done = done
+        network.zero_grad(set_to_none=True)
+        objective.loss(batch, np.random.default_rng(0), False)[0].backward()
+        return {name.rsplit(".", 1)[0] for name, value in network.named_parameters() if value.grad is not None}
+
+    assert moved(0.0) == {"encoder.0", "decoder.1"}
+    assert moved(0.3) == {"encoder.1", "decoder.0"}
+    assert moved(0.5) == moved(0.99) == {"encoder.0", "encoder.1", "decoder.0", "decoder.1"}
+
+
+def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
+    x = torch.from_numpy(strokes(300)[0])[:, None].float() / 255
+
+    def share(family):
+        network = zoo.load_model(trained(family)[0]).network
+        with torch.no_grad():
+            return active(network.encode(x))
+
+    assert share("sparse") < 0.9 * share("vanilla")
+
+
+def test_the_divergence_is_that_of_the_two_distributions():
+    generator = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, 40, 5, generator=generator)
+    normal = torch.distributions.Normal
+    exact = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(divergence(mean, log_variance), exact)
+
+
+def test_photographs_will_do_too(tmp_path, photograph):
+    for n in range(10):
+        Image.fromarray(photograph[10 * n : 10 * n + 60, :80]).save(tmp_path / f"{n}.png")
+    for family in ("vanilla", "conv"):
+        header, _ = run(family, tmp_path, tmp_path / "w.safetensors", steps=5, recipe={"batch": 8})
+        assert header.card["data"].startswith("10 images")  # the curve of the run before is none of them
+    header, _ = run("vanilla", tmp_path, tmp_path / "w.safetensors", steps=5, config={"side": 20})
+    assert header.config["side"] == 20
+
+
+@pytest.mark.parametrize("family", ["vanilla", "conv"])
+def test_too_little_data_is_refused_by_name(family, digits, tmp_path):
+    images, labels = strokes(12)
+    out = tmp_path / "w.safetensors"
+    few = write_idx(tmp_path / "few", images[:9], labels[:9])
+    with pytest.raises(DataError, match=r"few: 9 images, at least 10 are needed"):
+        run(family, few, out, steps=1)
+    flat = write_idx(tmp_path / "flat", images[:, :20], labels)
+    with pytest.raises(DataError, match=r"flat: images of 20x28 pixels; they must be square, 8x8 or more"):
+        run(family, flat, out, steps=1)
+    tiny = write_idx(tmp_path / "tiny", images[:, :4, :4].copy(), labels)
+    with pytest.raises(DataError, match=r"tiny: images of 4x4 pixels"):
+        run(family, tiny, out, steps=1)
+    Image.new("L", (27, 300)).save(tmp_path / "few" / "narrow.png")
+    for file in few.glob("*ubyte*"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"few: 0 usable images, at least 10.*both sides of 28 pixels.*1 were smaller"):
+        run(family, few, out, steps=1)
+
+
+def test_other_sizes_labels_and_families_are_refused_by_name(digits, tmp_path, trained):
+    out = tmp_path / "w.safetensors"
+    images, labels = strokes(40)
+    folder = write_idx(tmp_path / "nines", images, np.full_like(labels, 9), packed=False)
+    with pytest.raises(DataError, match=r"nines: 0 images with the labels 1, 5, 6, at least 10"):
+        run("deep2d", folder, out, steps=1)
+    small = write_idx(tmp_path / "small", *strokes(40, 20))
+    with pytest.raises(DataError, match=r"small: images of 20x20 pixels, but the network takes 28x28"):
+        run("vanilla", small, out, steps=1, start=trained("vanilla")[0])
+    with pytest.raises(UsageError, match="another family"):
+        run("vanilla", digits, out, steps=1, start=trained("linear")[0])
+    with pytest.raises(UsageError, match="holds another network"):
+        run("conv", digits, out, steps=1, start=trained("linear")[0])
+    with pytest.raises(UsageError, match=r"widths \[64\].*can't become"):
+        run("vanilla", digits, out, steps=1, start=trained("vanilla")[0], config={"widths": (32,)})
+
+
+def test_a_sparse_one_may_start_from_a_plain_one(digits, tmp_path, trained):
+    weights, card = trained("vanilla")
+    header, lines = run("sparse", digits, tmp_path / "w.safetensors", steps=3, start=weights)
+    assert header.card["start"].startswith("vanilla-1 (")
+    assert header.card["recipe"]["rate"] == pytest.approx(Family.recipe.rate / 3)
+    before = next(line for line in lines if "held out:" in line)
+    assert "step 0" in before
+    assert header.card["curve"]["bce"][0] == pytest.approx(card["held_out"]["bce"], rel=1e-2)
+
+
+def test_of_mnist_too(data, tmp_path):
+    header, _ = run("deep2d", data / "digits", tmp_path / "w.safetensors", steps=60)
+    assert header.card["data"].endswith("of digits/")
+    assert header.card["held_out"]["bce"] < 0.35
