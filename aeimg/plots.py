@@ -44,9 +44,10 @@ def curve_lies_at(path: Path) -> bool:
 def curve(
     losses: Sequence[Point], judged: Sequence[Point], *, title: str, main: str, larger: bool, late: int | None = None
 ) -> bytes:
-    """A PNG of two panels, points being steps and values: training loss, as it is and smoothed, above; the held-out figure `main` below.
+    """A PNG of two panels: training loss, as it is and smoothed, above; the held-out figure `main` below.
 
-    `larger` says whether more of it is better; the last phase, which began at step `late`, is marked.
+    Points are steps and values. `larger` says whether more of the figure is better; the last phase, which began at step
+    `late`, is marked.
     """
     image = Image.new("RGB", SIZE, "white")
     pen = ImageDraw.Draw(image)
