@@ -26,6 +26,8 @@ from .tiles import as_float, as_pixels, pad, padded
 
 BLOCK_SIDE = 512
 """Of the blocks that a network of convolutions codes one by one, in pixels."""
+PART = 1024
+"""Blocks that are coded as one stream. Part of the format."""
 BATCH_VALUES = 1 << 22
 """How many pixels of blocks are on the device at once."""
 
@@ -149,22 +151,43 @@ class BlockCodec:
         return np.broadcast_to(index, shape).reshape(-1).astype(np.int64)
 
     def to_bytes(self, latent: Blocks, quality: int) -> bytes:
-        """Number of channels, u8, and CRC of the symbols (32-bit, little-endian), u32; then their stream."""
-        symbols = latent.codes.numpy().reshape(-1)
-        coder = Encoder(self.tables)
-        coder.encode(symbols, self._indexes(tuple(latent.codes.shape), quality))
-        return struct.pack("<BI", latent.channels, zlib.crc32(symbols.astype("<i4").tobytes())) + coder.finish()
+        """Number of channels, u8; for each `PART` blocks their stream's length, u32, and the CRC of their symbols (as
+        32-bit little-endian integers), u32; then the streams."""
+        index, streams = [], []
+        for part in torch.split(latent.codes, PART):
+            symbols = part.numpy().reshape(-1)
+            coder = Encoder(self.tables)
+            coder.encode(symbols, self._indexes(tuple(part.shape), quality))
+            streams.append(coder.finish())
+            index.append(struct.pack("<II", len(streams[-1]), zlib.crc32(symbols.astype("<i4").tobytes())))
+        return b"".join([bytes([latent.channels]), *index, *streams])
 
     def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Blocks:
-        """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote."""
-        if len(data) < 5:
-            raise TruncatedLatent("the coded data ends before its picture does")
-        channels, crc = struct.unpack_from("<BI", data)
+        """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
+
+        Whether the lengths add up is seen before anything is decoded, and each part is checked before the next.
+        """
+        channels = data[0] if data else 0
         if channels not in (1, 3):
             raise InvalidLatent(f"the coded data states {channels} channels")
         side, down, across = self._layout(height, width)
-        shape = (channels * down * across, *self._code_shape(side))
-        symbols = Decoder(self.tables, data[5:]).decode(self._indexes(shape, quality))
-        if zlib.crc32(symbols.astype("<i4").tobytes()) != crc:
-            raise ChecksumMismatch("the decoded symbols are not those that were encoded")
-        return Blocks(channels, torch.from_numpy(symbols.astype(np.int32)).view(shape))
+        blocks = channels * down * across
+        parts = -(-blocks // PART)
+        at = 1 + 8 * parts
+        if len(data) < at:
+            raise TruncatedLatent("the coded data ends before its picture does")
+        index = list(struct.iter_unpack("<II", data[1:at]))
+        expected = at + sum(length for length, _ in index)
+        if len(data) < expected:
+            raise TruncatedLatent("the coded data ends before its picture does")
+        if len(data) > expected or any(length % 4 for length, _ in index):
+            raise InvalidLatent("the coded data is longer than its picture, or its lengths are forged")
+        found = []
+        for number, (length, crc) in enumerate(index):
+            shape = (min(PART, blocks - number * PART), *self._code_shape(side))
+            symbols = Decoder(self.tables, data[at : at + length]).decode(self._indexes(shape, quality))
+            if zlib.crc32(symbols.astype("<i4").tobytes()) != crc:
+                raise ChecksumMismatch("the decoded symbols are not those that were encoded")
+            found.append(torch.from_numpy(symbols.astype(np.int32)).view(shape))
+            at += length
+        return Blocks(channels, torch.cat(found))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aeimg import InputError, ModelError, UsageError, latents, process, zoo
+from aeimg import InputError, InvalidLatent, ModelError, UsageError, latents, process, zoo
 from aeimg.blocks import BlockCodec
 from aeimg.entropy import logistic_tables
 from aeimg.metrics import roc_auc
@@ -234,3 +234,32 @@ def test_the_commands(tmp_path, model, monkeypatch):
     assert run("sample", tmp_path / "drawn", "-m", name, "-n", 2).exit_code == 0
     assert len(list((tmp_path / "drawn").iterdir())) == 2
     assert run("features", tmp_path / "in", tmp_path / "f.txt", "-m", name).exit_code == 2
+
+
+def test_damaged_codes_of_blocks_are_refused_and_a_forged_size_costs_nothing():
+    made = identity()
+    latent = made.encode(torch.from_numpy(np.stack([picture(1, 40)] * 3))[None], 50, CPU, torch.float32)[0]
+    data = made.to_bytes(latent, 50)
+    back = made.from_bytes(data, 40, 40, 50)
+    assert back.channels == 3 and torch.equal(back.codes, latent.codes)
+    refused = 0
+    for at in range(len(data)):
+        forged = bytearray(data)
+        forged[at] ^= 0x55
+        try:  # the last bits of a stream may mean nothing
+            assert torch.equal(made.from_bytes(bytes(forged), 40, 40, 50).codes, latent.codes)
+        except InvalidLatent:
+            refused += 1
+    assert refused >= len(data) - 4
+    for end in range(len(data)):
+        with pytest.raises(InvalidLatent):
+            made.from_bytes(data[:end], 40, 40, 50)
+    with pytest.raises(InvalidLatent):
+        made.from_bytes(data, 1 << 24, 1 << 24, 50)
+
+
+def test_many_blocks_go_in_parts():
+    made = identity()
+    latent = made.encode(torch.from_numpy(picture(1, 320))[None, None], 90, CPU, torch.float32)[0]
+    assert len(latent.codes) == 1600
+    assert torch.equal(made.from_bytes(made.to_bytes(latent, 90), 320, 320, 90).codes, latent.codes)
