@@ -148,8 +148,8 @@ def test_the_stacked_one_learns_layer_by_layer_then_all_of_it(digits):
         return {name.rsplit(".", 1)[0] for name, value in network.named_parameters() if value.grad is not None}
 
     assert moved(0.0) == {"encoder.0", "decoder.1"}
-    assert moved(0.3) == {"encoder.1", "decoder.0"}
-    assert moved(0.5) == moved(0.99) == {"encoder.0", "encoder.1", "decoder.0", "decoder.1"}
+    assert moved(0.6 * Stacked.JOINT) == {"encoder.1", "decoder.0"}
+    assert moved(Stacked.JOINT) == moved(0.99) == {"encoder.0", "encoder.1", "decoder.0", "decoder.1"}
 
 
 def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
