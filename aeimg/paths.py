@@ -78,34 +78,67 @@ class Selection:
         return not inside and not self._fits(relative, self.exclude)
 
 
-def _walk(folder: Path, base: Path, selection: Selection, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(
+    folder: Path, base: Path, suffixes: frozenset[str], selection: Selection, above: frozenset[tuple[int, int]]
+) -> Iterator[Path]:
     """Regular files below `folder` in sorted order; hidden files, and symbolic links unless asked for, are passed over.
 
-    `above` holds the folders on the way here, so that links can't lead around in circles.
+    `above` holds the folders on the way here, so that links can't lead around in circles. A folder below `base` that
+    can't be listed stands for the files in it: who reads it will be told what is wrong.
     """
     try:
+        status = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise UsageError(f"{folder}: can't be listed ({error.strerror})") from error
+        if folder == base:
+            raise UsageError(f"{folder}: can't be listed ({error.strerror})") from error
+        yield folder
+        return
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
     follow = selection.follow_symlinks
     for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith(".") or (entry.is_symlink() and not follow):
             continue
+        relative = path.relative_to(base)
         if entry.is_dir(follow_symlinks=follow):
-            status = entry.stat(follow_symlinks=follow)
-            identity = (status.st_dev, status.st_ino)
-            if identity not in above and selection.enters(path, path.relative_to(base)):
-                yield from _walk(path, base, selection, above | {identity})
-        elif entry.is_file(follow_symlinks=follow) and selection.takes(path.relative_to(base)):
+            if selection.enters(path, relative):
+                yield from _walk(path, base, suffixes, selection, above | {identity})
+        elif entry.is_file(follow_symlinks=follow) and path.suffix.lower() in suffixes and selection.takes(relative):
             yield path
 
 
 def _files_below(folder: Path, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
-    status = folder.stat()
-    for path in _walk(folder, folder, selection, frozenset({(status.st_dev, status.st_ino)})):
-        if path.suffix.lower() in suffixes:
-            yield Found(path, folder)
+    for path in _walk(folder, folder, suffixes, selection, frozenset()):
+        yield Found(path, folder)
+
+
+def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
+    """The files that fit `pattern`, of those that a walk through the folder that it fixes would come to."""
+    parts = Path(pattern).parts
+    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:fixed])
+    matched = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    if not matched:
+        raise UsageError(f"{pattern}: matches no file")
+    follow = selection.follow_symlinks
+
+    @functools.cache
+    def entered(relative: Path) -> bool:
+        folder, above = base / relative, [base / parent for parent in relative.parents]
+        if not above:
+            return True
+        if os.path.islink(folder) and not (follow and all(not os.path.samefile(folder, one) for one in above)):
+            return False
+        return selection.enters(folder, relative) and entered(relative.parent)
+
+    for match in matched:
+        relative = match.relative_to(base)
+        linked = os.path.islink(match) and not follow
+        if match.suffix.lower() in suffixes and not linked and selection.takes(relative) and entered(relative.parent):
+            yield Found(match, base)
 
 
 def _listed(name: str) -> list[Path]:
@@ -124,35 +157,26 @@ def _common(files: list[Path]) -> Path:
 
 
 def _from_source(source: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
+    if not source:
+        raise UsageError("an empty name stands for no file or folder")  # Path would take it for the current folder
     if source.startswith("@") and not os.path.lexists(source):
         listed = _listed(source[1:])
-        files = [Path(os.path.abspath(path)) for path in listed if not path.is_dir()]
+        files = [Path(os.path.abspath(path)) for path in listed if not os.path.isdir(path)]
         base = _common(files) if files else Path()
         yield from (Found(path, base) for path in files)
         for path in listed:
-            if path.is_dir():
+            if os.path.isdir(path):
                 yield from _files_below(path, suffixes, selection)
         return
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         yield from _files_below(path, suffixes, selection)
-    elif path.exists() or not glob.has_magic(source):
-        if not path.exists():
-            raise UsageError(f"{source}: no such file or folder")
+    elif os.path.exists(path):
         yield Found(path, path.parent)
+    elif glob.has_magic(source):
+        yield from _globbed(source, suffixes, selection)
     else:
-        fixed = []
-        for part in path.parts:
-            if glob.has_magic(part):
-                break
-            fixed.append(part)
-        base = Path(*fixed)
-        matched = [Path(name) for name in sorted(glob.glob(source, recursive=True)) if os.path.isfile(name)]
-        if not matched:
-            raise UsageError(f"{source}: matches no file")
-        for match in matched:
-            if match.suffix.lower() in suffixes and selection.takes(match.relative_to(base)):
-                yield Found(match, base)
+        raise UsageError(f"{source}: no such file or folder")
 
 
 def find(
@@ -163,8 +187,9 @@ def find(
     """The files of `sources`, in order, each once.
 
     A source is a folder, searched recursively for files with one of `suffixes`; a file, taken whatever its suffix;
-    a glob like `photos/**/*.jpg`; or `@list.txt`, a file that lists files and folders. Hidden files (macOS's `._*`
-    among them) are passed over in folders. Raises `UsageError` where a source does not exist.
+    a glob like `photos/**/*.jpg`, which finds what a search of the folder before its first `*` finds, as far as it
+    fits; or `@list.txt`, a file that lists files and folders. Hidden files (macOS's `._*` among them) are passed over
+    in folders. Raises `UsageError` where a source does not exist.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]

@@ -79,6 +79,32 @@ def test_globs_keep_the_tree_below_what_they_fix(tmp_path):
     assert names(images(tmp_path / "[1].jpg")) == ["[1].jpg"]
 
 
+def test_globs_search_by_the_rules_for_folders(tmp_path):
+    touch(tmp_path, "in/a.png", "in/raw/b.png", "in/out/c.png", "d.png")
+    (tmp_path / "in" / "raw" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "d.png")
+    everything = f"{tmp_path}/in/**/*.png"
+    assert names(images(everything)) == ["a.png", "out/c.png", "raw/b.png"]
+    assert names(images(everything, without=tmp_path / "in" / "out")) == ["a.png", "raw/b.png"]
+    assert names(images(everything, exclude=["raw"])) == ["a.png", "out/c.png"]
+    assert names(images(everything, follow_symlinks=True)) == ["a.png", "link.png", "out/c.png", "raw/b.png"]
+
+
+def test_a_folder_that_can_not_be_listed_is_named_and_costs_only_what_is_in_it(tmp_path, monkeypatch):
+    touch(tmp_path, "in/a.png", "in/locked/b.png", "in/z/c.png")
+    scandir = os.scandir
+
+    def guarded(folder):
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert names(images(tmp_path / "in")) == ["a.png", "locked", "z/c.png"]
+    with pytest.raises(UsageError, match="locked: can't be listed"):
+        images(tmp_path / "in" / "locked")
+
+
 @pytest.mark.parametrize("separator", ["\n", "\0"])
 def test_a_list_names_files_and_folders_and_keeps_their_tree(tmp_path, separator):
     touch(tmp_path, "a/x.jpg", "a/b/x.jpg", "c/y.png")
@@ -92,6 +118,10 @@ def test_a_list_names_files_and_folders_and_keeps_their_tree(tmp_path, separator
 def test_a_missing_source_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"nowhere: no such file or folder"):
         images(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"x.png: no such file or folder"):
+        images(tmp_path / ("x" * 300 + ".png"))
+    with pytest.raises(UsageError, match="empty name"):
+        images("")
 
 
 def targets(tmp_path, suffix=aei, template=paths.TEMPLATE) -> list[str]:
