@@ -246,13 +246,17 @@ TEMPLATE = "{stem}{suffix}"
 def check_template(template: str) -> None:
     """Raises `UsageError` where `template` is no template of a file's name."""
     try:
-        name = template.format(stem="a", name="a.b", suffix=".c")
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        # Two names that differ in their last character only, and are as long as names can be.
+        name, other = (
+            template.format(stem=stem, name=f"{stem}.b", suffix=".c")
+            for stem in ("x" * LONGEST_NAME + end for end in "ab")
+        )
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"name template {template!r}: only {{stem}}, {{name}} and {{suffix}} stand in it") from error
     if "/" in name or os.sep in name or "\0" in name or not name.endswith(".c"):
         raise UsageError(f"name template {template!r}: it must end in {{suffix}} and name no folder")
-    if "{stem}" not in template and "{name}" not in template:
-        raise UsageError(f"name template {template!r}: without {{stem}} or {{name}} all outputs would have one name")
+    if name == other:
+        raise UsageError(f"name template {template!r}: without {{stem}} or {{name}}, whole, outputs would share a name")
 
 
 def plan(files: Iterable[Found], out: Path, suffix: Callable[[Path], str], template: str = TEMPLATE) -> list[Job]:
