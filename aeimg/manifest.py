@@ -86,20 +86,28 @@ class Manifest:
             return State.MISSING
         ours = [record for record in self._records.get(self._key(job), ()) if record.bytes == there.st_size]
         if len({record.result for record in ours}) > 1:
-            found = digest(job.target.read_bytes())
-            ours = [record for record in ours if record.result == found]
+            ours = self._made(job, ours)
         if not ours:
             return State.FOREIGN
+        last = ours[-1]
         try:
             source = os.stat(job.source)
+            same = last.recipe == recipe and last.size == source.st_size
+            if same and (last.changed == source.st_mtime_ns or last.source == digest(job.source.read_bytes())):
+                return State.CURRENT
         except OSError:
-            return State.STALE  # reading it will tell what is wrong
-        last = ours[-1]
-        if last.recipe != recipe or last.size != source.st_size:
-            return State.STALE
-        if last.changed == source.st_mtime_ns or last.source == digest(job.source.read_bytes()):
-            return State.CURRENT
-        return State.STALE
+            pass  # reading it will tell what is wrong
+        # It is about to be written over: not if someone has worked on it since, whatever its size.
+        return State.STALE if self._made(job, ours) else State.FOREIGN
+
+    @staticmethod
+    def _made(job: Job, records: list[Record]) -> list[Record]:
+        """Those of `records` whose result is what lies there, by its content."""
+        try:
+            found = digest(job.target.read_bytes())
+        except OSError:
+            return []
+        return [record for record in records if record.result == found]
 
     def add(self, job: Job, record: Record) -> None:
         """Appends a record; `job`'s result may get its name after that. Raises `OutputError`."""

@@ -58,6 +58,23 @@ def test_files_of_others_are_foreign(job):
     assert opened(job).state(job, "r1") is State.FOREIGN
 
 
+def test_a_result_that_was_changed_is_not_overwritten_even_if_its_size_is_as_it_was(job):
+    make(job, opened(job), "r1", b"result")
+    job.target.write_bytes(b"mine!!")  # a retouched BMP is as large as it was
+    assert opened(job).state(job, "r2") is State.FOREIGN
+    job.source.write_bytes(b"longer than it was")
+    assert opened(job).state(job, "r1") is State.FOREIGN
+
+
+def test_an_input_that_can_not_be_read_is_left_to_the_run_to_report(job):
+    make(job, opened(job), "r1", b"result")
+    job.source.unlink()
+    job.source.mkdir()  # as large as a folder is, and no more to be read than what permissions forbid
+    manifest = opened(job)
+    manifest.add(job, Record("r1", job.source.stat().st_size, 1, "", 6, digest(b"result")))
+    assert manifest.state(job, "r1") is State.STALE
+
+
 def test_killed_between_the_record_and_the_rename(job):
     manifest = opened(job)
     manifest.add(job, record(job, "r1", b"result"))
