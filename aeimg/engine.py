@@ -81,7 +81,9 @@ def _verb(task: str, model: Any, device: str, dtype: str, options: Options) -> V
         loaded = None
     else:
         loaded = zoo.get(model, "denoise" if task == "denoise" else "compress", place)
-    return _VERBS[task](loaded, place, precision, options)  # type: ignore[no-any-return]
+    verb = _VERBS[task](loaded, place, precision, options)
+    verb.asked = "" if model is None else os.fspath(model)
+    return verb  # type: ignore[no-any-return]
 
 
 def process(

@@ -215,6 +215,8 @@ class _ModelVerb:
 
     def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
         self.model, self.device, self.dtype, self.options = model, device, dtype, options
+        self.asked = ""
+        """The name of the model that was asked for, if one was."""
 
     @property
     def running(self) -> list[Any]:
@@ -224,7 +226,8 @@ class _ModelVerb:
     def recipe(self) -> str:
         """Equal for runs that make the same of the same input: by task, models and options."""
         models = [
-            (getattr(model, "label", type(model).__qualname__), getattr(model, "digest", b"").hex())
+            # Of models that state no digest, one function is as good as another: then their names tell them apart.
+            (getattr(model, "label", type(model).__qualname__), getattr(model, "digest", b"").hex() or self.asked)
             for model in self.running
         ]
         chosen = {name: getattr(self.options, name) for name in self.options_used}

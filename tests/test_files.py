@@ -113,6 +113,18 @@ def test_a_changed_option_or_model_redoes_and_a_changed_output_is_not_touched(fo
         run(folder, out, strength=0.5, if_exists="error")
 
 
+def test_models_that_say_nothing_of_themselves_are_told_apart_by_name(folder, tmp_path):
+    aeimg.register("brighter", lambda: lambda x, sigma: x + 0.1, task="denoise")
+    aeimg.register("darker", lambda: lambda x, sigma: x - 0.1, task="denoise")
+    try:
+        for name in ("brighter", "darker"):
+            assert process(folder, "denoise", out=tmp_path / "out", model=name).done == 12
+            assert process(folder, "denoise", out=tmp_path / "out", model=name).skipped == 12
+    finally:
+        zoo.unregister("brighter")
+        zoo.unregister("darker")
+
+
 def test_what_can_be_skipped_is_seen_before_anything_is_decoded(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(folder, out)
