@@ -9,6 +9,7 @@ which of them still need it, what became of each, and how far it is.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from . import container, paths, zoo
 from .errors import AeimgError, InputError, OutputError, UsageError
-from .images import WRITABLE
+from .images import WRITABLE, open_image
 from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
@@ -387,18 +388,25 @@ SAMPLE = 5
 """How many inputs a dry run tries, the first of them to warm up."""
 
 
+def _declared(path: Path, task: str) -> int:
+    """How many pixels a file says that it has. Raises `InputError` or an `OSError`."""
+    if task != "decompress":
+        with open(path, "rb") as file, open_image(file, str(path)) as image:
+            return image.width * image.height
+    latent = container.read(path.read_bytes(), str(path))
+    if isinstance(latent, container.Coded):
+        return latent.width * latent.height
+    with open_image(io.BytesIO(latent.data), str(path)) as image:
+        return image.width * image.height
+
+
 def _expected(jobs: list[paths.Job], task: str, verb: Any, options: Options) -> dict[str, float]:
     """What `jobs` would take: pixels by their headers; seconds and bytes by those of a few, spread evenly."""
     pixels = {}
     for job in jobs:
         try:
-            if task == "decompress":
-                latent = container.read(job.source.read_bytes(), str(job.source))
-                pixels[job] = latent.width * latent.height if isinstance(latent, container.Coded) else 0
-            else:
-                with Image.open(job.source) as image:
-                    pixels[job] = image.width * image.height
-        except (AeimgError, OSError, ValueError, SyntaxError):
+            pixels[job] = _declared(job.source, task)
+        except (AeimgError, OSError):
             continue  # to be reported when it is done
     able = list(pixels)
     chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]

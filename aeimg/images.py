@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
@@ -118,7 +118,7 @@ def _readable() -> tuple[str, ...]:
 
 
 def _missing_plugin(data: bytes) -> str:
-    """What to install for `data`, if it is of a format that a plug-in reads."""
+    """What to install for a file that begins with `data`, if it is of a format that a plug-in reads."""
     heif = data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
     jxl = data[:2] == b"\xff\x0a" or data[:12] == b"\0\0\0\x0cJXL \r\n\x87\n"
     kind = "HEIF" if heif else "JXL" if jxl else None
@@ -127,16 +127,22 @@ def _missing_plugin(data: bytes) -> str:
     return f"; {kind} needs a plug-in: pip install 'aeimg[{PLUGINS[kind][2]}]'"
 
 
-def read_picture(data: bytes, name: str = "the image") -> Picture:
-    """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
+def open_image(file: BinaryIO, name: str = "the image") -> Image.Image:
+    """An image file of an allowed format, of which only the header has been read. Raises `UnreadableImage`."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_readable())
+        return Image.open(file, formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{name}: {error}") from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
         kinds = ", ".join(_readable())
-        hint = _missing_plugin(data)
+        file.seek(0)
+        hint = _missing_plugin(file.read(12))
         raise UnreadableImage(f"{name}: not an image in a format that aeimg reads ({kinds}){hint}") from error
+
+
+def read_picture(data: bytes, name: str = "the image") -> Picture:
+    """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
+    image = open_image(io.BytesIO(data), name)
     with image:
         deep = _deep_decoder(name, image, data)
         if deep is None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from . import container, zoo
 from .engine import process
 from .errors import AeimgError, DataError, InputError, UsageError
-from .images import encode_picture, from_pil
+from .images import encode_picture, from_pil, open_image
 from .metrics import bits_per_pixel, psnr
 from .paths import write_atomic
 
@@ -46,7 +46,7 @@ def _describe_latent(path: Path, size: int) -> dict[str, Any]:
     about: dict[str, Any] = {"file": str(path), "kind": "latent", "bytes": size, "format_version": data[4]}
     sizes = {tag: len(payload) for tag, payload in container.sections(data, str(path)).items()}
     if isinstance(latent, container.Stored):
-        with Image.open(io.BytesIO(latent.data)) as image:
+        with open_image(io.BytesIO(latent.data), str(path)) as image:
             width, height, mode, held = *image.size, image.mode, image.format
         about |= {"mode": "stored", "stored_as": held, "width": width, "height": height, "pixels": mode}
     else:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from aeimg import container
 from aeimg.cli import main
 from aeimg.metrics import psnr
 
@@ -88,6 +89,11 @@ def test_info_describes_latents_and_weights_and_refuses_others(folder):
     refused = run("info", folder / "in" / "a.png")
     assert refused.exit_code == 1
     assert "neither a latent file" in refused.stderr
+    (folder / "hollow.aei").write_bytes(container.write(container.Stored(b"no picture", "a.png", "PNG")))
+    refused = run("info", folder / "hollow.aei", folder / "latents" / "a.aei")
+    assert refused.exit_code == 1
+    assert "hollow.aei: not an image in a format" in refused.stderr
+    assert "aeimg-codec" in refused.stdout
 
 
 def test_models_tells_task_size_cost_figures_and_origin():

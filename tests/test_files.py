@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import aeimg
-from aeimg import InputError, OutputError, UsageError, manifest, process, zoo
+from aeimg import InputError, OutputError, UsageError, container, manifest, process, zoo
 from aeimg.cli import main
 from aeimg.engine import Interrupted
 from aeimg.stream import out_of_memory
@@ -352,6 +352,19 @@ def test_bombs_are_refused_or_defused_in_little_time_and_memory(data):
     said, grown = done.stdout.decode().splitlines()
     assert said == "3" or "bomb: " in said
     assert int(grown) < 100 * 1024  # kilobytes
+
+
+def test_a_dry_run_counts_what_is_honest_and_stumbles_over_nothing(folder, tmp_path, monkeypatch):
+    honest = run(folder, tmp_path / "out", dry_run=True)
+    (folder / "bomb.png").write_bytes(png_with(size=(32000, 32000)))
+    (folder / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5000 5000\n%%EndComments\n")
+    summary = run(folder, tmp_path / "out", dry_run=True)
+    assert summary.planned == 14
+    assert summary.expected["megapixels"] == honest.expected["megapixels"]
+    Image.new("RGB", (300, 200)).save(tmp_path / "flat.png")
+    process(tmp_path / "flat.png", "compress", out=tmp_path / "latents")
+    assert isinstance(container.read((tmp_path / "latents" / "flat.aei").read_bytes()), container.Stored)
+    assert process(tmp_path / "latents", "decompress", out=tmp_path / "o", dry_run=True).expected["megapixels"] == 0.06
 
 
 # -- from other programs ---------------------------------------------------------------------------------------------
