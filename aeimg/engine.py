@@ -157,10 +157,12 @@ def process(
     if out is not None and task in ("features", "score"):
         raise UsageError(f"{task} gives one thing for each picture back, and writes no files: leave out= out")
     if out is not None:
+        if not os.fspath(out):
+            raise UsageError("out: an empty name stands for no file or folder")
         return _files(_names(source), task, Path(out), verb, chosen, progress, dry_run)
     if dry_run:
         raise UsageError("a dry run is for files: say where to with out=")
-    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), chosen.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, verb, chosen)]
@@ -270,14 +272,14 @@ def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[l
         kept = path.suffix if path.suffix.lower() in WRITABLE else ".png"
         return own or options.suffix or kept
 
-    if len(sources) == 1 and Path(sources[0]).is_file() and not out.is_dir():
+    if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
         known = [own] if own else WRITABLE
         if out.suffix.lower() in known:
             if os.path.realpath(out) == os.path.realpath(sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
             return [paths.Job(Path(sources[0]), out)], True
-    for source in sources:
-        if task == "denoise" and Path(source).is_dir() and os.path.realpath(source) == os.path.realpath(out):
+    for folder in paths.folders(sources) if task == "denoise" else ():
+        if os.path.realpath(folder) == os.path.realpath(out):
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
             )
@@ -299,7 +301,9 @@ def _files(
 
     todo = []
     for job in jobs:
-        state = manifest.state(job, recipe) if manifest else State.FOREIGN if job.target.exists() else State.MISSING
+        state = (
+            manifest.state(job, recipe) if manifest else State.FOREIGN if os.path.exists(job.target) else State.MISSING
+        )
         if options.if_exists == "error" and state is not State.MISSING:
             raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
         if options.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):

@@ -151,6 +151,13 @@ def _listed(name: str) -> list[Path]:
     return [Path(os.fsdecode(part)) for part in parts if part.strip()]
 
 
+def folders(sources: Iterable[str]) -> Iterator[Path]:
+    """The folders among `sources`, and among what the lists among them name."""
+    for source in sources:
+        listed = source.startswith("@") and not os.path.lexists(source)
+        yield from (path for path in (_listed(source[1:]) if listed else [Path(source)]) if os.path.isdir(path))
+
+
 def _common(files: list[Path]) -> Path:
     """The deepest folder that holds all `files`."""
     return Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))

@@ -159,6 +159,15 @@ def test_one_file_may_be_given_its_name(folder, tmp_path):
         run(folder / "0" / "0.png", folder / "0" / "0.png")
 
 
+def test_names_that_can_not_be_are_refused_in_words(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="empty name"):
+        run(folder, "")
+    summary = run(folder / "0" / "0.png", "x" * 300 + ".png")
+    assert "can't be written (File name too long)" in summary.failed[0][1]
+    assert sorted(os.listdir()) == ["in"]
+
+
 def test_several_sources_and_a_template(folder, tmp_path):
     summary = run([folder / "0", folder / "1" / "1.jpg"], tmp_path / "out", name="{stem}-clean{suffix}", format="png")
     assert summary.done == 5
@@ -168,6 +177,9 @@ def test_several_sources_and_a_template(folder, tmp_path):
 def test_results_never_pass_for_inputs(folder, tmp_path):
     with pytest.raises(UsageError, match="one folder"):
         run(folder, folder)
+    (tmp_path / "list.txt").write_text(f"{folder}\n")
+    with pytest.raises(UsageError, match="one folder"):
+        run(f"@{tmp_path}/list.txt", folder, format="webp")
     before = tree(folder)
     for _ in range(2):
         run(folder, folder / "clean")

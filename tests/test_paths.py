@@ -157,8 +157,18 @@ def test_a_template_names_the_outputs(tmp_path):
 
 @pytest.mark.parametrize(
     "template",
-    ["x/{stem}{suffix}", "{stem}", "all{suffix}", "{nothing}{suffix}", "{stem{suffix}", "{{stem}}{suffix}",
-     "{stem[a]}{suffix}", "{stem[0]}{{name}}{suffix}", "{stem:.8}{suffix}", "{stem.x}{suffix}"],
+    [
+        "x/{stem}{suffix}",
+        "{stem}",
+        "all{suffix}",
+        "{nothing}{suffix}",
+        "{stem{suffix}",
+        "{{stem}}{suffix}",
+        "{stem[a]}{suffix}",
+        "{stem[0]}{{name}}{suffix}",
+        "{stem:.8}{suffix}",
+        "{stem.x}{suffix}",
+    ],
 )
 def test_a_template_that_can_not_work_is_refused(template):
     with pytest.raises(UsageError, match="name template"):
