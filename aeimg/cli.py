@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .errors import AeimgError, UsageError
 
 if TYPE_CHECKING:
     from .engine import Summary
+    from .paths import Found
 
 PATH = click.Path(path_type=Path)
 
@@ -310,36 +312,61 @@ _FOLDERS = _with(
 )
 
 
-def _each(sources: tuple[str, ...], task: str, quiet: bool, take: Callable[[str, Any], None], **options: Any) -> int:
-    """Gives `take` name and result of each image that has one; returns how many failed, each of which it names."""
+def _images(
+    sources: tuple[str, ...], out: Path, options: dict[str, Any], without: Path | None = None
+) -> dict[Found, str]:
+    """The images in SOURCES but for those in the folder `without`, and what each is called: its place below its source;
+    where two have the same, its whole path. What says which ones is taken out of `options`. Raises `UsageError` where
+    OUT is one of them."""
+    from .paths import IMAGE_SUFFIXES, Selection, find
+
+    which = {key: options.pop(key) for key in ("include", "exclude", "follow_symlinks")}
+    found = find(_found(sources), IMAGE_SUFFIXES, Selection(**which, without=without))
+    _spare([one.path for one in found], [out])
+    names = [one.relative.as_posix() for one in found]
+    count = Counter(names)
+    return {one: name if count[name] == 1 else one.path.as_posix() for name, one in zip(names, found, strict=True)}
+
+
+def _spare(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Raises `UsageError` where one of `targets` is one of the inputs."""
+    there = [target for target in targets if os.path.exists(target)]
+    taken = {os.path.realpath(path) for path in inputs} if there else set()
+    for target in there:
+        if os.path.realpath(target) in taken:
+            raise UsageError(f"{target}: the output would overwrite an input")
+
+
+def _each(found: Iterable[Found], task: str, quiet: bool, take: Callable[[Found, Any], None], **options: Any) -> int:
+    """Gives `take` each image that has a result, and that; returns how many failed, each of which it names."""
     from .engine import each
 
     failed = 0
-    for found, result in each(_found(sources), task, progress=not quiet, **options):
+    for one, result in each(list(found), task, progress=not quiet, **options):
         if isinstance(result, Exception):
             failed += 1
-            click.echo(_plain(f"failed: {found.path}: {str(result).removeprefix(f'{found.path}: ')}"), err=True)
+            click.echo(_plain(f"failed: {one.path}: {str(result).removeprefix(f'{one.path}: ')}"), err=True)
         else:
-            take(found.relative.as_posix(), result)
+            take(one, result)
     return failed
 
 
-def _vectors(sources: tuple[str, ...], quiet: bool, **options: Any) -> tuple[list[str], Any, str, int]:
-    """Names and features `[N,D]` of images, the label of the model, and how many images failed."""
+def _vectors(found: Iterable[Found], quiet: bool, **options: Any) -> tuple[list[Found], Any, str, int]:
+    """The images that have features, these as `[N,D]`, the label of the model, and how many images failed."""
     import numpy as np
 
     from .zoo import get, pick_device
 
-    names: list[str] = []
+    seen: list[Found] = []
     rows: list[Any] = []
 
-    def take(name: str, row: Any) -> None:
-        names.append(name)
+    def take(one: Found, row: Any) -> None:
+        seen.append(one)
         rows.append(row)
 
-    failed = _each(sources, "features", quiet, take, **options)
+    failed = _each(found, "features", quiet, take, **options)
     label = getattr(get(options["model"], "compress", pick_device(options["device"])), "label", "")
-    return names, np.stack(rows) if rows else np.zeros((0, 0), np.float32), label, failed
+    return seen, np.stack(rows) if rows else np.zeros((0, 0), np.float32), label, failed
 
 
 @main.command()
@@ -354,10 +381,11 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
 
     if out.suffix not in FEATURE_SUFFIXES:
         raise UsageError(f"{out}: features go to {', '.join(FEATURE_SUFFIXES)}")
-    names, rows, label, failed = _vectors(sources, quiet, **options)
-    save_features(out, names, rows, label)
+    images = _images(sources, out, options)
+    found, rows, label, failed = _vectors(images, quiet, **options)
+    save_features(out, [images[one] for one in found], rows, label)
     if not quiet:
-        click.echo(f"features: {len(names)} images, {rows.shape[1]} values each by {label}", err=True)
+        click.echo(f"features: {len(found)} images, {rows.shape[1]} values each by {label}", err=True)
     if failed:
         sys.exit(1)
 
@@ -376,29 +404,31 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     from dataclasses import replace
 
     from .latents import heatmap, save_scores
-    from .paths import write_atomic
+    from .paths import plan, write_atomic
 
     if out.suffix != ".csv":
         raise UsageError(f"{out}: scores go to a .csv file")
-    names: list[str] = []
-    found: list[Any] = []
+    images = _images(sources, out, options, without=heatmaps)
+    maps = {} if heatmaps is None else {
+        job.source: job.target for job in plan(images, heatmaps, lambda _: ".png", "{name}{suffix}")
+    }  # fmt: skip
+    seen: list[Found] = []
+    scores: list[Any] = []
 
-    def take(name: str, one: Any) -> None:
-        if heatmaps is not None:
-            target = heatmaps / f"{name}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(target, heatmap(one.error))
-        names.append(name)
-        found.append(replace(one, error=one.error[:0]))
+    def take(one: Found, result: Any) -> None:
+        if maps:
+            write_atomic(maps[one.path], heatmap(result.error))
+        seen.append(one)
+        scores.append(replace(result, error=result.error[:0]))
 
-    failed = _each(sources, "score", quiet, take, **options)
-    save_scores(out, names, found)
-    strange = sum(bool(one.strange) for one in found)
+    failed = _each(images, "score", quiet, take, **options)
+    save_scores(out, [images[one] for one in seen], scores)
+    strange = sum(bool(one.strange) for one in scores)
     if not quiet:
-        known = any(one.strange is not None for one in found)
+        known = any(one.strange is not None for one in scores)
         click.echo(
-            f"score: {len(names)} images, " + (f"{strange} of them strange" if known else
-            "no threshold: this model does not know the errors of its training images"), err=True,
+            f"score: {len(seen)} images" + ("" if not seen else f", {strange} of them strange" if known else
+            ", no threshold: this model does not know the errors of its training images"), err=True,
         )  # fmt: skip
     if failed:
         sys.exit(1)
@@ -419,22 +449,24 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
 
     if out.suffix not in WRITABLE:
         raise UsageError(f"{out}: no format that aeimg writes")
-    names, rows, label, failed = _vectors(sources, quiet, **options)
+    images = _images(sources, out, options)
+    found, rows, label, failed = _vectors(images, quiet, **options)
     points, labels = plane(rows)
-    groups = [name.split("/")[0] if "/" in name else "" for name in names]
-    picture = scatter(points, groups, title=f"{len(names)} images by {label}", labels=labels)
+    groups = [one.relative.parts[0] if len(one.relative.parts) > 1 else "" for one in found]
+    picture = scatter(points, groups, title=f"{len(found)} images by {label}", labels=labels)
     write_atomic(out, encode_picture(from_pil(picture), out.suffix))
     if failed:
         sys.exit(1)
 
 
-def _drawn(out: Path, pictures: list[Any], stem: str) -> None:
+def _drawn(out: Path, pictures: list[Any], stem: str, *inputs: Path) -> None:
     from .images import Picture, encode_picture
     from .paths import write_atomic
 
-    out.mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(pictures):
-        write_atomic(out / f"{stem}-{number:03}.png", encode_picture(Picture(pixels), ".png"))
+    targets = [out / f"{stem}-{number:03}.png" for number in range(len(pictures))]
+    _spare(list(inputs), targets)
+    for target, pixels in zip(targets, pictures, strict=True):
+        write_atomic(target, encode_picture(Picture(pixels), ".png"))
 
 
 def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
@@ -475,7 +507,7 @@ def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None
     from . import latents
 
     model, place = _decoder(**options)
-    _drawn(out, latents.between(model, a, b, steps, place), "between")
+    _drawn(out, latents.between(model, a, b, steps, place), "between", a, b)
 
 
 @main.command()
@@ -496,6 +528,7 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 
     if out.suffix not in WRITABLE:
         raise UsageError(f"{out}: no format that aeimg writes")
+    _spare([a, b, c], [out])
     model, place = _decoder(**options)
     write_atomic(out, encode_picture(Picture(combine(model, a, b, c, place)), out.suffix))
 

@@ -14,7 +14,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -355,7 +355,7 @@ def _files(
 
 
 def each(
-    sources: Any,
+    found: Sequence[paths.Found],
     task: str,
     *,
     model: str | os.PathLike[str] | None = None,
@@ -364,13 +364,12 @@ def each(
     progress: bool = False,
     **options: Any,
 ) -> Iterator[tuple[paths.Found, Any]]:
-    """Image files of folders, lists and globs with what `process` makes of each, in order; of a failed one, its error.
+    """Image files with what `process` makes of each, in order; of a failed one, its error.
 
     For tasks whose results are not files. The words are those of `process`.
     """
     chosen = Options(**options)
     verb = _verb(task, model, device, dtype, chosen)
-    found = paths.find(_names(sources), _suffixes(task), chosen.selection)
     outcomes = _stream((one.path for one in found), verb, chosen)
     shown = _Progress(task, len(found), progress)
     summary = Summary()

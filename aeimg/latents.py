@@ -26,17 +26,20 @@ from .errors import InputError, ModelError, UsageError
 from .images import Picture, encode_picture
 from .paths import write_atomic
 from .tiles import as_float, as_pixels
-from .verbs import Item, PictureVerb, open_source, stacked
+from .verbs import Item, Options, PictureVerb, open_source, stacked
 
 Array = np.ndarray
 
 
 class Features(PictureVerb):
-    """Picture -> what the model's encoder says of it, as one vector: float32 `[D]`."""
+    """Picture -> what the model's encoder says of it, as one vector: float32 `[D]`. Raises `ModelError`."""
+
+    def __init__(self, model: Any, device: torch.device, dtype: torch.dtype, options: Options) -> None:
+        super().__init__(model, device, dtype, options)
+        if not hasattr(model, "features"):
+            raise ModelError(f"model {getattr(model, 'label', model)} gives no features")
 
     def run(self, items: list[Item]) -> list[Array]:
-        if not hasattr(self.model, "features"):
-            raise ModelError(f"model {self.model.label} gives no features")
         return list(self.model.features(stacked(items, 1), self.device, self.dtype).float().numpy())
 
     def write(self, item: Item, result: Array) -> Array:
@@ -97,7 +100,7 @@ def save_features(path: Path, names: Sequence[str], features: Array, model: str)
         data = save({"features": np.ascontiguousarray(features)}, {"names": json.dumps(list(names)), "model": model})
     elif path.suffix == ".npz":
         file = io.BytesIO()
-        np.savez_compressed(file, features=features, names=np.array(list(names)))
+        np.savez_compressed(file, features=features, names=np.array(list(names), str))
         data = file.getvalue()
     elif path.suffix == ".csv":
         header = ["name", *(f"f{n}" for n in range(features.shape[1]))]

@@ -202,6 +202,72 @@ def test_a_map_shows_every_group_in_a_colour_of_its_own():
     assert (0, 0x72, 0xB2) in seen and (0xD5, 0x5E, 0) in seen
 
 
+def command(*words):
+    from click.testing import CliRunner
+
+    from aeimg.cli import main
+
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two folders with a picture of one name in each, and one of a long name."""
+    for number, name in enumerate(("one/a.png", "two/a.png", "one/" + "x" * 248 + ".png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture(number)).save(tmp_path / name)
+    return tmp_path
+
+
+def test_no_command_draws_over_a_picture_that_it_is_given(pictures, model):
+    name = model(identity())
+    a, b = pictures / "one" / "a.png", pictures / "two" / "a.png"
+    assert command("interpolate", a, b, pictures / "mid", "-m", name, "--steps", 3).exit_code == 0
+    first, last = (pictures / "mid" / f"between-00{n}.png" for n in (0, 2))
+    before = {path: path.read_bytes() for path in (a, b, first, last)}
+    for words in [("arithmetic", a, b, b, a), ("arithmetic", b, b, a, a), ("plot-latents", a.parent, b, a),
+                  ("interpolate", last, first, pictures / "mid", "--steps", 3)]:  # fmt: skip
+        done = command(*words, "-m", name)
+        assert (done.exit_code, "would overwrite an input" in done.output) == (2, True), done.output
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_pictures_of_one_name_are_told_apart(pictures, model):
+    name = model(identity())
+    one, two = pictures / "one", pictures / "two"
+    assert command("score", one, two, pictures / "s.csv", "-m", name, "--heatmaps", one / "maps").exit_code == 0
+    assert len(list((one / "maps").iterdir())) == 3
+    assert command("score", one, two, pictures / "s.csv", "-m", name, "--heatmaps", one / "maps").exit_code == 0
+    assert len(list((one / "maps").iterdir())) == 3
+    listed = [line.split(",")[0] for line in (pictures / "s.csv").read_text().splitlines()]
+    assert sorted(listed) == sorted(["name", str(one / "a.png"), str(two / "a.png"), "x" * 248 + ".png"])
+    command("features", one, two, pictures / "f.npz", "-m", name, "--exclude", "maps")
+    assert sorted(np.load(pictures / "f.npz")["names"]) == sorted(listed[1:])
+
+
+def test_what_stands_in_the_way_is_an_error_in_words(pictures, model):
+    name = model(identity())
+    (pictures / "file").write_bytes(b"")
+    for words in [("sample", pictures / "file"), ("score", pictures / "one", pictures / "s.csv", "--heatmaps",
+                   pictures / "file")]:  # fmt: skip
+        done = command(*words, "-m", name)
+        assert done.exit_code == 1
+        assert "can't be written" in done.output
+
+
+def test_a_model_without_features_says_so_once(pictures, model):
+    class Bare:
+        label, digest = "bare-1", b""
+
+    done = command("features", pictures / "one", pictures / "f.csv", "-m", model(Bare()))
+    assert (done.exit_code, done.output) == (1, "Error: model bare-1 gives no features\n")
+    assert not (pictures / "f.csv").exists()
+    (pictures / "none").mkdir()
+    zoo.unregister("small")
+    done = command("score", pictures / "none", pictures / "s.csv", "-m", model(identity()))
+    assert (done.exit_code, done.output) == (0, "score: 0 images\n")
+
+
 def test_the_commands(tmp_path, model, monkeypatch):
     from click.testing import CliRunner
 
