@@ -57,7 +57,7 @@ class _Levels(click.ParamType):
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
-@click.version_option(__version__, prog_name="aeimg")
+@click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
 def main() -> None:
     """Denoise and compress folders of images with learned autoencoders."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
