@@ -128,6 +128,8 @@ def _run(
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
     if out == "-":
+        if options["dry_run"] or json_file is not None:
+            raise UsageError("--dry-run and --json are for files, not for what goes to standard output")
         _pipe(sources, task, **options)
         return
     interrupted = False
@@ -545,14 +547,14 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
         try:
             about = describe(path)
         except AeimgError as error:
-            click.echo(f"failed: {error}", err=True)
+            click.echo(_plain(f"failed: {error}"), err=True)
             failed = True
             continue
         if as_json:
             click.echo(json.dumps(about))
         else:
             width = max(map(len, about))
-            click.echo("\n".join(f"{key:{width}}  {value}" for key, value in about.items()) + "\n")
+            click.echo("\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n")
     if failed:
         sys.exit(1)
 

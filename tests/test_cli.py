@@ -75,6 +75,27 @@ def test_options_come_from_the_environment_too(folder, monkeypatch):
     assert json.loads(done.stdout)["quality"] == 7
 
 
+def test_no_other_variable_is_taken_for_an_option(folder, monkeypatch):
+    monkeypatch.setenv("AEIMG_VERSION", "0.1.0")  # as a container's recipe may call what it installs
+    assert run("info", folder / "in" / "a.png").stderr.endswith("(.safetensors)\n")
+
+
+def test_standard_output_takes_a_picture_and_no_options_for_files(folder):
+    for option in (["--dry-run"], ["--json", folder / "s.json"]):
+        done = run("compress", folder / "in" / "a.png", "-", *option)
+        assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_info_takes_names_that_are_no_text(folder):
+    import os
+
+    run("compress", folder / "in" / "a.png", folder / "a.aei")
+    os.rename(folder / "a.aei", os.fsencode(folder) + b"/\xff\n.aei")
+    done = run("info", os.fsdecode(os.fsencode(folder) + b"/\xff\n.aei"))
+    assert (done.exit_code, done.exception) == (0, None)
+    assert "\\udcff\\n.aei\n" in done.stdout
+
+
 def test_info_describes_latents_and_weights_and_refuses_others(folder):
     from aeimg import zoo
 
