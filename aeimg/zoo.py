@@ -391,9 +391,13 @@ def pick_device(device: str) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or mps") from None
+        place = None
+    if place is None or place.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"unknown device {device!r}; use auto, cpu, cuda or mps")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda: this machine has no CUDA device that torch can use; try --device cpu")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device}: this machine has {torch.cuda.device_count()} of them, counted from 0")
     if place.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device mps: not available here; try --device cpu")
     return place

@@ -253,17 +253,23 @@ def test_missing_weights_say_what_to_do():
         zoo.get("aeimg-codec-999", "compress", CPU)
 
 
-def test_devices_and_dtypes_are_chosen_or_refused_by_name():
+def test_devices_and_dtypes_are_chosen_or_refused_by_name(monkeypatch):
     assert zoo.pick_device("cpu") == CPU
     assert zoo.pick_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
     assert zoo.pick_dtype("fp32", CPU) == torch.float32
-    with pytest.raises(UsageError, match="unknown device 'abacus'"):
-        zoo.pick_device("abacus")
+    for device in ("abacus", "meta", "xpu"):  # torch knows some of them
+        with pytest.raises(UsageError, match=f"unknown device '{device}'"):
+            zoo.pick_device(device)
     with pytest.raises(UsageError, match="unknown dtype 'fp12'"):
         zoo.pick_dtype("fp12", CPU)
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
             zoo.pick_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert zoo.pick_device("cuda:0").index == 0
+    with pytest.raises(UsageError, match="has 1 of them"):
+        zoo.pick_device("cuda:1")
 
 
 def test_weights_of_ones_own_are_found_by_their_label(tmp_path, monkeypatch, small):
