@@ -16,6 +16,7 @@ from aeimg import InputError, InvalidLatent, ModelError, UsageError, latents, pr
 from aeimg.blocks import BlockCodec
 from aeimg.entropy import logistic_tables
 from aeimg.metrics import roc_auc
+from aeimg.models.convolutional import Convolutional
 from aeimg.models.dense import Dense, DenseConfig
 from aeimg.models.variational import Variational
 from aeimg.plots import scatter
@@ -186,6 +187,13 @@ def test_samples_repeat_with_their_seed_and_a_model_without_a_decoder_says_so():
         latents.walk(identity(), 4, CPU)
     with pytest.raises(ModelError, match="small autoencoders"):
         latents.sample(zoo.get(None, "compress", CPU), 1, CPU)
+
+
+def test_samples_of_a_network_that_takes_any_size_are_of_the_size_asked_for():
+    made = codec(Convolutional(), 8)
+    for side in (20, 64, 600):  # no multiple of what it takes; one; more than one block
+        (drawn,) = latents.sample(made, 1, CPU, side=side)
+        assert drawn.shape == (1, side, side)
 
 
 def test_the_area_under_the_curve():
