@@ -181,7 +181,10 @@ def out_of_memory(error: BaseException) -> bool:
 def _run(verb: Verb, items: list[Any]) -> list[Any]:
     """Runs a batch; where that fails, its halves, so that memory may suffice, and only a guilty item is lost."""
     try:
-        return verb.run(items)
+        results = verb.run(items)
+        if len(results) != len(items):
+            raise ValueError(f"the model gave {len(results)} results for {len(items)} items")
+        return results
     except Exception as error:  # whatever a model raises is this batch's failure, not the run's
         if len(items) == 1:
             return [error]
