@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,14 @@ def process(
     """
     if task not in TASKS:
         raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
+    known = [option.name for option in fields(Options)]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"unknown option {name!r}; known: {', '.join(known)}")
     try:
         chosen = Options(**options)
     except TypeError as error:
-        raise UsageError(f"unknown option: {error}") from None
+        raise UsageError(f"an option is of another kind than it must be ({error})") from None
     verb = _verb(task, model, device, dtype, chosen)
     if out is not None and task in ("features", "score"):
         raise UsageError(f"{task} gives one thing for each picture back, and writes no files: leave out= out")
@@ -166,7 +170,9 @@ def process(
         source = [one.path for one in paths.find(source, _suffixes(task), chosen.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, verb, chosen)]
-        return torch.stack(results) if task == "denoise" and results else results
+        if task == "denoise":
+            return torch.stack(results) if results else source.clone()
+        return results
     if isinstance(source, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray | Tensor):
         (outcome,) = _stream([source], verb, chosen)
         return _value(outcome)

@@ -93,7 +93,7 @@ class Options:
         given = [name for name, value in targets.items() if value is not None]
         check(len(given) <= 1, f"only one of {', '.join(targets)} can be aimed at, not {' and '.join(given)}")
         for name in given:
-            check(targets[name] > 0, f"{name} must be more than 0, not {targets[name]!r}")
+            check(0 < targets[name] < math.inf, f"{name} must be a number above 0, not {targets[name]!r}")
         check(0 <= self.percentile <= 100, f"percentile must lie in 0..100, not {self.percentile!r}")
         check(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
         kinds = ("pil", "numpy", "tensor", "bytes")
@@ -241,6 +241,8 @@ class PictureVerb(_ModelVerb):
     def read(self, source: Any) -> Item:
         item = open_source(source)
         pixels = item.picture.pixels
+        if not item.pixels:
+            raise InputError(f"{item.picture.name or 'the image'}: has no pixels")
         if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
             raise InputError(f"{item.picture.name or 'the image'}: holds values that are not finite")
         return item

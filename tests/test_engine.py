@@ -115,9 +115,21 @@ def test_what_is_no_picture_is_refused(small):
     with pytest.raises(UsageError, match="unknown option.*'sigmaa'"):
         process(small, "denoise", sigmaa=3)
     for option, value in [("sigma", -1), ("sigma", "loud"), ("strength", 2), ("quality", 0), ("quality", 50.5),
-                          ("kind", "gif"), ("jobs", 0), ("batch_size", 0)]:  # fmt: skip
+                          ("target_bpp", float("inf")), ("kind", "gif"), ("jobs", 0), ("batch_size", 0)]:  # fmt: skip
         with pytest.raises(UsageError, match=option):
             process(small, "denoise", **{option: value})
+    with pytest.raises(UsageError, match="of another kind"):
+        process(small, "denoise", strength="0.5")
+
+
+@pytest.mark.parametrize("task", ["denoise", "compress", "features", "score"])
+def test_pictures_without_pixels_are_refused_and_batches_without_pictures_are_not(task):
+    for nothing in (torch.zeros(3, 0, 5), Image.new("RGB", (0, 0))):
+        with pytest.raises(InputError, match="has no pixels"):
+            process(nothing, task)
+    result = process(torch.zeros(0, 3, 8, 8), task)
+    assert len(result) == 0
+    assert isinstance(result, torch.Tensor) == (task == "denoise")
 
 
 def test_an_iterable_streams_in_order_and_is_never_far_ahead(small):
@@ -214,6 +226,16 @@ def test_a_failing_batch_costs_only_the_guilty_item():
     outcomes = list(stream(range(20), verb, jobs=2, batch_size=8))
     assert [outcome.source for outcome in outcomes if outcome.error] == [7]
     assert [outcome.value for outcome in outcomes if not outcome.error] == [n for n in range(20) if n != 7]
+
+
+def test_a_model_that_gives_too_few_results_costs_its_items_and_not_the_run():
+    verb = SimpleNamespace(
+        read=lambda number: SimpleNamespace(number=number, nbytes=1, pixels=1), key=lambda item: item.number % 2,
+        run=lambda items: items[1:] if items[0].number % 2 else items, write=lambda item, result: item.number,
+    )  # fmt: skip
+    outcomes = list(stream(range(8), verb, jobs=2, batch_size=2))
+    assert [outcome.value for outcome in outcomes if not outcome.error] == [0, 2, 4, 6]
+    assert "0 results for 1 items" in str(outcomes[1].error)
 
 
 def test_a_model_is_not_kept_waiting_for_pictures_that_fit_no_batch():
