@@ -351,18 +351,16 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
         raise OutputError(f"{picture.name or 'the image'}: {kind} can't hold its transparency; use --format png")
     if picture.pixels.dtype == np.uint16 and kind not in KEEPS_16_BITS:
         raise OutputError(f"{picture.name or 'the image'}: {kind} can't hold its 16 bits; use --format png or tiff")
+    if kind == "TIFF":
+        return _encode_tiff(picture)
     if picture.pixels.dtype == np.uint16 and (picture.alpha is not None or len(picture.pixels) == 3):
-        if kind == "TIFF" and len(picture.pixels) == 1:  # which few programs read, Pillow not among them
-            raise OutputError(f"{picture.name or 'the image'}: TIFF of 16 bits can't hold grey with alpha; use png")
-        return _encode_deep_png(picture) if kind == "PNG" else _encode_deep_tiff(picture)
+        return _encode_deep_png(picture)
     image = to_pil(picture)
     options: dict[str, Any] = {}
     if kind in ("JPEG", "WEBP", "AVIF"):
         options["quality"] = 95 if image_quality is None else image_quality
     if kind == "JPEG":
         options["subsampling"] = "4:4:4"
-    if kind == "TIFF":
-        options["compression"] = "tiff_deflate"
     if kind not in ("BMP", "PPM"):
         if picture.icc:
             options["icc_profile"] = picture.icc
@@ -395,9 +393,14 @@ def _encode_deep_png(picture: Picture) -> bytes:
     return data[:head] + more + data[head:]
 
 
-def _encode_deep_tiff(picture: Picture) -> bytes:
-    """A TIFF of 16 bits in one deflated strip; Pillow knows no such mode, but writes the directory and metadata."""
+def _encode_tiff(picture: Picture) -> bytes:
+    """A TIFF in one deflated strip. Pillow, which writes the directory and metadata, can't itself write 16 bits, nor
+    EXIF with directories of its own, as all cameras' is, beside pixels that are compressed."""
+    if picture.pixels.dtype == np.uint16 and picture.mode == "LA":  # which few programs read, Pillow not among them
+        raise OutputError(f"{picture.name or 'the image'}: TIFF of 16 bits can't hold grey with alpha; use png")
     samples = picture.interleaved
+    if samples.dtype != np.uint16:
+        samples = to_eight_bits(samples)
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     exif = Image.Exif()
     if picture.exif:
@@ -414,10 +417,10 @@ def _encode_deep_tiff(picture: Picture) -> bytes:
     if picture.xmp:
         directory.tagtype[700] = 1
         directory[700] = picture.xmp
-    strip = zlib.compress(samples.astype("<u2").tobytes(), 6)
+    strip = zlib.compress(samples.astype(samples.dtype.newbyteorder("<")).tobytes(), 6)
     height, width, count = samples.shape
     colours = len(picture.pixels)
-    layout = {256: width, 257: height, 258: (16,) * count, 259: 8, 262: 2 if colours == 3 else 1, 273: 0, 277: count,
+    layout = {256: width, 257: height, 258: (8 * samples.itemsize,) * count, 259: 8, 262: 2 if colours == 3 else 1, 273: 0, 277: count,
               278: height, 279: len(strip), 284: 1}  # fmt: skip
     if count > colours:
         layout[338] = 2  # the extra sample is alpha that nothing was multiplied with
@@ -451,10 +454,4 @@ def _xmp_option(kind: str, picture: Picture) -> dict[str, Any]:
         info = PngImagePlugin.PngInfo()
         info.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "replace"))
         return {"pnginfo": info}
-    if kind == "TIFF":  # where XMP is one of the tags that EXIF is written as
-        exif = Image.Exif()
-        if picture.exif:
-            exif.load(picture.exif)
-        exif[700] = picture.xmp
-        return {"exif": exif}
     return {"xmp": picture.xmp}

@@ -91,6 +91,31 @@ def test_sixteen_bit_colour_keeps_its_metadata_and_is_whole_to_others(suffix):
         np.testing.assert_array_equal(np.asarray(image)[:, :, 0], DEEP[0] >> 8)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jpg", ".webp"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_what_a_camera_says_is_kept_by_every_format(mode, suffix):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
+    exif.get_ifd(0x8825)[1] = "N"
+    xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    planes = (DEEP >> 8).astype(np.uint8)
+    pixels = planes[:3] if "RGB" in mode else planes[:1]
+    alpha = planes[3] if "A" in mode else None
+    if alpha is not None and suffix == ".jpg":
+        return
+    picture = images.Picture(pixels, alpha, icc=icc, exif=exif.tobytes(), xmp=xmp)
+    back = images.read_picture(images.encode_picture(picture, suffix))
+    again = Image.Exif()
+    again.load(back.exif)
+    assert (again[0x010F], again.get_ifd(0x8769)[0x9003]) == ("a camera", "2026:01:02 03:04:05")
+    assert again.get_ifd(0x8825)[1] == "N"
+    assert (back.icc, back.xmp) == (icc, xmp)
+    if suffix in (".png", ".tiff"):
+        np.testing.assert_array_equal(back.planes, picture.planes)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_sixteen_bit_colour_is_that_of_eight(orientation):
     exif = Image.Exif()
