@@ -51,6 +51,10 @@ KEEPS_16_BITS = frozenset({"PNG", "TIFF"})
 # Of a TIFF's tags, those that describe the picture; the others describe how that file was laid out.
 _TIFF_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
 
+# Those that would make nonsense of pixels laid out otherwise, if some program has left them in EXIF data.
+_LAYOUT_TAGS = (254, 255, 266, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 338, 339, 340, 341, 347,
+                *range(512, 533), 700, 34675)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -406,7 +410,7 @@ def _encode_tiff(picture: Picture) -> bytes:
     if picture.exif:
         exif.load(picture.exif)
     for tag, value in exif.items():
-        if tag not in (0x8769, 0x8825):
+        if tag not in (0x8769, 0x8825, *_LAYOUT_TAGS):
             directory[tag] = value
     for tag in (0x8769, 0x8825):
         if tag in exif:

@@ -116,6 +116,15 @@ def test_what_a_camera_says_is_kept_by_every_format(mode, suffix):
         np.testing.assert_array_equal(back.planes, picture.planes)
 
 
+def test_a_layout_that_exif_tells_of_is_not_that_of_the_file_written():
+    exif = Image.Exif()
+    for tag, value in ((258, 4), (259, 7), (266, 2), (278, 1), (317, 2), (322, 16), (339, 3)):
+        exif[tag] = value
+    for pixels in (DEEP[:3], (DEEP[:3] >> 8).astype(np.uint8)):
+        data = images.encode_picture(images.Picture(pixels, exif=exif.tobytes()), ".tif")
+        np.testing.assert_array_equal(images.read_picture(data).pixels, pixels)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_sixteen_bit_colour_is_that_of_eight(orientation):
     exif = Image.Exif()
