@@ -138,8 +138,8 @@ class BlockCodec:
         return codes.flatten(3).mean((1, 3)) if codes.dim() > 3 else codes.mean(1)
 
     def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
-        """Random codes of `count` pictures of `side` pixels a side, as of `analyse`: as a network with a prior was taught
-        to have them, else as codes of its training images spread, each value by itself."""
+        """Random codes of `count` pictures of `side` pixels a side, as of `analyse`: as a network with a prior was
+        taught to have them, else as codes of its training images spread, each value by itself."""
         block, down, across = self._layout(side, side)
         noise = torch.randn((count, down * across, *self._code_shape(block)), generator=generator)
         if getattr(self.network, "prior", False):

@@ -8,6 +8,7 @@ several frames are refused by name; CMYK is converted and the picture says so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import io
@@ -15,14 +16,14 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from .errors import OutputError, UnreadableImage, UnsupportedImage, UsageError
+from .errors import AeimgError, OutputError, UnreadableImage, UnsupportedImage, UsageError
 
 Array = np.ndarray
 
@@ -137,7 +138,7 @@ def open_image(file: BinaryIO, name: str = "the image") -> Image.Image:
         return Image.open(file, formats=_readable())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(f"{name}: {error}") from error
-    except (OSError, ValueError, SyntaxError, struct.error) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, struct.error) as error:
         kinds = ", ".join(_readable())
         file.seek(0)
         hint = _missing_plugin(file.read(12))
@@ -147,16 +148,23 @@ def open_image(file: BinaryIO, name: str = "the image") -> Image.Image:
 def read_picture(data: bytes, name: str = "the image") -> Picture:
     """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
     image = open_image(io.BytesIO(data), name)
-    with image:
+    with image, _damage(name):
         deep = _deep_decoder(name, image, data)
         if deep is None:
             return from_pil(image, name)
         _refuse_size_and_frames(image, name)
-        try:
-            values = deep()
-        except Exception as error:  # decoders of other packages have errors of their own
-            raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
-        return _deep_picture(image, values, name)
+        return _deep_picture(image, deep(), name)
+
+
+@contextlib.contextmanager
+def _damage(name: str) -> Iterator[None]:
+    """Raises whatever a decoder raises, and each has errors of its own, as `UnreadableImage`."""
+    try:
+        yield
+    except (AeimgError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
 
 
 def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Callable[[], Array] | None:
@@ -234,8 +242,8 @@ def _picture(
 
 def from_pil(image: Image.Image, name: str = "the image") -> Picture:
     """A Pillow image as a `Picture`, its orientation applied. Raises `UnreadableImage` or `UnsupportedImage`."""
-    _refuse_size_and_frames(image, name)
-    try:
+    with _damage(name):
+        _refuse_size_and_frames(image, name)
         image.load()
         exif = _exif(image)
         xmp = image.info.get("xmp")
@@ -249,9 +257,7 @@ def from_pil(image: Image.Image, name: str = "the image") -> Picture:
             del exif[0x0112]
             xmp = turned.info.get("xmp", xmp)
         pixels, alpha = _planes(turned, name)
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError) as error:
-        raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
-    return _picture(image, pixels, alpha, exif, xmp, icc, notes)
+        return _picture(image, pixels, alpha, exif, xmp, icc, notes)
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
@@ -424,8 +430,8 @@ def _encode_tiff(picture: Picture) -> bytes:
     strip = zlib.compress(samples.astype(samples.dtype.newbyteorder("<")).tobytes(), 6)
     height, width, count = samples.shape
     colours = len(picture.pixels)
-    layout = {256: width, 257: height, 258: (8 * samples.itemsize,) * count, 259: 8, 262: 2 if colours == 3 else 1, 273: 0, 277: count,
-              278: height, 279: len(strip), 284: 1}  # fmt: skip
+    layout = {256: width, 257: height, 258: (8 * samples.itemsize,) * count, 259: 8, 262: 2 if colours == 3 else 1,
+              273: 0, 277: count, 278: height, 279: len(strip), 284: 1}  # fmt: skip
     if count > colours:
         layout[338] = 2  # the extra sample is alpha that nothing was multiplied with
     for tag, value in layout.items():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -123,6 +126,22 @@ def test_a_layout_that_exif_tells_of_is_not_that_of_the_file_written():
     for pixels in (DEEP[:3], (DEEP[:3] >> 8).astype(np.uint8)):
         data = images.encode_picture(images.Picture(pixels, exif=exif.tobytes()), ".tif")
         np.testing.assert_array_equal(images.read_picture(data).pixels, pixels)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of the same damage
+@pytest.mark.parametrize("pixels", [DEEP[:3], (DEEP[:3] >> 8).astype(np.uint8)], ids=["16 bits", "8 bits"])
+def test_damaged_exif_is_a_damaged_image_by_name(pixels):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x011A] = "a camera", 72.0
+    whole = exif.tobytes()
+    for at in range(6, len(whole)):
+        for value in (0, 1, 77, 255):
+            damaged = whole[:at] + bytes([value]) + whole[at + 1 :]
+            data = images.encode_picture(images.Picture(pixels[:, :4, :4]), ".png")
+            body = b"eXIf" + damaged.removeprefix(b"Exif\0\0")
+            chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+            with contextlib.suppress(UnreadableImage):
+                images.read_picture(data[:33] + chunk + data[33:])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
