@@ -97,8 +97,17 @@ def _shared(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
             click.option("-n", "--dry-run", is_flag=True, help="Write nothing; say what would be done and how long."),
             click.option("--memory", help="What pictures on their way may hold, like 500M or 4G. [default: 2G]"),
-            click.option("-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores]"),
-            click.option("-b", "--batch-size", type=click.IntRange(1), default=8, show_default=True),
+            click.option(
+                "-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores, at most 8]"
+            ),
+            click.option(
+                "-b",
+                "--batch-size",
+                type=click.IntRange(1),
+                default=8,
+                show_default=True,
+                help="How many images run at once at most.",
+            ),
             click.option(
                 "--if-exists",
                 type=click.Choice(["skip", "overwrite", "error"]),
@@ -266,7 +275,9 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @main.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--quality", type=click.IntRange(1, 100), default=50, show_default=True)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=50, show_default=True, help="From the smallest to the best files."
+)
 @click.option("--target-bpp", type=float, help="Instead of --quality: the best file of at most so many bits per pixel.")
 @click.option("--max-bytes", type=int, help="Instead of --quality: the best file of at most so many bytes.")
 @click.option("--target-psnr", type=float, help="Instead of --quality: the smallest file of at least this PSNR (dB).")
