@@ -29,6 +29,8 @@ from .zoo import build
 
 AT_LEAST = 10
 """Images, or pairs, that something is learned from."""
+SHAPE = {"channels": (32, 96, 128, 192), "inner": (32, 64, 128, 192)}
+"""Of a denoiser of which nothing else is said: what ships. (The wide second level is the dearest; see `UNetConfig`.)"""
 JUDGED_SIDE = 1024
 """Pixels of a held-out image each way, at most: scans of 50 megapixels would take longer to judge than to learn."""
 
@@ -171,7 +173,8 @@ class DenoiseObjective(Objective):
 
     def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:
         super().__init__(photographs, recipe)
-        self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **config})
+        shape = {} if "channels" in config else SHAPE
+        self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **shape, **config})
 
     def _against(self, clean: Tensor, noisy: Tensor, sigma: Tensor, late: bool) -> tuple[Tensor, dict[str, float]]:
         noisy = noisy.contiguous(memory_format=torch.channels_last)
