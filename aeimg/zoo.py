@@ -161,8 +161,8 @@ class Entry:
 
 
 BUILTINS = {
-    "aeimg-denoise": ("denoise", "aeimg-denoise-2"),
-    "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-1"),
+    "aeimg-denoise": ("denoise", "aeimg-denoise-3"),
+    "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-2"),
     "aeimg-codec": ("compress", "aeimg-codec-2"),
 }
 """Name -> task and the label of its newest weights, which is what the plain name stands for."""
