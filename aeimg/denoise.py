@@ -27,7 +27,7 @@ from .tiles import as_float, as_pixels, pad, padded, run_tiled
 
 Array = np.ndarray
 
-TILE = 1536
+TILE = 1504
 """Side of the tiles of large images, before the halo, in pixels."""
 
 
