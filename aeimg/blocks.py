@@ -10,7 +10,6 @@ file, as integers: so the coder never computes in floating point.
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entropy import Decoder, Encoder, Tables
-from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
+from .entropy import Decoder, Encoder, Tables, join_parts, split_parts
+from .errors import ChecksumMismatch, InvalidLatent
 from .tiles import as_float, as_pixels, pad, padded
 
 BLOCK_SIDE = 512
@@ -138,10 +137,13 @@ class BlockCodec:
         return codes.flatten(3).mean((1, 3)) if codes.dim() > 3 else codes.mean(1)
 
     def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
-        """Random codes of `count` pictures of `side` pixels a side, as of `analyse`: as a network with a prior was
-        taught to have them, else as codes of its training images spread, each value by itself."""
+        """Random codes of `count` pictures of `side` pixels a side, as of `analyse`; see `from_normal`."""
         block, down, across = self._layout(side, side)
-        noise = torch.randn((count, down * across, *self._code_shape(block)), generator=generator)
+        return self.from_normal(torch.randn((count, down * across, *self._code_shape(block)), generator=generator))
+
+    def from_normal(self, noise: Tensor) -> Tensor:
+        """Codes, as of `analyse`, for standard normal values: the same, of a network that was taught to have such
+        codes; else as codes of its training images spread, each value by itself."""
         if getattr(self.network, "prior", False):
             return noise
         return noise * self._scaled(self.spread, noise[0]) + self._scaled(self.centre, noise[0])
@@ -151,16 +153,14 @@ class BlockCodec:
         return np.broadcast_to(index, shape).reshape(-1).astype(np.int64)
 
     def to_bytes(self, latent: Blocks, quality: int) -> bytes:
-        """Number of channels, u8; for each `PART` blocks their stream's length, u32, and the CRC of their symbols (as
-        32-bit little-endian integers), u32; then the streams."""
-        index, streams = [], []
+        """Number of channels, u8; then `entropy.join_parts` of a stream for each `PART` blocks."""
+        parts = []
         for part in torch.split(latent.codes, PART):
             symbols = part.numpy().reshape(-1)
             coder = Encoder(self.tables)
             coder.encode(symbols, self._indexes(tuple(part.shape), quality))
-            streams.append(coder.finish())
-            index.append(struct.pack("<II", len(streams[-1]), zlib.crc32(symbols.astype("<i4").tobytes())))
-        return b"".join([bytes([latent.channels]), *index, *streams])
+            parts.append((coder.finish(), _crc(symbols)))
+        return bytes([latent.channels]) + join_parts(parts)
 
     def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Blocks:
         """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
@@ -172,22 +172,16 @@ class BlockCodec:
             raise InvalidLatent(f"the coded data states {channels} channels")
         side, down, across = self._layout(height, width)
         blocks = channels * down * across
-        parts = -(-blocks // PART)
-        at = 1 + 8 * parts
-        if len(data) < at:
-            raise TruncatedLatent("the coded data ends before its picture does")
-        index = list(struct.iter_unpack("<II", data[1:at]))
-        expected = at + sum(length for length, _ in index)
-        if len(data) < expected:
-            raise TruncatedLatent("the coded data ends before its picture does")
-        if len(data) > expected or any(length % 4 for length, _ in index):
-            raise InvalidLatent("the coded data is longer than its picture, or its lengths are forged")
         found = []
-        for number, (length, crc) in enumerate(index):
+        for number, (stream, crc) in enumerate(split_parts(data[1:], -(-blocks // PART))):
             shape = (min(PART, blocks - number * PART), *self._code_shape(side))
-            symbols = Decoder(self.tables, data[at : at + length]).decode(self._indexes(shape, quality))
-            if zlib.crc32(symbols.astype("<i4").tobytes()) != crc:
+            symbols = Decoder(self.tables, stream).decode(self._indexes(shape, quality))
+            if _crc(symbols) != crc:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")
             found.append(torch.from_numpy(symbols.astype(np.int32)).view(shape))
-            at += length
         return Blocks(channels, torch.cat(found))
+
+
+def _crc(symbols: np.ndarray) -> int:
+    """CRC-32 of symbols as 32-bit little-endian integers."""
+    return zlib.crc32(symbols.astype("<i4").tobytes())

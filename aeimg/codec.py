@@ -15,7 +15,6 @@ Pictures are coded in tiles of `TILE` code vectors a side, each on its own; the 
 from __future__ import annotations
 
 import functools
-import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entropy import LEVELS, Decoder, Encoder, Tables
-from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
+from .entropy import LEVELS, Decoder, Encoder, Tables, join_parts, split_parts
+from .errors import ChecksumMismatch
 from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
 from .models.integer import QUALITIES, STEPS, IntegerScales, put, quality_to_q, take
 from .tiles import Tile, as_float, as_pixels, grid, pad, padded
@@ -242,14 +241,13 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def to_bytes(self, latent: list[Symbols], quality: int) -> bytes:
         """Symbols -> for each tile its stream's length, u32, and the CRC of its symbols, u32; then the streams."""
-        index, streams = [], []
+        parts = []
         for tile in latent:
             coder = Encoder(self.tables)
             for symbols, scales in self.groups(tile, quality):
                 coder.encode(symbols, scales)
-            streams.append(coder.finish())
-            index.append(struct.pack("<II", len(streams[-1]), tile.crc))
-        return b"".join(index + streams)
+            parts.append((coder.finish(), tile.crc))
+        return join_parts(parts)
 
     def groups(self, tile: Symbols, quality: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The symbols of a tile and their scale indexes, group by group in the order in which they are coded."""
@@ -268,23 +266,13 @@ class HyperpriorCodec:
 
         Whether the lengths add up is seen before anything is decoded, and each tile is checked before the next.
         """
-        parts = list(tiles_of(height, width))
-        if len(data) < 8 * len(parts):
-            raise TruncatedLatent("the coded data ends before its picture does")
-        index = list(struct.iter_unpack("<II", data[: 8 * len(parts)]))
-        expected = 8 * len(parts) + sum(length for length, _ in index)
-        if len(data) < expected:
-            raise TruncatedLatent("the coded data ends before its picture does")
-        if len(data) > expected or any(length % 4 for length, _ in index):
-            raise InvalidLatent("the coded data is longer than its picture, or its lengths are forged")
+        places = list(tiles_of(height, width))
         tiles = []
-        at = 8 * len(parts)
-        for part, (length, crc) in zip(parts, index, strict=True):
-            shape = (self.network.config.codes, part.keep_bottom - part.keep_top, part.keep_right - part.keep_left)
-            tiles.append(self._decode_tile(data[at : at + length], shape, quality))
+        for place, (stream, crc) in zip(places, split_parts(data, len(places)), strict=True):
+            shape = (self.network.config.codes, place.keep_bottom - place.keep_top, place.keep_right - place.keep_left)
+            tiles.append(self._decode_tile(stream, shape, quality))
             if tiles[-1].crc != crc:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")
-            at += length
         return tiles
 
     def _decode_tile(self, stream: bytes, shape: tuple[int, int, int], quality: int) -> Symbols:

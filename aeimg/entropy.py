@@ -16,11 +16,13 @@ coder, in raster order. Two exceptions keep it fast and open-ended:
 from __future__ import annotations
 
 import math
+import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import ChecksumMismatch
+from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -222,3 +224,26 @@ class Decoder:
         symbols = np.empty_like(result)
         symbols[order] = result
         return symbols
+
+
+def join_parts(parts: Sequence[tuple[bytes, int]]) -> bytes:
+    """Streams of `Encoder` and a CRC of each one's symbols, as bytes: length and CRC of each, u32; then the streams."""
+    return b"".join([struct.pack("<II", len(stream), crc) for stream, crc in parts] + [stream for stream, _ in parts])
+
+
+def split_parts(data: bytes, count: int) -> list[tuple[bytes, int]]:
+    """The mirror of `join_parts` for so many streams. Raises `InvalidLatent` where their lengths do not add up."""
+    at = 8 * count
+    if len(data) < at:
+        raise TruncatedLatent("the coded data ends before its picture does")
+    index = list(struct.iter_unpack("<II", data[:at]))
+    expected = at + sum(length for length, _ in index)
+    if len(data) < expected:
+        raise TruncatedLatent("the coded data ends before its picture does")
+    if len(data) > expected or any(length % 4 for length, _ in index):
+        raise InvalidLatent("the coded data is longer than its picture, or its lengths are forged")
+    parts = []
+    for length, crc in index:
+        parts.append((data[at : at + length], crc))
+        at += length
+    return parts

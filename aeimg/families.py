@@ -17,7 +17,7 @@ codecs too: see `codec.BlockCodec`.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -128,10 +128,7 @@ class Family(Objective):
     def export(self, model: nn.Module) -> dict[str, Tensor]:
         """Weights; what codes look like, for the coder; and how well training images come back, for `aeimg score`."""
         tensors = super().export(model)
-        network: Any = model
-        rounded = build(self.architecture, asdict(network.config))
-        rounded.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-        network = rounded.eval()
+        network: Any = self.rounded(model, tensors)
         rng = np.random.default_rng(1)
         x = self.photographs.crops(rng, 2000, self.recipe.crop).float() / 255.0
         side = padded(self.recipe.crop, getattr(network, "multiple", 1))
@@ -145,7 +142,8 @@ class Family(Objective):
             symbols = ((flat - centre[:, None]) / (spread * block_step(quality))[:, None]).round()
             sigma = symbols.square().mean(1).sqrt().clamp(min=SMALLEST).numpy()
             index[quality - 1] = np.clip(np.rint(np.log(sigma / SMALLEST) / STEP), 1, LEVELS - 1)
-        errors = (network.pixels_of(self._back(network, x)) - x).square().flatten(1).mean(1)
+        back = network.decode(codes)[:, :, : x.shape[2], : x.shape[3]]
+        errors = (back - x).square().flatten(1).mean(1)
         return tensors | {
             "code/centre": centre, "code/spread": spread, "code/index": torch.from_numpy(index),
             "code/errors": torch.quantile(errors, torch.linspace(0, 1, 101)),

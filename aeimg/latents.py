@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, ModelError, UsageError
-from .images import Picture, encode_picture
+from .images import Picture, encode_picture, to_eight_bits
 from .paths import write_atomic
-from .tiles import as_float, as_pixels
+from .tiles import as_float
 from .verbs import Item, Options, PictureVerb, open_source, stacked
 
 Array = np.ndarray
@@ -135,8 +135,7 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
 
 def heatmap(error: Array) -> bytes:
     """Squared errors `[H,W]` as a grey PNG: the root of each, 255 for an error as large as the range of pixels."""
-    grey = np.round(255 * np.sqrt(np.clip(error, 0, 1))).astype(np.uint8)
-    return encode_picture(Picture(grey[None]), ".png")
+    return encode_picture(Picture(to_eight_bits(np.sqrt(error))[None]), ".png")
 
 
 # -- the plane --------------------------------------------------------------------------------------------------------
@@ -169,8 +168,7 @@ def _decoder(model: Any) -> Any:
 
 
 def _pictures(model: Any, codes: Tensor, shape: tuple[int, int, int], device: torch.device) -> list[Array]:
-    x = as_pixels(model.synthesise(codes, shape, device).clamp(0, 1), torch.uint8).to(torch.uint8).numpy()
-    return list(x)
+    return list(model.synthesise(codes, shape, device, torch.uint8).numpy())
 
 
 def sample(model: Any, count: int, device: torch.device, *, seed: int = 0, side: int = 64) -> list[Array]:
@@ -195,9 +193,9 @@ def walk(model: Any, steps: int, device: torch.device) -> Array:
     line = torch.tensor([NormalDist().inv_cdf(0.01 + 0.98 * n / max(steps - 1, 1)) for n in range(steps)])
     y, x = torch.meshgrid(line.flip(0), line, indexing="ij")
     codes = torch.stack([x, y], -1).reshape(-1, 1, 2)
-    if not getattr(decoder.network, "prior", False):
-        codes = codes * decoder.spread + decoder.centre
-    tiles = np.stack(_pictures(decoder, codes, (1, side, side), device)).reshape(steps, steps, side, side)
+    tiles = np.stack(_pictures(decoder, decoder.from_normal(codes), (1, side, side), device)).reshape(
+        steps, steps, side, side
+    )
     return tiles.transpose(0, 2, 1, 3).reshape(1, steps * side, steps * side)
 
 

@@ -133,6 +133,12 @@ class Objective(ABC):
         """What goes into the weights file."""
         return {name: tensor.half() for name, tensor in model.state_dict().items()}
 
+    def rounded(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        """`model` as it will be loaded from `tensors`: these weights will run, so it is they that are measured."""
+        network = build(self.architecture, asdict(model.config))  # type: ignore[call-overload]
+        network.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
+        return network.eval()
+
 
 def _middle(image: np.ndarray) -> Tensor:
     """`[H,W,C]` -> `[1,C,H,W]`, of at most `JUDGED_SIDE` each way."""
@@ -354,10 +360,8 @@ class CompressObjective(Objective):
         # The linear codes reach 1,000 and must be reproduced to a fraction of a step.
         tensors |= {"linear": model.linear, "spread": model.spread}
         tensors |= {f"integer/{name}": tensor for name, tensor in freeze(model.scales).items()}
-        # The rounded weights are what will run, so it is they that are measured.
-        rounded: Hyperprior = build(self.architecture, asdict(model.config))  # type: ignore[assignment]
-        rounded.load_state_dict({k: v.float() for k, v in tensors.items() if k in model.state_dict()})
-        codec = HyperpriorCodec(rounded.eval(), tensors | {"tables": torch.from_numpy(logistic_tables())}, "", b"")
+        rounded: Hyperprior = self.rounded(model, tensors)  # type: ignore[assignment]
+        codec = HyperpriorCodec(rounded, tensors | {"tables": torch.from_numpy(logistic_tables())}, "", b"")
         return tensors | {"tables": torch.from_numpy(self._fit_tables(codec))}
 
     def _fit_tables(self, codec: HyperpriorCodec, crops: int = 600) -> np.ndarray:
