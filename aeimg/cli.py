@@ -624,13 +624,14 @@ TRAINED = (
 @click.option("--curve", type=PATH, help="Where to draw the loss curve. [default: beside the weights, .png]")
 @click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
 @click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
+@click.option("--jpeg", is_flag=True, help="A blind one for pictures on which JPEG has left marks, and for no others.")
 @click.option("--pairs", type=PATH, help="Real photographs for it, beside DATA: a folder with noisy/ and clean/.")
 @click.option("--name", help="What the model is called. [default: the file's name]")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def train(task: str, data: Path, out: Path, rate: float | None, labels: str | None, **options: Any) -> None:
+def train(task: str, data: Path, out: Path, rate: float | None, labels: str | None, jpeg: bool, **options: Any) -> None:
     """Train a model of TASK on the images in the folder DATA.
 
     TASK is denoise or compress, for networks as they ship; or an autoencoder of the textbooks: linear, vanilla,
@@ -644,6 +645,8 @@ def train(task: str, data: Path, out: Path, rate: float | None, labels: str | No
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: weights files end in .safetensors")
     recipe: dict[str, Any] = {} if rate is None else {"rate": rate}
+    if jpeg:
+        recipe["jpeg"] = options["blind"] = True
     if labels is not None:
         try:
             recipe["labels"] = tuple(int(label) for label in labels.split(","))

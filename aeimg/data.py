@@ -277,12 +277,6 @@ def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:
     return x
 
 
-def vary_colours(x: Tensor, rng: np.random.Generator, *, greyscale: float = 0.1) -> Tensor:
-    """Permutes the channels of each image at random and turns a share `greyscale` of them grey. `[N,3,H,W]`."""
-    permuted = torch.stack([image[torch.from_numpy(rng.permutation(3))] for image in x])
-    return turn_grey(permuted, rng, share=greyscale)
-
-
 def add_white_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
     """`x` `[N,C,H,W]` in [0,1] plus Gaussian noise of `sigma` `[N]` in 8-bit units; not clipped."""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -395,7 +389,13 @@ def _camera(x: Tensor, rng: np.random.Generator, generator: torch.Generator) -> 
 
 
 def photographed(
-    x: Tensor, rng: np.random.Generator, *, side: int, clean: float = 0.1, white: float = 0.45
+    x: Tensor,
+    rng: np.random.Generator,
+    *,
+    side: int,
+    clean: float = 0.1,
+    white: float = 0.45,
+    compressed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
@@ -404,6 +404,9 @@ def photographed(
     moves or sharpens edges is done to the clean crop too, so the two differ by noise and compression alone. A share
     `clean` of the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even
     sides; they are resized to `side` on the way.
+
+    With `compressed`, every picture, clean ones too, ends as a JPEG that shows it: of quality 40 to 92, a quarter of
+    them 75, which is what most software takes where nobody says.
     """
     count = x.shape[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -419,9 +422,14 @@ def photographed(
 
     def jpeg() -> None:
         nonlocal noisy
-        quality = [
-            None if untouched[n] or rng.random() < 0.35 else int(30 + 66 * rng.random() ** 0.6) for n in range(count)
-        ]
+        quality: list[int | None]
+        if compressed:
+            quality = [75 if rng.random() < 0.25 else int(rng.integers(40, 93)) for _ in range(count)]
+        else:
+            quality = [
+                None if untouched[n] or rng.random() < 0.35 else int(30 + 66 * rng.random() ** 0.6)
+                for n in range(count)
+            ]
         noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=[0.3, 0.1, 0.6])) for _ in range(count)])
 
     def resize() -> None:
@@ -438,7 +446,7 @@ def photographed(
 
     order = [resize, sharpen, jpeg]
     rng.shuffle(order)  # type: ignore[arg-type]
-    if rng.random() < 0.6:
+    if rng.random() < 0.6 or compressed:
         order.sort(key=lambda step: step is jpeg)
     for step in order:
         step()

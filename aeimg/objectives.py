@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .codec import HyperpriorCodec
-from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey, vary_colours
+from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
 from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
@@ -53,6 +53,10 @@ class Recipe:
     """Whether the kernels of convolutions are moved by Muon; AdamW moves the rest."""
     pairs: float = 0.3
     """Of a blind denoiser: the share of batches that comes from real pairs, where there are any."""
+    jpeg: bool = False
+    """Of a blind denoiser: whether it is for pictures on which JPEG has left marks, and for no others."""
+    grey: float = 0.1
+    """Of a denoiser that is told its noise level: the share of grey images with grey noise."""
     minutes: float | None = None
     """How long a run takes that is told nothing else; or `steps`."""
     steps: int | None = None
@@ -193,8 +197,8 @@ class DenoiseObjective(Objective):
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         (crops,) = batch
         generator = torch.Generator(crops.device).manual_seed(int(rng.integers(2**62)))
-        clean = vary_colours(crops.float() / 255.0, rng, greyscale=0.03)
-        grey = torch.from_numpy(rng.random(clean.shape[0]) < 0.12)
+        clean = crops.float() / 255.0
+        grey = torch.from_numpy(rng.random(clean.shape[0]) < self.recipe.grey)
         clean[grey] = turn_grey(clean[grey], rng, share=1.0)
         sigma = torch.from_numpy(rng.uniform(0, 55, clean.shape[0]).astype(np.float32)).to(clean.device)
         noisy = add_white_noise(clean, sigma, generator)
@@ -226,6 +230,8 @@ class BlindObjective(DenoiseObjective):
         self, photographs: Photographs, config: dict[str, Any], recipe: Recipe, pairs: Pairs | None = None
     ) -> None:
         super().__init__(photographs, {"assumed_sigma": 25.0, **config}, recipe)
+        if recipe.jpeg:
+            self.main = "jpeg"
         self.pairs = pairs
         self.held_out_pairs = pairs.split(min(6, len(pairs) // 10)) if pairs is not None else []
 
@@ -234,9 +240,11 @@ class BlindObjective(DenoiseObjective):
         count, side = self._size(late)
         if self.pairs is not None and rng.random() < self.recipe.pairs:
             return _both(self.pairs.crops(rng, count, side))
-        source = source_side(side, rng)
+        jpeg = self.recipe.jpeg
+        source = side if jpeg and rng.random() < 0.5 else source_side(side, rng)
         crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
-        clean, noisy = photographed(crops.float() / 255.0, rng, side=side)
+        white = 0.7 if jpeg else 0.45
+        clean, noisy = photographed(crops.float() / 255.0, rng, side=side, white=white, compressed=jpeg)
         both = turn_grey(torch.cat([clean, noisy], 3), rng, share=0.1)
         return both[..., :side], both[..., side:]
 
@@ -259,7 +267,14 @@ class BlindObjective(DenoiseObjective):
             clean = _sized(self.held(index).float() / 255.0)
             noisy = add_white_noise(clean, torch.tensor([25.0]), torch.Generator().manual_seed(index))
             square = clean[..., : min(clean.shape[2:]), : min(clean.shape[2:])]
-            taken = photographed(square, np.random.default_rng(index), side=square.shape[2], clean=0, white=0)
+            taken = photographed(
+                square,
+                np.random.default_rng(index),
+                side=square.shape[2],
+                clean=0,
+                white=0,
+                compressed=self.recipe.jpeg,
+            )
             pictures = ((through_jpeg(noisy, [75], [2]), clean), (taken[1], taken[0]), (clean, clean))
             rows.append([self._blindly(model, *picture) for picture in pictures])
         means = [sum(column) / len(column) for column in zip(*rows, strict=True)]

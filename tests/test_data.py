@@ -137,6 +137,23 @@ def test_photographs_are_registered_repeatable_and_sometimes_clean(face):
     assert torch.equal(crops[0], face[0])
 
 
+def test_pictures_that_jpeg_has_marked_lie_on_its_steps(face):
+    """At quality 75 at the finest: the levels of a frequency in luma are multiples of its step, clean pictures' too."""
+    seen = set()
+    for seed in range(6):
+        _, noisy = photographed(face.expand(8, -1, -1, -1), np.random.default_rng(seed), side=96, compressed=True)
+        luma = ((noisy * 255 * torch.tensor([0.299, 0.587, 0.114]).view(-1, 1, 1)).sum(1) - 128).numpy()
+        blocks = luma.reshape(8, 12, 8, 12, 8).transpose(0, 1, 3, 2, 4)
+        wave = np.cos(np.pi * (2 * np.arange(8) + 1) / 16) / 32**0.5  # the first horizontal frequency of the DCT
+        first = (blocks * wave).sum((-1, -2)).reshape(8, -1)
+        for levels in first:
+            levels = levels[abs(levels) > 8]
+            fits = {step: np.cos(2 * np.pi * levels / step).mean() for step in range(2, 20)}
+            seen.add(max(fits, key=lambda step: (fits[step] > 0.5) * step))
+    assert len(seen) >= 4
+    assert seen <= set(range(2, 15))  # of quality 92 and 40
+
+
 def test_sources_come_in_even_sides_of_half_to_twice():
     rng = np.random.default_rng(0)
     sides = [source_side(96, rng) for _ in range(500)]
