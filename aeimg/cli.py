@@ -622,6 +622,13 @@ TRAINED = (
 @click.option("--resume", type=PATH, help="A checkpoint to continue from.")
 @click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
 @click.option("--curve", type=PATH, help="Where to draw the loss curve. [default: beside the weights, .png]")
+@click.option(
+    "--if-exists",
+    type=click.Choice(["error", "overwrite"]),
+    default="error",
+    show_default=True,
+    help="What to do about weights and a checkpoint of another run; other files are never written over.",
+)
 @click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
 @click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
 @click.option("--pairs", type=PATH, help="Real photographs for it, beside DATA: a folder with noisy/ and clean/.")

@@ -338,6 +338,17 @@ def sweep(folders: Iterable[Path]) -> None:
             continue  # it is a courtesy; what is really wrong with the folder comes up in writing
 
 
+def check_writable(target: Path) -> None:
+    """Raises `OutputError` where nothing can be written beside `target`, whose folder is made."""
+    temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written ({error.strerror or error})") from error
+
+
 def write_atomic(target: Path, data: bytes) -> None:
     """Writes `data` beside `target`, flushes it to the disk and renames it: whole, or not at all.
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aeimg import DataError, InvalidWeights, UsageError, data, plots, process, zoo
+from aeimg import DataError, InvalidWeights, OutputError, UsageError, data, plots, process, zoo
 from aeimg import train as module
 from aeimg.metrics import psnr
 from aeimg.train import train
@@ -41,6 +41,7 @@ def photographs(tmp_path_factory):
 def run(task, photographs, out, **options):
     lines = []
     tiny = TINY.get(task, {"recipe": {"batch": 8}})
+    options.setdefault("if_exists", "overwrite")
     options["recipe"] = {**tiny["recipe"], **options.get("recipe", {})}
     options.setdefault("config", None if "start" in options or "resume" in options else tiny.get("config"))
     header = train(task, photographs, out, dtype="fp32", device="cpu", log=lines.append, **options)
@@ -210,7 +211,7 @@ def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photograph
 def test_weights_are_specialised_with_their_own_config_at_a_third_of_the_rate(photographs, tmp_path):
     out = tmp_path / "w.safetensors"
     run("denoise", photographs, tmp_path / "mine.safetensors", steps=3)
-    options = {"steps": 3, "dtype": "fp32", "device": "cpu", "log": lambda line: None}
+    options = {"steps": 3, "if_exists": "overwrite", "dtype": "fp32", "device": "cpu", "log": lambda line: None}
     small = {"crop": 32, "batch": 4, "late_crop": 32, "late_batch": 4}
     header = train("denoise", photographs, out, start=tmp_path / "mine.safetensors", recipe=small, **options)
     assert header.config["channels"] == (8, 16)
@@ -297,6 +298,74 @@ def test_wrong_calls_and_too_little_data_are_refused_by_name(photographs, tmp_pa
     run("denoise", photographs, out, steps=1)
     with pytest.raises(UsageError, match="was begun with task denoise, not compress"):
         run("compress", photographs, out, steps=1, resume=tmp_path / "w.safetensors.checkpoint")
+
+
+def test_labels_are_for_idx_files(photographs, tmp_path):
+    for task in ("vanilla", "denoise"):
+        with pytest.raises(UsageError, match=f"{photographs.name}: labels are for .*leave --labels out"):
+            run(task, photographs, tmp_path / "w.safetensors", steps=1, recipe={"labels": (1, 5)})
+
+
+def test_weights_and_checkpoints_of_other_runs_are_not_written_over_unasked(photographs, tmp_path):
+    out, checkpoint = tmp_path / "w.safetensors", tmp_path / "w.safetensors.checkpoint"
+    run("vanilla", photographs, out, steps=2)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"w\.safetensors: is there already \(the weights w-1\); give another name"):
+        run("vanilla", photographs, out, steps=3, if_exists="error")
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    out.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(UsageError, match=r"checkpoint: is there .* after 2 steps\); go on with it by --resume"):
+        run("vanilla", photographs, out, steps=3, if_exists="error")
+    with pytest.raises(UsageError, match=r"moved\.safetensors: is there already"):  # its checkpoint is not that one
+        run("vanilla", photographs, tmp_path / "moved.safetensors", resume=checkpoint, steps=3, if_exists="error")
+    for steps in (3, 4):
+        header, _ = run("vanilla", photographs, out, resume=checkpoint, steps=steps, if_exists="error")
+        assert header.card["steps"] == steps
+
+
+def test_what_is_no_output_of_training_is_never_written_over(photographs, tmp_path):
+    (tmp_path / "photo.png").write_bytes((photographs / "0.png").read_bytes())
+    (tmp_path / "w.safetensors").write_bytes(b"foreign")
+    (tmp_path / "folder.safetensors").mkdir()
+    cases = [
+        ({"out": "w.safetensors"}, r"w\.safetensors: is there already, and nothing that aeimg train"),
+        ({"checkpoint": "photo.png"}, r"photo\.png: is there already, and nothing that aeimg train"),
+        ({"out": "folder.safetensors"}, "is a folder"),
+        ({"curve": "folder.safetensors"}, "is a folder"),
+        ({"checkpoint": "new.safetensors"}, "a name each"),
+    ]
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    for names, reason in cases:
+        paths = {key: tmp_path / name for key, name in {"out": "new.safetensors", **names}.items()}
+        with pytest.raises(UsageError, match=reason):
+            run("vanilla", photographs, paths.pop("out"), steps=1, **paths)
+    assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_where_nothing_can_be_written_a_run_does_not_begin(photographs, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for names in ({"out": "file/w.safetensors"}, {"curve": "file/c.png"}, {"checkpoint": "file/w.checkpoint"}):
+        paths = {key: tmp_path / name for key, name in {"out": "w.safetensors", **names}.items()}
+        with pytest.raises(OutputError, match="can't be written"):
+            run("vanilla", photographs, paths.pop("out"), steps=1, **paths)
+    run("vanilla", photographs, tmp_path / "w.safetensors", steps=1, curve=tmp_path / "new" / "folder" / "c.png")
+    assert plots.curve_lies_at(tmp_path / "new" / "folder" / "c.png")
+
+
+def test_a_full_disk_does_not_end_a_run(photographs, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OutputError(f"{path}: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_atomic", full)
+        _, lines = run("vanilla", photographs, tmp_path / "w.safetensors", steps=3)
+    assert (tmp_path / "w.safetensors").exists()
+    assert any("w.safetensors.checkpoint: can't be written" in line for line in lines)
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="full; once there is room, --resume .*ckpt"):
+        patch.setattr(module, "save_weights", lambda *_: (_ for _ in ()).throw(OutputError("full")))
+        run("vanilla", photographs, tmp_path / "v.safetensors", steps=3, checkpoint=tmp_path / "v.ckpt")
+    header, _ = run("vanilla", photographs, tmp_path / "v.safetensors", resume=tmp_path / "v.ckpt")
+    assert header.card["steps"] == 3
 
 
 def test_an_image_that_turns_out_damaged_is_named(photographs, tmp_path):
