@@ -181,8 +181,12 @@ def process(
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
 
 
-def _stream(sources: Iterable[Any], verb: Verb, options: Options) -> Iterator[Outcome]:
-    return stream(sources, verb, jobs=options.jobs, batch_size=options.batch_size, memory=options.memory_bytes)
+def _stream(
+    sources: Iterable[Any], verb: Verb, options: Options, late: list[Outcome] | None = None
+) -> Iterator[Outcome]:
+    return stream(
+        sources, verb, jobs=options.jobs, batch_size=options.batch_size, memory=options.memory_bytes, late=late
+    )
 
 
 def _value(outcome: Outcome) -> Any:
@@ -260,7 +264,8 @@ class _ToFiles:
         if not self.dry:
             if self.manifest is not None:
                 source = (status.st_size, status.st_mtime_ns, digest(item.data))
-                self.manifest.add(job, Record(self.recipe, *source, len(data), digest(data)))
+                record = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
+                self.manifest.add(job, record)
             paths.write_atomic(job.target, data)
         seconds = round(item.about.pop("seconds") + time.monotonic() - began, 4)
         about = {"width": item.picture.width, "height": item.picture.height, "seconds": seconds, **item.about}
@@ -307,9 +312,10 @@ def _files(
 
     todo = []
     for job in jobs:
-        state = (
-            manifest.state(job, recipe) if manifest else State.FOREIGN if os.path.exists(job.target) else State.MISSING
-        )
+        if manifest is not None:
+            state = manifest.state(job, recipe, renew=not dry_run)
+        else:
+            state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
         if options.if_exists == "error" and state is not State.MISSING:
             raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
         if options.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
@@ -327,22 +333,28 @@ def _files(
         return summary
     paths.sweep({job.target.parent for job in todo})
     left = {id(job): job for job in todo}
-    outcomes = _stream(todo, _ToFiles(verb, manifest, recipe), options)
+    late: list[Outcome] = []
+    outcomes = _stream(todo, _ToFiles(verb, manifest, recipe), options, late)
     shown = _Progress(task, len(todo), progress)
+
+    def account(outcome: Outcome) -> None:
+        job, written = outcome.source, outcome.value
+        if left.pop(id(job), None) is None:
+            return
+        if outcome.error is not None:
+            summary.failed.append((job.source, _reason(outcome.error)))
+            record(job, "failed", error=_reason(outcome.error))
+            return
+        summary.done += 1
+        summary.pixels += outcome.pixels
+        summary.bytes_in += written.bytes_in
+        summary.bytes_out += written.bytes_out
+        record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
+        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.about.items()))
+
     try:
         for outcome in outcomes:
-            job, written = outcome.source, outcome.value
-            del left[id(job)]
-            if outcome.error is not None:
-                summary.failed.append((job.source, _reason(outcome.error)))
-                record(job, "failed", error=_reason(outcome.error))
-            else:
-                summary.done += 1
-                summary.pixels += outcome.pixels
-                summary.bytes_in += written.bytes_in
-                summary.bytes_out += written.bytes_out
-                record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
-                log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.about.items()))
+            account(outcome)
             shown.step(summary)
             if outcome.error is not None and options.on_error == "stop":
                 break
@@ -351,6 +363,8 @@ def _files(
     finally:
         shown.close()
         outcomes.close()  # type: ignore[attr-defined]
+        for outcome in late:
+            account(outcome)
         summary.planned = len(left)
         for job in left.values():
             record(job, "planned")
