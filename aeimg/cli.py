@@ -302,7 +302,10 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @main.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: png]")
+@click.option(
+    "--format",
+    help="Suffix of the files written: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
+)
 @click.option(
     "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
 )

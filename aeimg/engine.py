@@ -9,6 +9,7 @@ which of them still need it, what became of each, and how far it is.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -30,7 +31,7 @@ from .images import WRITABLE, open_image
 from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
-from .verbs import Compress, Decompress, Denoise, Options
+from .verbs import Compress, Decompress, Denoise, Options, suffix_of
 
 log = logging.getLogger("aeimg")
 
@@ -125,7 +126,8 @@ def process(
             percentile: of the training images' errors: above it, a picture counts as strange (score).
             measure: decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
             kind: "pil", "numpy", "tensor" or "bytes": what decompress gives back.
-            format: suffix of the files written, "keep" for that of the source; decompress writes png by default.
+            format: suffix of the files written, "keep" for that of the source (of a latent file: of what was
+                compressed; PNG where aeimg does not write that); decompress writes png by default.
             image_quality: 1..100 for JPEG, WebP and AVIF files that are written (default 95), or one for each format,
                 as in {"jpg": 90, "avif": 70}.
             name: a template of the names of files written, of {stem}, {name} (the stem with its old suffix), {suffix}.
@@ -275,13 +277,28 @@ class _ToFiles:
         return _Written(status.st_size, len(data), about)
 
 
+def _kept(path: Path) -> str:
+    """The suffix of the picture that a latent file was made of; PNG where that is not told, or never written."""
+    try:
+        found = container.sections(path.read_bytes(), str(path))
+    except (OSError, InputError):
+        return ".png"  # to be reported when it is done
+    suffix = Path(found.get("n", b"").decode("utf-8", "replace")).suffix
+    kind = found.get("f", b"").decode("utf-8", "replace")
+    return suffix if WRITABLE.get(suffix.lower()) == kind else suffix_of(kind)
+
+
 def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[list[paths.Job], bool]:
     """The jobs, and whether `out` is the one file to write rather than a folder."""
     own = paths.LATENT_SUFFIX if task == "compress" else None
 
+    @functools.cache
     def suffix(path: Path) -> str:
-        kept = path.suffix if path.suffix.lower() in WRITABLE else ".png"
-        return own or options.suffix or kept
+        if own or options.suffix:
+            return own or options.suffix  # type: ignore[return-value]
+        if task == "decompress" and options.format == "keep":
+            return _kept(path)
+        return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
     if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
         known = [own] if own else WRITABLE
@@ -295,7 +312,12 @@ def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[l
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
             )
     found = paths.find(sources, _suffixes(task), replace(options.selection, without=out))
-    return paths.plan(found, out, suffix, options.name), False
+
+    def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
+        return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
+
+    kept = task == "decompress" and options.format == "keep"
+    return paths.plan(found, out, suffix, options.name, stem if kept else paths.stem), False
 
 
 def _files(
