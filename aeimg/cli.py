@@ -141,6 +141,8 @@ def _run(
             raise UsageError("--dry-run and --json are for files, not for what goes to standard output")
         _pipe(sources, task, **options)
         return
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
     interrupted = False
     try:
         summary = process(_found(sources), task, out=out, progress=not (quiet or verbose), **options)
@@ -182,6 +184,20 @@ def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
         kept.setdefault("format", "png")
     sys.stdout.buffer.write(process(data, task, **kept))
     sys.stdout.buffer.flush()
+
+
+def _check_json(file: Path, key: str) -> None:
+    """Raises `UsageError` where the file is there already, and holds no JSON object with that key."""
+    from .paths import check_target
+
+    def ours(path: Path) -> bool:
+        try:
+            about = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(about, dict) and key in about
+
+    check_target(file, ours)
 
 
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
@@ -392,12 +408,16 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
 
     What the vector holds depends on the model: of aeimg-codec, mean and standard deviation of each code over the
     picture; of the small autoencoders, the mean of the codes of its blocks.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .latents import FEATURE_SUFFIXES, save_features
+    from .latents import FEATURE_SUFFIXES, features_lie_at, save_features
+    from .paths import check_target
 
     if out.suffix not in FEATURE_SUFFIXES:
         raise UsageError(f"{out}: features go to {', '.join(FEATURE_SUFFIXES)}")
     images = _images(sources, out, options)
+    check_target(out, features_lie_at)
     found, rows, label, failed = _vectors(images, quiet, **options)
     save_features(out, [images[one] for one in found], rows, label)
     if not quiet:
@@ -416,11 +436,13 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
 
     A picture's score is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that has
     learned one kind of image does badly on others.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
     from dataclasses import replace
 
-    from .latents import heatmap, save_scores
-    from .paths import plan, write_atomic
+    from .latents import drawing_lies_at, heatmap, save_scores, scores_lie_at
+    from .paths import check_target, plan, write_atomic
 
     if out.suffix != ".csv":
         raise UsageError(f"{out}: scores go to a .csv file")
@@ -428,6 +450,9 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     maps = {} if heatmaps is None else {
         job.source: job.target for job in plan(images, heatmaps, lambda _: ".png", "{name}{suffix}")
     }  # fmt: skip
+    check_target(out, scores_lie_at)
+    for target in maps.values():
+        check_target(target, lambda path: drawing_lies_at(path, "score"))
     seen: list[Found] = []
     scores: list[Any] = []
 
@@ -457,32 +482,50 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
 
     Codes of two values are the plane; of longer vectors (see `aeimg features`) it is that of their two first
     principal components.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .images import WRITABLE, encode_picture, from_pil
-    from .latents import plane
+    from .images import from_pil
+    from .latents import draw, plane
     from .paths import write_atomic
     from .plots import scatter
 
-    if out.suffix not in WRITABLE:
-        raise UsageError(f"{out}: no format that aeimg writes")
+    _check_suffix(out)
     images = _images(sources, out, options)
+    _check_drawing(out, "plot-latents")
     found, rows, label, failed = _vectors(images, quiet, **options)
     points, labels = plane(rows)
     groups = [one.relative.parts[0] if len(one.relative.parts) > 1 else "" for one in found]
     picture = scatter(points, groups, title=f"{len(found)} images by {label}", labels=labels)
-    write_atomic(out, encode_picture(from_pil(picture), out.suffix))
+    write_atomic(out, draw(from_pil(picture).pixels, out.suffix, "plot-latents"))
     if failed:
         sys.exit(1)
 
 
-def _drawn(out: Path, pictures: list[Any], stem: str, *inputs: Path) -> None:
-    from .images import Picture, encode_picture
+def _check_suffix(out: Path) -> None:
+    from .images import WRITABLE
+
+    if out.suffix.lower() not in WRITABLE:
+        raise UsageError(f"{out}: no format that aeimg writes; use one of {', '.join(WRITABLE)}")
+
+
+def _check_drawing(target: Path, command: str) -> None:
+    from .latents import drawing_lies_at
+    from .paths import check_target
+
+    check_target(target, lambda path: drawing_lies_at(path, command))
+
+
+def _drawn(out: Path, pictures: list[Any], stem: str, command: str, *inputs: Path) -> None:
+    from .latents import draw
     from .paths import write_atomic
 
     targets = [out / f"{stem}-{number:03}.png" for number in range(len(pictures))]
     _spare(list(inputs), targets)
+    for target in targets:
+        _check_drawing(target, command)
     for target, pixels in zip(targets, pictures, strict=True):
-        write_atomic(target, encode_picture(Picture(pixels), ".png"))
+        write_atomic(target, draw(pixels, ".png", command))
 
 
 def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
@@ -502,14 +545,17 @@ def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
 @click.option("--side", type=click.IntRange(8), default=64, show_default=True, help="Where the model has no own size.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **options: Any) -> None:
-    """Decode random codes of a small autoencoder into pictures in the folder OUT."""
+    """Decode random codes of a small autoencoder into pictures in the folder OUT.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
+    """
     from . import latents
 
     model, place = _decoder(**options)
     if grid is not None:
-        _drawn(out, [latents.walk(model, grid, place)], "grid")
+        _drawn(out, [latents.walk(model, grid, place)], "grid", "sample")
     else:
-        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample")
+        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample", "sample")
 
 
 @main.command()
@@ -519,11 +565,14 @@ def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **opti
 @_with(*_MODEL)
 @click.option("--steps", type=click.IntRange(2), default=8, show_default=True, help="Pictures, A and B included.")
 def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None:
-    """Decode the codes between those of the images A and B into pictures in the folder OUT."""
+    """Decode the codes between those of the images A and B into pictures in the folder OUT.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
+    """
     from . import latents
 
     model, place = _decoder(**options)
-    _drawn(out, latents.between(model, a, b, steps, place), "between", a, b)
+    _drawn(out, latents.between(model, a, b, steps, place), "between", "interpolate", a, b)
 
 
 @main.command()
@@ -537,16 +586,17 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 
     What comes of it makes sense where directions among codes mean something: of variational models, and of dense ones
     on aligned pictures.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .images import WRITABLE, Picture, encode_picture
-    from .latents import combine
+    from .latents import combine, draw
     from .paths import write_atomic
 
-    if out.suffix not in WRITABLE:
-        raise UsageError(f"{out}: no format that aeimg writes")
+    _check_suffix(out)
     _spare([a, b, c], [out])
+    _check_drawing(out, "arithmetic")
     model, place = _decoder(**options)
-    write_atomic(out, encode_picture(Picture(combine(model, a, b, c, place)), out.suffix))
+    write_atomic(out, draw(combine(model, a, b, c, place), out.suffix, "arithmetic"))
 
 
 @main.command()
@@ -681,6 +731,8 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
     from . import bench as benches
     from .paths import write_atomic
 
+    if json_file is not None:
+        _check_json(json_file, "task")
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")

@@ -357,6 +357,16 @@ def check_writable(target: Path) -> None:
         raise OutputError(f"{target}: can't be written ({error.strerror or error})") from error
 
 
+def check_target(target: Path, ours: Callable[[Path], bool]) -> None:
+    """Raises `UsageError` where `target` is a folder, or a file of which `ours` does not say that it may be written
+    over; `OutputError` where it can't be written."""
+    if target.is_dir():
+        raise UsageError(f"{target}: is a folder; name a file in it")
+    if os.path.lexists(target) and not ours(target):
+        raise UsageError(f"{target}: is there already, and not what an earlier run has left; give another name")
+    check_writable(target)
+
+
 def write_atomic(target: Path, data: bytes) -> None:
     """Writes `data` beside `target`, flushes it to the disk and renames it: whole, or not at all.
 

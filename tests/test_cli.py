@@ -86,6 +86,27 @@ def test_standard_output_takes_a_picture_and_no_options_for_files(folder):
         assert (done.exit_code, done.stdout) == (2, "")
 
 
+def test_a_summary_is_written_over_nothing_but_a_summary(folder):
+    kept = (folder / "in" / "a.png").read_bytes()
+    (folder / "config.json").write_text('{"mine": 1}')
+    (folder / "file").write_bytes(b"")
+    for name, code in (
+        ("in/a.png", 2),
+        ("config.json", 2),
+        ("in", 2),
+        ("file/s.json", 1),
+        ("s.json", 0),
+        ("s.json", 0),
+    ):
+        done = run("compress", folder / "in", folder / "latents", "--json", folder / name)
+        assert done.exit_code == code, done.output
+        assert (folder / "latents").exists() == (code == 0)  # told before the work is done
+        done = run("bench", "denoise", folder / "in", "--json", folder / name) if code == 2 else done
+        assert done.exit_code == code, done.output
+    assert (folder / "in" / "a.png").read_bytes() == kept
+    assert (folder / "config.json").read_text() == '{"mine": 1}'
+
+
 def test_info_takes_names_that_are_no_text(folder):
     import os
 

@@ -240,6 +240,59 @@ def test_no_command_draws_over_a_picture_that_it_is_given(pictures, model):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_no_command_writes_over_what_it_has_not_made(pictures, model):
+    name = model(identity())
+    one, two = pictures / "one", pictures / "two"
+    a, b = one / "a.png", two / "a.png"
+    commands = {
+        "f.npz": ("features", one, "f.npz"), "f.csv": ("features", one, "f.csv"), "s.csv": ("score", one, "s.csv"),
+        "f.safetensors": ("features", one, "f.safetensors"), "m.jpg": ("plot-latents", one, "m.jpg"),
+        "c.webp": ("arithmetic", a, b, b, "c.webp"), "drawn/sample-000.png": ("sample", "drawn", "-n", 1),
+        "mid/between-001.png": ("interpolate", a, b, "mid"),
+        "heat/a.png.png": ("score", one, "t.csv", "--heatmaps", "heat"),
+    }  # fmt: skip
+    foreign = [b"", b"mine", b"name,age\n", a.read_bytes(), np.random.default_rng(0).bytes(99)]
+    for target, words in commands.items():
+        path = pictures / target
+        words = [pictures / word if isinstance(word, str) and word in (target, target.split("/")[0]) else word
+                 for word in words]  # fmt: skip
+        if "t.csv" in words:
+            words[2] = pictures / "t.csv"
+        for _ in range(2):  # what it has made itself it makes anew
+            done = command(*words, "-m", name)
+            assert done.exit_code == 0, done.output
+        for data in foreign:
+            path.write_bytes(data)
+            done = command(*words, "-m", name)
+            assert (done.exit_code, path.read_bytes()) == (2, data), done.output
+            assert f"{path}: is there already, and not what an earlier run has left" in done.output.replace("\n", " ")
+        path.unlink()
+        path.mkdir()
+        done = command(*words, "-m", name)
+        assert done.exit_code == 2 and "is a folder" in done.output
+        path.rmdir()
+        path.symlink_to(pictures / "nowhere")  # writing would replace the link
+        assert command(*words, "-m", name).exit_code == 2 and path.is_symlink()
+
+
+def test_a_forgotten_output_costs_no_input(pictures, model):
+    name = model(identity())
+    for number in range(3):
+        Image.fromarray(picture(number)).save(pictures / f"{number}.png")
+    before = (pictures / "2.png").read_bytes()
+    done = command("plot-latents", *(pictures / f"{number}.png" for number in range(3)), "-m", name)
+    assert (done.exit_code, (pictures / "2.png").read_bytes()) == (2, before)
+    assert "give another name" in done.output
+
+
+def test_features_of_one_command_are_no_scores_of_another(pictures, model):
+    name = model(identity())
+    for words, kept in ((("features", "score"), b"name,f0"), (("score", "features"), b"name,score")):
+        assert command(words[0], pictures / "one", pictures / f"{words[0]}.csv", "-m", name).exit_code == 0
+        assert command(words[1], pictures / "one", pictures / f"{words[0]}.csv", "-m", name).exit_code == 2
+        assert (pictures / f"{words[0]}.csv").read_bytes().startswith(kept)
+
+
 def test_pictures_of_one_name_are_told_apart(pictures, model):
     name = model(identity())
     one, two = pictures / "one", pictures / "two"
