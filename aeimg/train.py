@@ -310,6 +310,8 @@ def _check_outputs(
     for path in targets:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; name a file in it")
+    if curve.suffix.lower() != ".png":
+        raise UsageError(f"{curve}: loss curves are PNG; give it a name that ends in .png (--curve)")
     if len({path.resolve() for path in targets}) < len(targets):
         raise UsageError(f"{out}: weights, checkpoint and loss curve need a name each")
     begun = None if start is None else resolve(str(start))
@@ -695,7 +697,8 @@ def train(
         f"{len(objective.held_out)} of them held out; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {place}, {precision}"
     )
-    for note in objective.notes:
+    sources = [photographs, *more.values()]
+    for note in (*(note for source in sources for note in getattr(source, "notes", ())), *objective.notes):
         log(note)
     if origin is not None and not journal.judged:
         under_way.judge(0.0)  # what it begins with

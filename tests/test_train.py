@@ -368,12 +368,56 @@ def test_a_full_disk_does_not_end_a_run(photographs, tmp_path, monkeypatch):
     assert header.card["steps"] == 3
 
 
-def test_an_image_that_turns_out_damaged_is_named(photographs, tmp_path):
-    for path in photographs.iterdir():
-        data = path.read_bytes()
-        (tmp_path / path.name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"\d+\.png: damaged.*take it out"):
-        run("denoise", tmp_path, tmp_path / "out" / "w.safetensors", steps=1)
+@pytest.fixture
+def damaged(photographs, tmp_path):
+    """Copies of the photographs, those with these numbers cut in the middle."""
+
+    def copy(*numbers):
+        for path in photographs.iterdir():
+            data = path.read_bytes()
+            (tmp_path / path.name).write_bytes(data[: len(data) // 2] if int(path.stem) in numbers else data)
+        return tmp_path
+
+    return copy
+
+
+def test_an_image_that_turns_out_damaged_is_named_and_left_out(damaged, tmp_path, caplog):
+    out = tmp_path / "out" / "w.safetensors"
+    header, _ = run("denoise", damaged(2, 7), out, steps=20)
+    assert header.card["steps"] == 20
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(line for line in said if "left out" in line) == [
+        f"left out: {tmp_path / name}: damaged or incomplete (image file is truncated)" for name in ("2.png", "7.png")
+    ]
+    with pytest.raises(DataError, match=r"\d+\.png: damaged.*without it 9 images are left, at least 10 are needed"):
+        run("denoise", damaged(2, 7, 8), out, steps=20)
+
+
+def test_damaged_images_do_not_disturb_a_resumption_and_are_never_held_out(damaged, tmp_path):
+    whole, half, resumed = (tmp_path / "out" / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
+    folder = damaged(2, 5)  # the fifth would be held out
+    undisturbed, _ = run("denoise", folder, whole, steps=20)
+    with interrupted(module.OBJECTIVES["denoise"], 11):
+        run("denoise", folder, half, steps=20)
+    run("denoise", folder, resumed, resume=half.with_name("half.safetensors.checkpoint"))
+    assert equal(whole, resumed)
+    assert undisturbed.card["held_out"]["psnr25"] > 0
+
+
+def test_what_is_left_out_for_its_size_or_format_is_named(damaged, tmp_path):
+    folder = damaged()
+    for number in range(5):
+        Image.new("RGB", (31, 99)).save(folder / f"small{number}.png")
+    (folder / "text.png").write_bytes(b"hello")
+    _, lines = run("denoise", folder, tmp_path / "out" / "w.safetensors", steps=1)
+    (small,) = (line for line in lines if "smaller than 32 pixels" in line)
+    assert small.endswith(f"{folder / 'small2.png'} and 2 more")
+    assert f"left out, unreadable or of several frames: {folder / 'text.png'}" in lines
+
+
+def test_a_loss_curve_is_a_png(photographs, tmp_path):
+    with pytest.raises(UsageError, match=r"c\.jpg: loss curves are PNG"):
+        run("vanilla", photographs, tmp_path / "w.safetensors", steps=1, curve=tmp_path / "c.jpg")
 
 
 def test_where_few_images_are_large_the_last_phase_keeps_to_small_crops(photographs, tmp_path):
