@@ -319,7 +319,7 @@ def _check_outputs(
         raise UsageError(f"{out}: would overwrite the weights that the run begins with; give the new ones another name")
     if curve.exists() and not plots.curve_lies_at(curve):
         raise UsageError(f"{curve}: would be overwritten by the loss curve; give another name for that (--curve)")
-    goes_on = resume is not None and checkpoint.exists() and checkpoint.samefile(resume)
+    goes_on = resume is not None and resume.exists() and checkpoint.exists() and checkpoint.samefile(resume)
     for path, about, means in (
         (out, _weights_at, "give another name, or --if-exists overwrite"),
         (checkpoint, _checkpoint_at, f"go on with it by --resume {checkpoint}, or begin anew by --if-exists overwrite"),
@@ -618,6 +618,7 @@ def train(
     data, out = Path(data), Path(out)
     checkpoint = Path(checkpoint) if checkpoint else out.with_name(out.name + ".checkpoint")
     curve = Path(curve) if curve else out.with_suffix(".png")
+    resume = Path(resume) if resume else None
     if if_exists not in ("error", "overwrite"):
         raise UsageError(f"if_exists must be error or overwrite, not {if_exists!r}")
     if resume is not None and start is not None:
@@ -636,7 +637,7 @@ def train(
     origin: str | None = None
     known: dict[str, Any] = {}
     if resume is not None:
-        journal, run, tensors = _read_checkpoint(Path(resume))
+        journal, run, tensors = _read_checkpoint(resume)
         known, origin = run.get("config", {}), run.get("start")
         patience = run.get("patience") if patience is None else patience
     elif start is not None:
@@ -677,15 +678,17 @@ def train(
     moves = optimizers(model, the_recipe.rate, the_recipe.beta2, precision, muon=the_recipe.muon)
     best: dict[str, Tensor] = {}
     if resume is not None:
-        _restore(Path(resume), tensors, {"model": model, "average": average}, moves)
+        _restore(resume, tensors, {"model": model, "average": average}, moves)
         best = {key: value.to(place) for key, value in _under("best/", tensors).items()}
         if patience is not None and not best:  # it had none so far
             journal.best, journal.stale = None, 0
         log(f"resumed {resume} at step {journal.step}, {journal.seconds / 60:.1f} minutes in")
         if run.get("seed", seed) != seed:
             log(f"begun with seed {run['seed']}, goes on with seed {seed}: not what an undisturbed run would do")
+        if run.get("pixels", photographs.pixels) != photographs.pixels:
+            log("begun with other images than are there now: not what an undisturbed run would do")
     run = {**told, "seed": seed, "config": asdict(model.config), "recipe": asdict(the_recipe), "start": origin,  # type: ignore[call-overload]
-           "patience": patience}  # fmt: skip
+           "patience": patience, "pixels": photographs.pixels}  # fmt: skip
     commit = _commit()  # of the code that is running, not of what the checkout has become when the run ends
     under_way = _Run(
         objective, average, moves, Schedule(minutes, steps, time.monotonic() - journal.seconds, journal), journal, best,

@@ -295,6 +295,13 @@ def test_wrong_calls_and_too_little_data_are_refused_by_name(photographs, tmp_pa
     (tmp_path / "no.checkpoint").write_bytes(b"nothing")
     with pytest.raises(InvalidWeights, match=r"no\.checkpoint: not a checkpoint"):
         run("denoise", photographs, out, steps=1, resume=tmp_path / "no.checkpoint")
+    (tmp_path / "w.safetensors.checkpoint").write_bytes((tmp_path / "no.checkpoint").read_bytes())
+    with pytest.raises(UsageError, match=r"w\.safetensors\.checkpoint: is there already, and nothing"):
+        run("denoise", photographs, out, steps=1)
+    (tmp_path / "w.safetensors.checkpoint").unlink()
+    run("denoise", photographs, out, steps=1)
+    with pytest.raises(InvalidWeights, match=r"nowhere\.checkpoint: not a checkpoint"):
+        run("denoise", photographs, out, steps=1, resume=tmp_path / "nowhere.checkpoint")
     run("denoise", photographs, out, steps=1)
     with pytest.raises(UsageError, match="was begun with task denoise, not compress"):
         run("compress", photographs, out, steps=1, resume=tmp_path / "w.safetensors.checkpoint")
@@ -402,6 +409,17 @@ def test_damaged_images_do_not_disturb_a_resumption_and_are_never_held_out(damag
     run("denoise", folder, resumed, resume=half.with_name("half.safetensors.checkpoint"))
     assert equal(whole, resumed)
     assert undisturbed.card["held_out"]["psnr25"] > 0
+
+
+def test_a_run_that_goes_on_with_other_images_says_so(damaged, tmp_path):
+    out = tmp_path / "out" / "w.safetensors"
+    folder = damaged()
+    run("vanilla", folder, out, steps=2)
+    _, lines = run("vanilla", folder, out, steps=3, resume=f"{out}.checkpoint")
+    assert not any("other images" in line for line in lines)
+    (folder / "3.png").unlink()
+    _, lines = run("vanilla", folder, out, steps=4, resume=f"{out}.checkpoint")
+    assert any("begun with other images" in line for line in lines)
 
 
 def test_what_is_left_out_for_its_size_or_format_is_named(damaged, tmp_path):
