@@ -345,19 +345,32 @@ _FOLDERS = _with(
 
 
 def _images(
-    sources: tuple[str, ...], out: Path, options: dict[str, Any], without: Path | None = None
+    sources: tuple[str, ...],
+    out: Path,
+    options: dict[str, Any],
+    without: Path | None = None,
+    ours: Callable[[Path], bool] | None = None,
 ) -> dict[Found, str]:
-    """The images in SOURCES but for those in the folder `without`, and what each is called: its place below its source;
-    where two have the same, its whole path. What says which ones is taken out of `options`. Raises `UsageError` where
-    OUT is one of them."""
+    """The images in SOURCES, and what each is called: its place below its source; where two have the same, its whole
+    path. Not those in the folder `without`, nor OUT where it is `ours`. What says which ones is taken out of `options`.
+    Raises `UsageError` where OUT is one of them."""
     from .paths import IMAGE_SUFFIXES, Selection, find
 
+    if "-" in sources:
+        raise UsageError("-: this command takes files and folders, not standard input")
     which = {key: options.pop(key) for key in ("include", "exclude", "follow_symlinks")}
-    found = find(_found(sources), IMAGE_SUFFIXES, Selection(**which, without=without))
+    found = find(list(sources), IMAGE_SUFFIXES, Selection(**which, without=without))
+    if ours is not None and ours(out):  # drawn into one of the folders
+        found = [one for one in found if os.path.realpath(one.path) != os.path.realpath(out)]
     _spare([one.path for one in found], [out])
     names = [one.relative.as_posix() for one in found]
     count = Counter(names)
     return {one: name if count[name] == 1 else one.path.as_posix() for name, one in zip(names, found, strict=True)}
+
+
+def _told(command: str, count: int, failed: int, more: str) -> None:
+    more += f", {failed} failed" if failed else ""
+    click.echo(f"{command}: {count} images{more}" + ("" if count or failed else "; no images found"), err=True)
 
 
 def _spare(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -414,14 +427,14 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
     from .latents import FEATURE_SUFFIXES, features_lie_at, save_features
     from .paths import check_target
 
-    if out.suffix not in FEATURE_SUFFIXES:
+    if out.suffix.lower() not in FEATURE_SUFFIXES:
         raise UsageError(f"{out}: features go to {', '.join(FEATURE_SUFFIXES)}")
     images = _images(sources, out, options)
     check_target(out, features_lie_at)
     found, rows, label, failed = _vectors(images, quiet, **options)
     save_features(out, [images[one] for one in found], rows, label)
     if not quiet:
-        click.echo(f"features: {len(found)} images, {rows.shape[1]} values each by {label}", err=True)
+        _told("features", len(found), failed, f", {rows.shape[1]} values each by {label}" if found else "")
     if failed:
         sys.exit(1)
 
@@ -442,10 +455,12 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     from dataclasses import replace
 
     from .latents import drawing_lies_at, heatmap, save_scores, scores_lie_at
-    from .paths import check_target, plan, write_atomic
+    from .paths import check_target, folders, plan, write_atomic
 
-    if out.suffix != ".csv":
+    if out.suffix.lower() != ".csv":
         raise UsageError(f"{out}: scores go to a .csv file")
+    if heatmaps is not None and os.path.realpath(heatmaps) in map(os.path.realpath, folders(sources)):
+        raise UsageError(f"{heatmaps}: holds the images themselves, for which heatmaps would pass; choose another")
     images = _images(sources, out, options, without=heatmaps)
     maps = {} if heatmaps is None else {
         job.source: job.target for job in plan(images, heatmaps, lambda _: ".png", "{name}{suffix}")
@@ -467,10 +482,8 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     strange = sum(bool(one.strange) for one in scores)
     if not quiet:
         known = any(one.strange is not None for one in scores)
-        click.echo(
-            f"score: {len(seen)} images" + ("" if not seen else f", {strange} of them strange" if known else
-            ", no threshold: this model does not know the errors of its training images"), err=True,
-        )  # fmt: skip
+        _told("score", len(seen), failed, "" if not seen else f", {strange} of them strange" if known else
+              ", no threshold: this model does not know the errors of its training images")  # fmt: skip
     if failed:
         sys.exit(1)
 
@@ -486,18 +499,20 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
     A file that is there already is written over only where an earlier run of this command has made it.
     """
     from .images import from_pil
-    from .latents import draw, plane
+    from .latents import draw, drawing_lies_at, plane
     from .paths import write_atomic
     from .plots import scatter
 
     _check_suffix(out)
-    images = _images(sources, out, options)
+    images = _images(sources, out, options, ours=lambda path: drawing_lies_at(path, "plot-latents"))
     _check_drawing(out, "plot-latents")
     found, rows, label, failed = _vectors(images, quiet, **options)
     points, labels = plane(rows)
     groups = [one.relative.parts[0] if len(one.relative.parts) > 1 else "" for one in found]
     picture = scatter(points, groups, title=f"{len(found)} images by {label}", labels=labels)
     write_atomic(out, draw(from_pil(picture).pixels, out.suffix, "plot-latents"))
+    if not quiet:
+        _told("plot-latents", len(found), failed, f", {rows.shape[1]} values each by {label}")
     if failed:
         sys.exit(1)
 
@@ -526,9 +541,11 @@ def _drawn(out: Path, pictures: list[Any], stem: str, command: str, *inputs: Pat
         _check_drawing(target, command)
     for target, pixels in zip(targets, pictures, strict=True):
         write_atomic(target, draw(pixels, ".png", command))
+    last = f" to {targets[-1].name}" if len(targets) > 1 else ""
+    click.echo(_plain(f"{command}: {targets[0]}{last}"), err=True)
 
 
-def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
+def _decoder(model: str | None, device: str) -> tuple[Any, Any]:
     from .zoo import get, pick_device
 
     place = pick_device(device)
@@ -537,7 +554,7 @@ def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
 
 @main.command()
 @click.argument("out", type=PATH)
-@_with(*_MODEL)
+@_with(*_MODEL[:2])
 @click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
     "--grid", type=click.IntRange(2), help="Instead: the plane of codes of two values, N by N, as one picture."
@@ -562,7 +579,7 @@ def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **opti
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.argument("out", type=PATH)
-@_with(*_MODEL)
+@_with(*_MODEL[:2])
 @click.option("--steps", type=click.IntRange(2), default=8, show_default=True, help="Pictures, A and B included.")
 def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None:
     """Decode the codes between those of the images A and B into pictures in the folder OUT.
@@ -580,7 +597,7 @@ def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None
 @click.argument("b", type=PATH)
 @click.argument("c", type=PATH)
 @click.argument("out", type=PATH)
-@_with(*_MODEL)
+@_with(*_MODEL[:2])
 def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
     """Decode the code of A minus that of B plus that of C into the picture OUT.
 
@@ -597,6 +614,7 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
     _check_drawing(out, "arithmetic")
     model, place = _decoder(**options)
     write_atomic(out, draw(combine(model, a, b, c, place), out.suffix, "arithmetic"))
+    click.echo(_plain(f"arithmetic: {out}"), err=True)
 
 
 @main.command()

@@ -20,6 +20,7 @@ import logging
 import math
 import struct
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,7 +253,7 @@ class Digits:
             values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
             if magic != 0x800 + dimensions or values.size != math.prod(shape):
                 raise ValueError("its lengths do not add up")
-        except (OSError, EOFError, ValueError, struct.error) as error:
+        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
             raise DataError(f"{found[0]}: not an idx file of unsigned bytes ({error})") from error
         return values.reshape(shape)
 
@@ -291,7 +292,14 @@ class Pairs(Photographs):
             raise DataError(f"{folder}: pairs are two folders in it, noisy/ and clean/, with files of equal names")
         super().__init__(Path(folder) / "clean", min_side=min_side, at_least=at_least, cache_bytes=cache_bytes)
         self.noisy = Path(folder) / "noisy"
+        alone = [path for path in find_images(self.noisy) if not (self.folder / path.relative_to(self.noisy)).exists()]
+        if alone:
+            self.notes.append(f"left out, without a partner in {self.folder}: {_some(alone)}")
         for path in self.paths:
+            if not self._partner(path).exists():
+                raise DataError(
+                    f"{path}: has no partner {self._partner(path)}; noisy/ and clean/ must hold files of equal names"
+                )
             try:
                 with Image.open(path) as clean, Image.open(self._partner(path)) as noisy:
                     sizes = clean.size, noisy.size
@@ -303,6 +311,12 @@ class Pairs(Photographs):
     @staticmethod
     def are_in(folder: Path) -> bool:
         return all((Path(folder) / kind).is_dir() for kind in ("noisy", "clean"))
+
+    @staticmethod
+    def nearly_in(folder: Path) -> bool:
+        """Whether one of the two folders is there, or is spelled in another way: pairs may have been meant."""
+        names = [path.name.lower() for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
+        return any(name in ("noisy", "clean") for name in names) and not Pairs.are_in(folder)
 
     def _partner(self, path: Path) -> Path:
         return self.noisy / path.relative_to(self.folder)

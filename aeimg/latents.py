@@ -101,15 +101,16 @@ def save_features(path: Path, names: Sequence[str], features: Array, model: str)
     .safetensors: the tensor "features", and in its metadata "names" (a JSON list) and "model"; .npz: the arrays
     "features" and "names"; .csv: a line each, the name first. Raises `UsageError` for other suffixes.
     """
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         from safetensors.numpy import save
 
         data = save({"features": np.ascontiguousarray(features)}, {"names": json.dumps(list(names)), "model": model})
-    elif path.suffix == ".npz":
+    elif suffix == ".npz":
         file = io.BytesIO()
         np.savez_compressed(file, features=features, names=np.array(list(names), str))
         data = file.getvalue()
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         header = ["name", *(f"f{n}" for n in range(features.shape[1]))]
         data = _csv([header, *([name, *map(float, row)] for name, row in zip(names, features, strict=True))])
     else:
@@ -143,9 +144,9 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
 def features_lie_at(path: Path) -> bool:
     """Whether `save_features` has written the file."""
     try:
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             return _first_line(path) == b"name" or _first_line(path).startswith(b"name,f0")
-        if path.suffix == ".npz":
+        if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as file:
                 return sorted(file.namelist()) == ["features.npy", "names.npy"]
         with open(path, "rb") as file:
@@ -203,8 +204,10 @@ def plane(features: Array) -> tuple[Array, tuple[str, str]]:
 
     Raises `InputError` for fewer than two vectors or a single value each.
     """
-    if len(features) < 2 or features.shape[1] < 2:
-        raise InputError(f"a map takes two vectors of two values at least, not {list(features.shape)}")
+    if len(features) < 2:
+        raise InputError(f"a map takes two images at least, not {len(features)}")
+    if features.shape[1] < 2:
+        raise InputError("a map takes codes of two values at least, and this model's have one")
     if features.shape[1] == 2:
         return features, ("first code value", "second code value")
     centred = features.astype(np.float64) - features.mean(0)

@@ -220,7 +220,9 @@ def _restore(path: Path, tensors: dict[str, Tensor], states: dict[str, nn.Module
 
 
 def _commit() -> str:
-    """The commit this runs from, for the card; a package that was installed has none."""
+    """The commit this runs from, for the card; what was installed has none, whatever repository it lies in."""
+    if not (Path(__file__).parents[1] / ".git").exists():
+        return "unknown"
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -695,6 +697,8 @@ def train(
         run, patience, place, precision, seed, checkpoint, curve, f"{name or out.stem}: {task}", log,
     )  # fmt: skip
 
+    if task == "denoise" and kind is not PairsObjective and Pairs.nearly_in(data):
+        log(f"{data}: holds no pairs, for which it must have noisy/ and clean/; all of it is taken for clean images")
     log(
         f"{task}: {len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, "
         f"{len(objective.held_out)} of them held out; "

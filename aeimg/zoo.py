@@ -193,8 +193,8 @@ def find_weights(label: str) -> Path:
         if path.is_file():
             return path
     raise ModelError(
-        f"weights {label} are not installed; install an aeimg that ships them, or put {label}.safetensors "
-        f"into a folder that AEIMG_WEIGHTS names"
+        f"weights {label} are not installed; install an aeimg that ships them, name their file by --model, or put "
+        f"{label}.safetensors into a folder that AEIMG_WEIGHTS names"
     )
 
 

@@ -275,6 +275,40 @@ def test_no_command_writes_over_what_it_has_not_made(pictures, model):
         assert command(*words, "-m", name).exit_code == 2 and path.is_symlink()
 
 
+def test_what_lies_among_the_images_does_not_pass_for_one_of_them(pictures, model):
+    name, one = model(identity()), pictures / "one"
+    for _ in range(2):
+        done = command("plot-latents", one, one / "map.png", "-m", name)
+        assert (done.exit_code, done.output) == (0, "plot-latents: 2 images, 64 values each by small-1\n")
+    (one / "map.png").unlink()
+    for folder in (one, one / ".." / "one"):
+        done = command("score", one, pictures / "s.csv", "-m", name, "--heatmaps", folder)
+        assert done.exit_code == 2 and "holds the images themselves" in done.output
+    assert len(list(one.iterdir())) == 2 and not (pictures / "s.csv").exists()
+
+
+def test_commands_say_what_they_have_done(pictures, model):
+    name, a = model(identity()), pictures / "one" / "a.png"
+    (pictures / "one" / "bad.png").write_bytes(b"no")
+    assert command("features", pictures / "one", pictures / "F.NPZ", "-m", name).output.splitlines()[-1] == (
+        "features: 2 images, 64 values each by small-1, 1 failed"
+    )
+    assert np.load(pictures / "F.NPZ")["features"].shape == (2, 64)
+    (pictures / "empty").mkdir()
+    done = command("features", pictures / "empty", pictures / "f.csv", "-m", name)
+    assert done.output == "features: 0 images; no images found\n"
+    done = command("plot-latents", pictures / "empty", pictures / "m.png", "-m", name)
+    assert done.output == "Error: a map takes two images at least, not 0\n"
+    done = command("interpolate", a, a, pictures / "mid", "-m", name, "--steps", 3)
+    assert done.output == f"interpolate: {pictures / 'mid' / 'between-000.png'} to between-002.png\n"
+    assert (
+        command("arithmetic", a, a, a, pictures / "c.png", "-m", name).output == f"arithmetic: {pictures / 'c.png'}\n"
+    )
+    assert command("sample", pictures / "d", "-m", name, "--dtype", "bf16").exit_code == 2  # it would have no effect
+    done = command("features", "-", pictures / "g.csv", "-m", name)
+    assert done.exit_code == 2 and "not standard input" in done.output
+
+
 def test_a_forgotten_output_costs_no_input(pictures, model):
     name = model(identity())
     for number in range(3):
@@ -326,7 +360,7 @@ def test_a_model_without_features_says_so_once(pictures, model):
     (pictures / "none").mkdir()
     zoo.unregister("small")
     done = command("score", pictures / "none", pictures / "s.csv", "-m", model(identity()))
-    assert (done.exit_code, done.output) == (0, "score: 0 images\n")
+    assert (done.exit_code, done.output) == (0, "score: 0 images; no images found\n")
 
 
 def test_the_commands(tmp_path, model, monkeypatch):

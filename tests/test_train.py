@@ -6,6 +6,7 @@ import io
 import math
 import os
 import signal
+import subprocess
 from contextlib import contextmanager
 
 import numpy as np
@@ -513,6 +514,35 @@ def test_too_few_or_too_small_pairs_are_refused_by_name(taken_twice, photographs
         run("denoise", taken_twice, out, steps=1)
     with pytest.raises(DataError, match=r"clean: 9 usable images, at least 10"):
         run("denoise", photographs, out, steps=1, pairs=taken_twice)
+
+
+def test_pictures_without_a_partner_are_named(taken_twice, tmp_path):
+    out = tmp_path / "w.safetensors"
+    (taken_twice / "clean" / "3.png").unlink()
+    _, lines = run("denoise", taken_twice, out, steps=1)
+    assert f"left out, without a partner in {taken_twice / 'clean'}: {taken_twice / 'noisy' / '3.png'}" in lines
+    (taken_twice / "noisy" / "4.png").unlink()
+    with pytest.raises(DataError, match=r"clean/4\.png: has no partner .*noisy/4\.png; .* files of equal names"):
+        run("denoise", taken_twice, out, steps=1)
+
+
+def test_folders_that_are_nearly_pairs_are_not_taken_for_clean_images_without_a_word(
+    taken_twice, photographs, tmp_path
+):
+    (taken_twice / "noisy").rename(taken_twice / "Noise")
+    _, lines = run("denoise", taken_twice, tmp_path / "w.safetensors", steps=1)
+    assert any("holds no pairs" in line for line in lines)
+    _, lines = run("denoise", photographs, tmp_path / "w.safetensors", steps=1)
+    assert not any("holds no pairs" in line for line in lines)
+
+
+def test_a_card_names_no_commit_of_the_repository_that_a_package_was_installed_in(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
+    (tmp_path / "site" / "aeimg").mkdir(parents=True)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site" / "aeimg" / "train.py"))
+    assert module._commit() == "unknown"
 
 
 def test_a_blind_denoiser_stays_blind(photographs, tmp_path):
