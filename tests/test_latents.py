@@ -352,7 +352,8 @@ def test_what_stands_in_the_way_is_an_error_in_words(pictures, model):
 
 def test_a_model_without_features_says_so_once(pictures, model):
     class Bare:
-        label, digest = "bare-1", b""
+        label, digest = "bare-1", bytes(8)
+        encode = to_bytes = from_bytes = decode = None
 
     done = command("features", pictures / "one", pictures / "f.csv", "-m", model(Bare()))
     assert (done.exit_code, done.output) == (1, "Error: model bare-1 gives no features\n")
