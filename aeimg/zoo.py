@@ -121,7 +121,10 @@ def read_header(path: Path) -> Header:
             raise InvalidWeights(f"{path}: made by a later version of aeimg; upgrade to read it")
         return Header(**about)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidWeights(f"{path}: no aeimg header; weights come from `aeimg train` ({error!r})") from error
+        raise InvalidWeights(
+            f"{path}: no weights file of aeimg, such as `aeimg train` writes; a network in a community layout runs as "
+            f"spandrel:{path} ({error!r})"
+        ) from error
 
 
 def load_tensors(path: Path) -> tuple[Header, dict[str, torch.Tensor], bytes]:
@@ -293,6 +296,8 @@ def entry(name: str) -> Entry:
         return _registered[name]
     if name in BUILTINS:
         return _builtin(name)
+    if os.path.isfile(name):
+        raise ModelError(f"{name}: is no .safetensors file; others are not loaded, for some of them could run code")
     known = ", ".join(sorted({*BUILTINS, *_registered, *points}))
     raise ModelError(
         f"unknown model {name!r}; known: {known}; or name a weights file, FILE.safetensors or spandrel:FILE"
