@@ -306,6 +306,8 @@ def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[l
             if os.path.realpath(out) == os.path.realpath(sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
             return [paths.Job(Path(sources[0]), out)], True
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(f"{out}: is a file, and what is asked for goes to a folder; name one as the last argument")
     for folder in paths.folders(sources) if task == "denoise" else ():
         if os.path.realpath(folder) == os.path.realpath(out):
             raise UsageError(

@@ -68,6 +68,14 @@ def test_wrong_calls_exit_with_two_and_one_clear_line(arguments, tmp_path, monke
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("verb", ["denoise", "compress"])
+def test_a_forgotten_output_is_told_in_words(folder, verb):
+    (folder / "c.png").write_bytes((folder / "in" / "a.png").read_bytes())
+    done = run(verb, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
+    assert done.exit_code == 2
+    assert "c.png: is a file, and what is asked for goes to a folder" in done.stderr
+
+
 def test_options_come_from_the_environment_too(folder, monkeypatch):
     monkeypatch.setenv("AEIMG_COMPRESS_QUALITY", "7")
     run("compress", folder / "in", folder / "latents")

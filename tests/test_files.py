@@ -234,7 +234,7 @@ def test_an_input_that_vanishes_is_one_failure(folder, tmp_path, monkeypatch):
 
 def test_an_output_folder_that_can_not_be_written_is_named_for_each_file_or_at_once(folder, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="can't be read"):
+    with pytest.raises(UsageError, match="file: is a file, and what is asked for goes to a folder"):
         run(folder, tmp_path / "file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "0").write_bytes(b"a file where a folder must be")
