@@ -141,6 +141,8 @@ def _run(
             raise UsageError("--dry-run and --json are for files, not for what goes to standard output")
         _pipe(sources, task, **options)
         return
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
     interrupted = False
     try:
         summary = process(_found(sources), task, out=out, progress=not (quiet or verbose), **options)
@@ -182,6 +184,20 @@ def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
         kept.setdefault("format", "png")
     sys.stdout.buffer.write(process(data, task, **kept))
     sys.stdout.buffer.flush()
+
+
+def _check_json(file: Path, key: str) -> None:
+    """Raises `UsageError` where the file is there already, and holds no JSON object with that key."""
+    from .paths import check_target
+
+    def ours(path: Path) -> bool:
+        try:
+            about = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(about, dict) and key in about
+
+    check_target(file, ours)
 
 
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
@@ -302,7 +318,10 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @main.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: png]")
+@click.option(
+    "--format",
+    help="Suffix of the files written: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
+)
 @click.option(
     "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
 )
@@ -326,19 +345,32 @@ _FOLDERS = _with(
 
 
 def _images(
-    sources: tuple[str, ...], out: Path, options: dict[str, Any], without: Path | None = None
+    sources: tuple[str, ...],
+    out: Path,
+    options: dict[str, Any],
+    without: Path | None = None,
+    ours: Callable[[Path], bool] | None = None,
 ) -> dict[Found, str]:
-    """The images in SOURCES but for those in the folder `without`, and what each is called: its place below its source;
-    where two have the same, its whole path. What says which ones is taken out of `options`. Raises `UsageError` where
-    OUT is one of them."""
+    """The images in SOURCES, and what each is called: its place below its source; where two have the same, its whole
+    path. Not those in the folder `without`, nor OUT where it is `ours`. What says which ones is taken out of `options`.
+    Raises `UsageError` where OUT is one of them."""
     from .paths import IMAGE_SUFFIXES, Selection, find
 
+    if "-" in sources:
+        raise UsageError("-: this command takes files and folders, not standard input")
     which = {key: options.pop(key) for key in ("include", "exclude", "follow_symlinks")}
-    found = find(_found(sources), IMAGE_SUFFIXES, Selection(**which, without=without))
+    found = find(list(sources), IMAGE_SUFFIXES, Selection(**which, without=without))
+    if ours is not None and ours(out):  # drawn into one of the folders
+        found = [one for one in found if os.path.realpath(one.path) != os.path.realpath(out)]
     _spare([one.path for one in found], [out])
     names = [one.relative.as_posix() for one in found]
     count = Counter(names)
     return {one: name if count[name] == 1 else one.path.as_posix() for name, one in zip(names, found, strict=True)}
+
+
+def _told(command: str, count: int, failed: int, more: str) -> None:
+    more += f", {failed} failed" if failed else ""
+    click.echo(f"{command}: {count} images{more}" + ("" if count or failed else "; no images found"), err=True)
 
 
 def _spare(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
@@ -389,16 +421,20 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
 
     What the vector holds depends on the model: of aeimg-codec, mean and standard deviation of each code over the
     picture; of the small autoencoders, the mean of the codes of its blocks.
-    """
-    from .latents import FEATURE_SUFFIXES, save_features
 
-    if out.suffix not in FEATURE_SUFFIXES:
+    A file that is there already is written over only where an earlier run of this command has made it.
+    """
+    from .latents import FEATURE_SUFFIXES, features_lie_at, save_features
+    from .paths import check_target
+
+    if out.suffix.lower() not in FEATURE_SUFFIXES:
         raise UsageError(f"{out}: features go to {', '.join(FEATURE_SUFFIXES)}")
     images = _images(sources, out, options)
+    check_target(out, features_lie_at)
     found, rows, label, failed = _vectors(images, quiet, **options)
     save_features(out, [images[one] for one in found], rows, label)
     if not quiet:
-        click.echo(f"features: {len(found)} images, {rows.shape[1]} values each by {label}", err=True)
+        _told("features", len(found), failed, f", {rows.shape[1]} values each by {label}" if found else "")
     if failed:
         sys.exit(1)
 
@@ -413,18 +449,25 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
 
     A picture's score is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that has
     learned one kind of image does badly on others.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
     from dataclasses import replace
 
-    from .latents import heatmap, save_scores
-    from .paths import plan, write_atomic
+    from .latents import drawing_lies_at, heatmap, save_scores, scores_lie_at
+    from .paths import check_target, folders, plan, write_atomic
 
-    if out.suffix != ".csv":
+    if out.suffix.lower() != ".csv":
         raise UsageError(f"{out}: scores go to a .csv file")
+    if heatmaps is not None and os.path.realpath(heatmaps) in map(os.path.realpath, folders(sources)):
+        raise UsageError(f"{heatmaps}: holds the images themselves, for which heatmaps would pass; choose another")
     images = _images(sources, out, options, without=heatmaps)
     maps = {} if heatmaps is None else {
         job.source: job.target for job in plan(images, heatmaps, lambda _: ".png", "{name}{suffix}")
     }  # fmt: skip
+    check_target(out, scores_lie_at)
+    for target in maps.values():
+        check_target(target, lambda path: drawing_lies_at(path, "score"))
     seen: list[Found] = []
     scores: list[Any] = []
 
@@ -439,10 +482,8 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     strange = sum(bool(one.strange) for one in scores)
     if not quiet:
         known = any(one.strange is not None for one in scores)
-        click.echo(
-            f"score: {len(seen)} images" + ("" if not seen else f", {strange} of them strange" if known else
-            ", no threshold: this model does not know the errors of its training images"), err=True,
-        )  # fmt: skip
+        _told("score", len(seen), failed, "" if not seen else f", {strange} of them strange" if known else
+              ", no threshold: this model does not know the errors of its training images")  # fmt: skip
     if failed:
         sys.exit(1)
 
@@ -454,35 +495,57 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
 
     Codes of two values are the plane; of longer vectors (see `aeimg features`) it is that of their two first
     principal components.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .images import WRITABLE, encode_picture, from_pil
-    from .latents import plane
+    from .images import from_pil
+    from .latents import draw, drawing_lies_at, plane
     from .paths import write_atomic
     from .plots import scatter
 
-    if out.suffix not in WRITABLE:
-        raise UsageError(f"{out}: no format that aeimg writes")
-    images = _images(sources, out, options)
+    _check_suffix(out)
+    images = _images(sources, out, options, ours=lambda path: drawing_lies_at(path, "plot-latents"))
+    _check_drawing(out, "plot-latents")
     found, rows, label, failed = _vectors(images, quiet, **options)
     points, labels = plane(rows)
     groups = [one.relative.parts[0] if len(one.relative.parts) > 1 else "" for one in found]
     picture = scatter(points, groups, title=f"{len(found)} images by {label}", labels=labels)
-    write_atomic(out, encode_picture(from_pil(picture), out.suffix))
+    write_atomic(out, draw(from_pil(picture).pixels, out.suffix, "plot-latents"))
+    if not quiet:
+        _told("plot-latents", len(found), failed, f", {rows.shape[1]} values each by {label}")
     if failed:
         sys.exit(1)
 
 
-def _drawn(out: Path, pictures: list[Any], stem: str, *inputs: Path) -> None:
-    from .images import Picture, encode_picture
+def _check_suffix(out: Path) -> None:
+    from .images import WRITABLE
+
+    if out.suffix.lower() not in WRITABLE:
+        raise UsageError(f"{out}: no format that aeimg writes; use one of {', '.join(WRITABLE)}")
+
+
+def _check_drawing(target: Path, command: str) -> None:
+    from .latents import drawing_lies_at
+    from .paths import check_target
+
+    check_target(target, lambda path: drawing_lies_at(path, command))
+
+
+def _drawn(out: Path, pictures: list[Any], stem: str, command: str, *inputs: Path) -> None:
+    from .latents import draw
     from .paths import write_atomic
 
     targets = [out / f"{stem}-{number:03}.png" for number in range(len(pictures))]
     _spare(list(inputs), targets)
+    for target in targets:
+        _check_drawing(target, command)
     for target, pixels in zip(targets, pictures, strict=True):
-        write_atomic(target, encode_picture(Picture(pixels), ".png"))
+        write_atomic(target, draw(pixels, ".png", command))
+    last = f" to {targets[-1].name}" if len(targets) > 1 else ""
+    click.echo(_plain(f"{command}: {targets[0]}{last}"), err=True)
 
 
-def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
+def _decoder(model: str | None, device: str) -> tuple[Any, Any]:
     from .zoo import get, pick_device
 
     place = pick_device(device)
@@ -491,7 +554,7 @@ def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
 
 @main.command()
 @click.argument("out", type=PATH)
-@_with(*_MODEL)
+@_with(*_MODEL[:2])
 @click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True)
 @click.option(
     "--grid", type=click.IntRange(2), help="Instead: the plane of codes of two values, N by N, as one picture."
@@ -499,28 +562,34 @@ def _decoder(model: str | None, device: str, dtype: str) -> tuple[Any, Any]:
 @click.option("--side", type=click.IntRange(8), default=64, show_default=True, help="Where the model has no own size.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **options: Any) -> None:
-    """Decode random codes of a small autoencoder into pictures in the folder OUT."""
+    """Decode random codes of a small autoencoder into pictures in the folder OUT.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
+    """
     from . import latents
 
     model, place = _decoder(**options)
     if grid is not None:
-        _drawn(out, [latents.walk(model, grid, place)], "grid")
+        _drawn(out, [latents.walk(model, grid, place)], "grid", "sample")
     else:
-        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample")
+        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample", "sample")
 
 
 @main.command()
 @click.argument("a", type=PATH)
 @click.argument("b", type=PATH)
 @click.argument("out", type=PATH)
-@_with(*_MODEL)
+@_with(*_MODEL[:2])
 @click.option("--steps", type=click.IntRange(2), default=8, show_default=True, help="Pictures, A and B included.")
 def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None:
-    """Decode the codes between those of the images A and B into pictures in the folder OUT."""
+    """Decode the codes between those of the images A and B into pictures in the folder OUT.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
+    """
     from . import latents
 
     model, place = _decoder(**options)
-    _drawn(out, latents.between(model, a, b, steps, place), "between", a, b)
+    _drawn(out, latents.between(model, a, b, steps, place), "between", "interpolate", a, b)
 
 
 @main.command()
@@ -528,22 +597,24 @@ def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None
 @click.argument("b", type=PATH)
 @click.argument("c", type=PATH)
 @click.argument("out", type=PATH)
-@_with(*_MODEL)
+@_with(*_MODEL[:2])
 def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
     """Decode the code of A minus that of B plus that of C into the picture OUT.
 
     What comes of it makes sense where directions among codes mean something: of variational models, and of dense ones
     on aligned pictures.
+
+    A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .images import WRITABLE, Picture, encode_picture
-    from .latents import combine
+    from .latents import combine, draw
     from .paths import write_atomic
 
-    if out.suffix not in WRITABLE:
-        raise UsageError(f"{out}: no format that aeimg writes")
+    _check_suffix(out)
     _spare([a, b, c], [out])
+    _check_drawing(out, "arithmetic")
     model, place = _decoder(**options)
-    write_atomic(out, encode_picture(Picture(combine(model, a, b, c, place)), out.suffix))
+    write_atomic(out, draw(combine(model, a, b, c, place), out.suffix, "arithmetic"))
+    click.echo(_plain(f"arithmetic: {out}"), err=True)
 
 
 @main.command()
@@ -622,6 +693,13 @@ TRAINED = (
 @click.option("--resume", type=PATH, help="A checkpoint to continue from.")
 @click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
 @click.option("--curve", type=PATH, help="Where to draw the loss curve. [default: beside the weights, .png]")
+@click.option(
+    "--if-exists",
+    type=click.Choice(["error", "overwrite"]),
+    default="error",
+    show_default=True,
+    help="What to do about weights and a checkpoint of another run; other files are never written over.",
+)
 @click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
 @click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
 @click.option("--jpeg", is_flag=True, help="A blind one for pictures on which JPEG has left marks, and for no others.")
@@ -674,6 +752,8 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
     from . import bench as benches
     from .paths import write_atomic
 
+    if json_file is not None:
+        _check_json(json_file, "task")
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import InvalidWeights, ModelError
 from .tiles import padded
+from .zoo import read_header
 
 OVERLAP = 64
 """Halo of a network that may be tiled, in pixels. An assumption: spandrel states no receptive field."""
@@ -124,7 +125,11 @@ def load_community(path: Path) -> Community:
     try:
         descriptor = ModelLoader("cpu").load_from_state_dict(tensors)
     except UnsupportedModelError as error:
-        raise ModelError(f"{path}: of no architecture that spandrel knows") from error
+        try:
+            read_header(path)
+        except InvalidWeights:
+            raise ModelError(f"{path}: of no architecture that spandrel knows") from error
+        raise ModelError(f"{path}: a weights file of aeimg; name it without spandrel:") from error
     except Exception as error:  # spandrel goes by a few names, and fails at the others in its own ways
         raise InvalidWeights(f"{path}: looks like a network that it is not ({error})") from error
     return Community(descriptor, path.stem, hashlib.sha256(data).digest()[:8])

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
 import math
 import struct
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +38,8 @@ from .paths import find_images
 
 Array = np.ndarray
 
+log = logging.getLogger("aeimg")
+
 
 def _rgb(path: Path) -> Array:
     """The picture in a file as uint8 `[H,W,3]`, upright. Raises `DataError`."""
@@ -44,18 +48,25 @@ def _rgb(path: Path) -> Array:
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
     except InputError as error:
-        raise DataError(f"{error}; take it out of the training data, and go on with --resume") from error
+        raise DataError(str(error)) from error
     if pixels.dtype != np.uint8:
         peak = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
         pixels = np.rint(np.clip(pixels / peak, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
 
 
+def _some(paths: Sequence[Path]) -> str:
+    """Their names, or where there are many, a few of them and how many more."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(map(str, paths[:3])) + more
+
+
 class Photographs:
     """Images of a folder as RGB uint8 `[H,W,3]`, decoded on first use and kept up to `cache_bytes`.
 
-    Those with a side under `min_side` pixels, and files of several frames, are left out. Raises `DataError` where fewer
-    than `at_least` remain.
+    Those with a side under `min_side` pixels, and files of several frames, are left out, and `notes` says so. So are,
+    with a warning to the log, those that turn out damaged when they are decoded. Raises `DataError` where fewer than
+    `at_least` remain.
     """
 
     channels = 3
@@ -65,7 +76,8 @@ class Photographs:
         self.paths: list[Path] = []
         areas = []
         sides = []
-        unreadable = small = 0
+        unreadable: list[Path] = []
+        small: list[Path] = []
         for path in find_images(self.folder):
             try:
                 with Image.open(path) as image:
@@ -76,9 +88,9 @@ class Photographs:
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 frames = 0
             if frames != 1:
-                unreadable += 1
+                unreadable.append(path)
             elif min(width, height) < min_side:
-                small += 1
+                small.append(path)
             else:
                 self.paths.append(path)
                 areas.append(width * height)
@@ -86,8 +98,18 @@ class Photographs:
         if len(self.paths) < at_least:
             raise DataError(
                 f"{folder}: {len(self.paths)} usable images, at least {at_least} are needed, each with both sides of "
-                f"{min_side} pixels or more ({small} were smaller, {unreadable} unreadable)"
+                f"{min_side} pixels or more ({len(small)} were smaller, {len(unreadable)} unreadable)"
             )
+        self.notes = [
+            f"left out, {why}: {_some(paths)}"
+            for why, paths in (
+                (f"smaller than {min_side} pixels", small),
+                ("unreadable or of several frames", unreadable),
+            )
+            if paths
+        ]
+        self._at_least = at_least
+        self._damaged: set[int] = set()
         self.pixels = int(sum(areas))
         self._weights = np.asarray(areas, dtype=np.float64)
         self._sides = np.asarray(sides)
@@ -109,10 +131,15 @@ class Photographs:
         return int(((self._sides >= size) & (self._weights > 0)).sum())
 
     def split(self, held_out: int) -> list[int]:
-        """Indices of `held_out` images, evenly spread, which `crops` will no longer draw from."""
-        chosen = np.linspace(0, len(self.paths) - 1, held_out + 2)[1:-1].astype(int).tolist()
+        """Indices of `held_out` sound images, evenly spread, which `crops` will no longer draw from."""
+        chosen: list[int] = []
+        for start in np.linspace(0, len(self.paths) - 1, held_out + 2)[1:-1].astype(int).tolist():
+            for index in (n % len(self.paths) for n in range(start, start + len(self.paths))):
+                if index not in chosen and self._sound(index) is not None:
+                    chosen.append(index)
+                    break
         self._weights[chosen] = 0
-        return list(chosen)
+        return chosen
 
     def _decode(self, index: int) -> Array:
         return _rgb(self.paths[index])
@@ -131,17 +158,38 @@ class Photographs:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
         return pixels
 
+    def _sound(self, index: int) -> Array | None:
+        """The same; None for one that is damaged. Raises `DataError` where too few are left."""
+        if index in self._damaged:
+            return None
+        try:
+            return self.image(index)
+        except DataError as error:
+            self._damaged.add(index)
+            left = len(self.paths) - len(self._damaged)
+            if left < self._at_least:
+                raise DataError(
+                    f"{error}; without it {left} images are left, at least {self._at_least} are needed"
+                ) from error
+            log.warning("left out: %s", error)
+            return None
+
     def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
         """`count` random crops, each in one of the eight orientations: uint8 `[count,channels,size,size]`.
 
-        Drawn in proportion to the area, from the images that are large enough.
+        Drawn in proportion to the area, from the images that are large enough; again in the place of a damaged one, so
+        that it does not matter to the others when that is found out.
         """
         weights = self._weights * (self._sides >= size)
         if not weights.any():
             raise DataError(f"{self.folder}: no image has both sides of {size} pixels or more")
+        shares = weights / weights.sum()
         batch = np.empty((count, self.channels, size, size), np.uint8)
-        for n, index in enumerate(rng.choice(len(self.paths), size=count, p=weights / weights.sum())):
-            pixels = self.image(int(index))
+        for n, index in enumerate(rng.choice(len(self.paths), size=count, p=shares)):
+            while (pixels := self._sound(int(index))) is None:
+                if self._damaged.issuperset(np.flatnonzero(weights)):
+                    raise DataError(f"{self.folder}: no sound image has both sides of {size} pixels or more")
+                index = rng.choice(len(self.paths), p=shares)
             top = rng.integers(pixels.shape[0] - size + 1)
             left = rng.integers(pixels.shape[1] - size + 1)
             crop = pixels[top : top + size, left : left + size]
@@ -205,7 +253,7 @@ class Digits:
             values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
             if magic != 0x800 + dimensions or values.size != math.prod(shape):
                 raise ValueError("its lengths do not add up")
-        except (OSError, EOFError, ValueError, struct.error) as error:
+        except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
             raise DataError(f"{found[0]}: not an idx file of unsigned bytes ({error})") from error
         return values.reshape(shape)
 
@@ -244,7 +292,14 @@ class Pairs(Photographs):
             raise DataError(f"{folder}: pairs are two folders in it, noisy/ and clean/, with files of equal names")
         super().__init__(Path(folder) / "clean", min_side=min_side, at_least=at_least, cache_bytes=cache_bytes)
         self.noisy = Path(folder) / "noisy"
+        alone = [path for path in find_images(self.noisy) if not (self.folder / path.relative_to(self.noisy)).exists()]
+        if alone:
+            self.notes.append(f"left out, without a partner in {self.folder}: {_some(alone)}")
         for path in self.paths:
+            if not self._partner(path).exists():
+                raise DataError(
+                    f"{path}: has no partner {self._partner(path)}; noisy/ and clean/ must hold files of equal names"
+                )
             try:
                 with Image.open(path) as clean, Image.open(self._partner(path)) as noisy:
                     sizes = clean.size, noisy.size
@@ -256,6 +311,12 @@ class Pairs(Photographs):
     @staticmethod
     def are_in(folder: Path) -> bool:
         return all((Path(folder) / kind).is_dir() for kind in ("noisy", "clean"))
+
+    @staticmethod
+    def nearly_in(folder: Path) -> bool:
+        """Whether one of the two folders is there, or is spelled in another way: pairs may have been meant."""
+        names = [path.name.lower() for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
+        return any(name in ("noisy", "clean") for name in names) and not Pairs.are_in(folder)
 
     def _partner(self, path: Path) -> Path:
         return self.noisy / path.relative_to(self.folder)

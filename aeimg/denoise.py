@@ -22,7 +22,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, ModelError
 from .tiles import as_float, as_pixels, pad, padded, run_tiled
 
 Array = np.ndarray
@@ -217,7 +217,7 @@ def denoise(
     `sigma` `[N]` in 8-bit units; `strength` scales what is taken away, 0 leaves everything as it is. Images larger than
     `tile` go through in tiles, where the model states its halo, and only one tile is ever on the device, or in
     memory as floats. A tile that does not come out finite is computed again in fp32. Raises `InputError` where that
-    does not help.
+    does not help, `ModelError` where the model gives something of another shape.
     """
     grey, apart = x.shape[1] == 1, getattr(model, "channels", 3) == 1
     level = (sigma * (math.sqrt(3) if grey and not (apart or getattr(model, "takes_grey", False)) else 1.0)).to(device)
@@ -228,7 +228,12 @@ def denoise(
 
     def network(part: Tensor, precision: torch.dtype) -> Tensor:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            return model(part, level).float()
+            clean = model(part, level)
+        if not isinstance(clean, Tensor) or clean.shape != part.shape:  # it might broadcast, or be cut to fit
+            what = list(clean.shape) if isinstance(clean, Tensor) else f"a {type(clean).__name__}"
+            raise ModelError(f"model {getattr(model, 'label', type(model).__name__)}: made {what} of "
+                             f"{list(part.shape)}; it must give back a tensor of the same shape")  # fmt: skip
+        return clean.float()
 
     def run(part: Tensor) -> Tensor:
         if device.type == "cuda":  # from pinned memory the copy does not hold up this thread

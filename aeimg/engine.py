@@ -9,6 +9,7 @@ which of them still need it, what became of each, and how far it is.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -30,7 +31,7 @@ from .images import WRITABLE, open_image
 from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
-from .verbs import Compress, Decompress, Denoise, Options
+from .verbs import Compress, Decompress, Denoise, Options, suffix_of
 
 log = logging.getLogger("aeimg")
 
@@ -125,7 +126,8 @@ def process(
             percentile: of the training images' errors: above it, a picture counts as strange (score).
             measure: decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
             kind: "pil", "numpy", "tensor" or "bytes": what decompress gives back.
-            format: suffix of the files written, "keep" for that of the source; decompress writes png by default.
+            format: suffix of the files written, "keep" for that of the source (of a latent file: of what was
+                compressed; PNG where aeimg does not write that); decompress writes png by default.
             image_quality: 1..100 for JPEG, WebP and AVIF files that are written (default 95), or one for each format,
                 as in {"jpg": 90, "avif": 70}.
             name: a template of the names of files written, of {stem}, {name} (the stem with its old suffix), {suffix}.
@@ -181,8 +183,12 @@ def process(
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
 
 
-def _stream(sources: Iterable[Any], verb: Verb, options: Options) -> Iterator[Outcome]:
-    return stream(sources, verb, jobs=options.jobs, batch_size=options.batch_size, memory=options.memory_bytes)
+def _stream(
+    sources: Iterable[Any], verb: Verb, options: Options, late: list[Outcome] | None = None
+) -> Iterator[Outcome]:
+    return stream(
+        sources, verb, jobs=options.jobs, batch_size=options.batch_size, memory=options.memory_bytes, late=late
+    )
 
 
 def _value(outcome: Outcome) -> Any:
@@ -260,7 +266,8 @@ class _ToFiles:
         if not self.dry:
             if self.manifest is not None:
                 source = (status.st_size, status.st_mtime_ns, digest(item.data))
-                self.manifest.add(job, Record(self.recipe, *source, len(data), digest(data)))
+                record = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
+                self.manifest.add(job, record)
             paths.write_atomic(job.target, data)
         seconds = round(item.about.pop("seconds") + time.monotonic() - began, 4)
         about = {"width": item.picture.width, "height": item.picture.height, "seconds": seconds, **item.about}
@@ -270,13 +277,28 @@ class _ToFiles:
         return _Written(status.st_size, len(data), about)
 
 
+def _kept(path: Path) -> str:
+    """The suffix of the picture that a latent file was made of; PNG where that is not told, or never written."""
+    try:
+        found = container.sections(path.read_bytes(), str(path))
+    except (OSError, InputError):
+        return ".png"  # to be reported when it is done
+    suffix = Path(found.get("n", b"").decode("utf-8", "replace")).suffix
+    kind = found.get("f", b"").decode("utf-8", "replace")
+    return suffix if WRITABLE.get(suffix.lower()) == kind else suffix_of(kind)
+
+
 def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[list[paths.Job], bool]:
     """The jobs, and whether `out` is the one file to write rather than a folder."""
     own = paths.LATENT_SUFFIX if task == "compress" else None
 
+    @functools.cache
     def suffix(path: Path) -> str:
-        kept = path.suffix if path.suffix.lower() in WRITABLE else ".png"
-        return own or options.suffix or kept
+        if own or options.suffix:
+            return own or options.suffix  # type: ignore[return-value]
+        if task == "decompress" and options.format == "keep":
+            return _kept(path)
+        return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
     if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
         known = [own] if own else WRITABLE
@@ -284,13 +306,20 @@ def _plan(sources: list[str], task: str, out: Path, options: Options) -> tuple[l
             if os.path.realpath(out) == os.path.realpath(sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
             return [paths.Job(Path(sources[0]), out)], True
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(f"{out}: is a file, and what is asked for goes to a folder; name one as the last argument")
     for folder in paths.folders(sources) if task == "denoise" else ():
         if os.path.realpath(folder) == os.path.realpath(out):
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
             )
     found = paths.find(sources, _suffixes(task), replace(options.selection, without=out))
-    return paths.plan(found, out, suffix, options.name), False
+
+    def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
+        return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
+
+    kept = task == "decompress" and options.format == "keep"
+    return paths.plan(found, out, suffix, options.name, stem if kept else paths.stem), False
 
 
 def _files(
@@ -307,9 +336,10 @@ def _files(
 
     todo = []
     for job in jobs:
-        state = (
-            manifest.state(job, recipe) if manifest else State.FOREIGN if os.path.exists(job.target) else State.MISSING
-        )
+        if manifest is not None:
+            state = manifest.state(job, recipe, renew=not dry_run)
+        else:
+            state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
         if options.if_exists == "error" and state is not State.MISSING:
             raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
         if options.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
@@ -327,22 +357,28 @@ def _files(
         return summary
     paths.sweep({job.target.parent for job in todo})
     left = {id(job): job for job in todo}
-    outcomes = _stream(todo, _ToFiles(verb, manifest, recipe), options)
+    late: list[Outcome] = []
+    outcomes = _stream(todo, _ToFiles(verb, manifest, recipe), options, late)
     shown = _Progress(task, len(todo), progress)
+
+    def account(outcome: Outcome) -> None:
+        job, written = outcome.source, outcome.value
+        if left.pop(id(job), None) is None:
+            return
+        if outcome.error is not None:
+            summary.failed.append((job.source, _reason(outcome.error)))
+            record(job, "failed", error=_reason(outcome.error))
+            return
+        summary.done += 1
+        summary.pixels += outcome.pixels
+        summary.bytes_in += written.bytes_in
+        summary.bytes_out += written.bytes_out
+        record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
+        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.about.items()))
+
     try:
         for outcome in outcomes:
-            job, written = outcome.source, outcome.value
-            del left[id(job)]
-            if outcome.error is not None:
-                summary.failed.append((job.source, _reason(outcome.error)))
-                record(job, "failed", error=_reason(outcome.error))
-            else:
-                summary.done += 1
-                summary.pixels += outcome.pixels
-                summary.bytes_in += written.bytes_in
-                summary.bytes_out += written.bytes_out
-                record(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.about)
-                log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.about.items()))
+            account(outcome)
             shown.step(summary)
             if outcome.error is not None and options.on_error == "stop":
                 break
@@ -351,6 +387,8 @@ def _files(
     finally:
         shown.close()
         outcomes.close()  # type: ignore[attr-defined]
+        for outcome in late:
+            account(outcome)
         summary.planned = len(left)
         for job in left.values():
             record(job, "planned")

@@ -1,18 +1,19 @@
 """What lies in an output folder, and what it was made of: so that a second run knows what is still right.
 
 A hidden file in the folder, `.aeimg-manifest.jsonl`, holds one line of JSON for each result, appended before the result
-gets its final name: which input (size, time of change, hash), by which recipe (task, models, options), which output
+gets its final name: which input (size, times of change, hash), by which recipe (task, models, options), which output
 (size, hash). Whatever instant a run is killed at, a file is therefore known for what it is, or is not there. Lines that
 were cut off, or are not understood, are passed over; the last line about a file counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -40,6 +41,9 @@ class Record:
     bytes: int
     """Of the output: its bytes, its digest."""
     result: str
+    touched: int | None = None
+    """When the file system last changed the input in any way, in nanoseconds: unlike `changed` nobody can set it, so it
+    tells of an input exchanged for one of equal size and time. None in records of earlier versions."""
 
 
 class State(Enum):
@@ -78,8 +82,12 @@ class Manifest:
     def _key(self, job: Job) -> str:
         return job.target.relative_to(self.out).as_posix()
 
-    def state(self, job: Job, recipe: str) -> State:
-        """What is there for `job`, decided by sizes and times; contents are read only where those leave it open."""
+    def state(self, job: Job, recipe: str, *, renew: bool = False) -> State:
+        """What is there for `job`, decided by sizes and times; contents are read only where those leave it open.
+
+        With `renew`, times that have changed though the content has not (a copy, a move, a `touch`) are entered, so
+        that the next run need not read it again.
+        """
         try:
             there = os.stat(job.target)
         except OSError:
@@ -92,9 +100,14 @@ class Manifest:
         last = ours[-1]
         try:
             source = os.stat(job.source)
-            same = last.recipe == recipe and last.size == source.st_size
-            if same and (last.changed == source.st_mtime_ns or last.source == digest(job.source.read_bytes())):
-                return State.CURRENT
+            if last.recipe == recipe and last.size == source.st_size:
+                if last.changed == source.st_mtime_ns and last.touched in (None, source.st_ctime_ns):
+                    return State.CURRENT
+                if last.source == digest(job.source.read_bytes()):
+                    with contextlib.suppress(OutputError):  # a folder that only is looked at may be read-only
+                        if renew:
+                            self.add(job, replace(last, changed=source.st_mtime_ns, touched=source.st_ctime_ns))
+                    return State.CURRENT
         except OSError:
             pass  # reading it will tell what is wrong
         # It is about to be written over: not if someone has worked on it since, whatever its size.

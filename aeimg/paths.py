@@ -266,13 +266,24 @@ def check_template(template: str) -> None:
         raise UsageError(f"name template {template!r}: without {{stem}} or {{name}}, whole, outputs would share a name")
 
 
-def plan(files: Iterable[Found], out: Path, suffix: Callable[[Path], str], template: str = TEMPLATE) -> list[Job]:
+def stem(path: Path) -> str:
+    """A file's name without its suffix."""
+    return path.name.removesuffix(path.suffix)
+
+
+def plan(
+    files: Iterable[Found],
+    out: Path,
+    suffix: Callable[[Path], str],
+    template: str = TEMPLATE,
+    stem: Callable[[Path], str] = stem,
+) -> list[Job]:
     """Gives every file its own place below `out`, the tree kept.
 
-    The name is `template` with the file's `stem` (without its suffix), its `name` (with it) and `suffix(path)`, the new
-    one. Where two names would be equal (`a.jpg` and `a.png`), also on a file system that ignores case, each of them
-    keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`. Names that would be too long are cut, and told
-    apart by a hash. Raises `UsageError` where an output would lie on an input.
+    The name is `template` with the file's `stem(path)` (without its suffix), its `name` (with it) and `suffix(path)`,
+    the new one. Where two names would be equal (`a.jpg` and `a.png`), also on a file system that ignores case, each of
+    them keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`. Names that would be too long are cut, and
+    told apart by a hash. Raises `UsageError` where an output would lie on an input.
     """
     check_template(template)
     files, out = list(files), Path(out)
@@ -287,10 +298,7 @@ def plan(files: Iterable[Found], out: Path, suffix: Callable[[Path], str], templ
 
     parents = [one.relative.parent for one in files]
     names = [one.path.name for one in files]
-    short = [
-        named(one, parent, name.removesuffix(one.path.suffix), name)
-        for one, parent, name in zip(files, parents, names, strict=True)
-    ]
+    short = [named(one, parent, stem(one.path), name) for one, parent, name in zip(files, parents, names, strict=True)]
     keys = [_key(path) for path in short]
     wanted = Counter(keys)
     # No file can lie where a folder must be.
@@ -336,6 +344,27 @@ def sweep(folders: Iterable[Path]) -> None:
                     os.unlink(part.path)
         except OSError:
             continue  # it is a courtesy; what is really wrong with the folder comes up in writing
+
+
+def check_writable(target: Path) -> None:
+    """Raises `OutputError` where nothing can be written beside `target`, whose folder is made."""
+    temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise OutputError(f"{target}: can't be written ({error.strerror or error})") from error
+
+
+def check_target(target: Path, ours: Callable[[Path], bool]) -> None:
+    """Raises `UsageError` where `target` is a folder, or a file of which `ours` does not say that it may be written
+    over; `OutputError` where it can't be written."""
+    if target.is_dir():
+        raise UsageError(f"{target}: is a folder; name a file in it")
+    if os.path.lexists(target) and not ours(target):
+        raise UsageError(f"{target}: is there already, and not what an earlier run has left; give another name")
+    check_writable(target)
 
 
 def write_atomic(target: Path, data: bytes) -> None:

@@ -81,11 +81,13 @@ def stream(
     jobs: int | None = None,
     batch_size: int = 8,
     memory: int = MEMORY,
+    late: list[Outcome] | None = None,
 ) -> Iterator[Outcome]:
     """Moves `sources` through `verb` and yields an `Outcome` for each, in their order.
 
     `jobs` threads read and write; `batch_size` bounds the items of a batch; reading pauses while the items on their
-    way hold more than `memory` bytes. Closing the generator ends the threads.
+    way hold more than `memory` bytes. Closing the generator ends the threads, once they are through with what they have
+    begun; what had come to its end by then, and was not yielded, is added to `late`.
     """
     jobs = jobs or min(8, os.cpu_count() or 1)
     # Results are given in order: while one size gathers a batch of its own, several batches of others go past it.
@@ -115,7 +117,8 @@ def stream(
                         slot.settle(slot.future.result())
                         slot.nbytes *= not small
             while slots and slots[0].outcome is not None:
-                yield slots.popleft().outcome  # type: ignore[misc]
+                yield slots[0].outcome  # type: ignore[misc]
+                slots.popleft()  # now that it has been taken
             held = sum(slot.nbytes for slot in slots)
             reading = sum(slot.future is not None and slot.item is None for slot in slots)
             # Until the first is read nobody knows how large they are; as many as there are threads must do.
@@ -140,6 +143,22 @@ def stream(
                 wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        if late is not None:
+            late += _settled(slots)
+
+
+def _settled(slots: Iterable[_Slot]) -> Iterator[Outcome]:
+    """The outcomes of those that were written, or have failed."""
+    for slot in slots:
+        future = slot.future
+        if future is not None and future.done() and not future.cancelled():
+            error = future.exception()
+            if isinstance(error, Exception):
+                slot.settle(error=error)
+            elif error is None and slot.item is not None:
+                slot.settle(future.result())
+        if slot.outcome is not None:
+            yield slot.outcome
 
 
 def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:

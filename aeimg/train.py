@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from . import plots
-from .data import Pairs
-from .errors import InvalidWeights, UsageError
+from .data import Digits, Pairs
+from .errors import InvalidWeights, OutputError, UsageError
 from .families import FAMILIES
 from .objectives import (
     AT_LEAST,
@@ -43,8 +43,8 @@ from .objectives import (
     Recipe,
 )
 from .optim import optimizers
-from .paths import write_atomic
-from .zoo import Header, build, load_tensors, pick_device, pick_dtype, resolve, save_weights
+from .paths import check_writable, sweep, write_atomic
+from .zoo import Header, build, load_tensors, pick_device, pick_dtype, read_header, resolve, save_weights
 
 OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress": CompressObjective, **FAMILIES}
 """What can be trained: a denoiser and a codec as they ship, and the autoencoders of the textbooks."""
@@ -220,7 +220,9 @@ def _restore(path: Path, tensors: dict[str, Tensor], states: dict[str, nn.Module
 
 
 def _commit() -> str:
-    """The commit this runs from, for the card; a package that was installed has none."""
+    """The commit this runs from, for the card; what was installed has none, whatever repository it lies in."""
+    if not (Path(__file__).parents[1] / ".git").exists():
+        return "unknown"
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -301,6 +303,58 @@ def _kind(task: str, data: Path, blind: bool, pairs: Path | None) -> type[Object
     return BlindObjective if blind or pairs is not None else DenoiseObjective
 
 
+def _check_outputs(
+    out: Path, checkpoint: Path, curve: Path, resume: Path | None, start: str | Path | None, if_exists: str
+) -> None:
+    """Raises `UsageError` where something would be lost by writing them, `OutputError` where they can't be written:
+    before the run rather than after it."""
+    targets = (out, checkpoint, curve)
+    for path in targets:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; name a file in it")
+    if curve.suffix.lower() != ".png":
+        raise UsageError(f"{curve}: loss curves are PNG; give it a name that ends in .png (--curve)")
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise UsageError(f"{out}: weights, checkpoint and loss curve need a name each")
+    begun = None if start is None else resolve(str(start))
+    if isinstance(begun, Path) and begun.exists() and out.exists() and out.samefile(begun):
+        raise UsageError(f"{out}: would overwrite the weights that the run begins with; give the new ones another name")
+    if curve.exists() and not plots.curve_lies_at(curve):
+        raise UsageError(f"{curve}: would be overwritten by the loss curve; give another name for that (--curve)")
+    goes_on = resume is not None and resume.exists() and checkpoint.exists() and checkpoint.samefile(resume)
+    for path, about, means in (
+        (out, _weights_at, "give another name, or --if-exists overwrite"),
+        (checkpoint, _checkpoint_at, f"go on with it by --resume {checkpoint}, or begin anew by --if-exists overwrite"),
+    ):
+        if not path.exists():
+            continue
+        found = about(path)
+        if found is None:
+            raise UsageError(f"{path}: is there already, and nothing that aeimg train has written; give another name")
+        if not goes_on and if_exists != "overwrite":
+            raise UsageError(f"{path}: is there already ({found}); {means}")
+    for path in targets:
+        check_writable(path)
+    sweep({path.parent for path in targets})
+
+
+def _weights_at(path: Path) -> str | None:
+    try:
+        return f"the weights {read_header(path).label}"
+    except InvalidWeights:
+        return None
+
+
+def _checkpoint_at(path: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            return f"the checkpoint of a run after {json.loads(file.metadata()['checkpoint'])['step']} steps"
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _same(a: Any, b: Any) -> bool:
     """JSON has no tuples."""
     return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
@@ -355,11 +409,21 @@ class _Run:
     title: str
     log: Callable[[str], None]
 
-    def keep(self) -> None:
-        """Writes the checkpoint."""
+    def keep(self) -> bool:
+        """Writes the checkpoint, and returns whether that could be: a full disk is said, and no reason to end a run."""
         self.journal.seconds = time.monotonic() - self.schedule.began
         states = {"model": self.objective.model.state_dict(), "average": self.average.state_dict(), "best": self.best}
-        _save_checkpoint(self.checkpoint, states, self.moves, {**asdict(self.journal), "run": self.about})
+        return self._written(
+            lambda: _save_checkpoint(self.checkpoint, states, self.moves, {**asdict(self.journal), "run": self.about})
+        )
+
+    def _written(self, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except OutputError as error:
+            self.log(str(error))
+            return False
+        return True
 
     def judge(self, share: float) -> None:
         """Takes the held-out figures, and sees whether patience has run out."""
@@ -377,7 +441,7 @@ class _Run:
             journal.losses, points, title=f"{self.title}, {journal.step:,} steps", main=objective.main,
             larger=objective.larger, late=journal.late,
         )  # fmt: skip
-        write_atomic(self.curve, picture)
+        self._written(lambda: write_atomic(self.curve, picture))
 
     def _compare(self, figure: float) -> None:
         journal, main = self.journal, self.objective.main
@@ -472,8 +536,8 @@ class _Run:
         except BaseException:
             batches.close()  # type: ignore[attr-defined]
             # An interrupted run keeps what it has, too.
-            self.keep()
-            self.log(f"not finished; --resume {self.checkpoint} goes on with it")
+            if self.keep():
+                self.log(f"not finished; --resume {self.checkpoint} goes on with it")
             raise
         batches.close()  # type: ignore[attr-defined]
         if not journal.judged or journal.judged[-1]["step"] != journal.step:
@@ -521,6 +585,7 @@ def train(
     resume: Path | None = None,
     checkpoint: Path | None = None,
     curve: Path | None = None,
+    if_exists: str = "error",
     start: str | Path | None = None,
     name: str | None = None,
     version: int = 1,
@@ -541,33 +606,40 @@ def train(
     and with `patience` the weights that are written are the best ones judged.
 
     `checkpoint` (default: beside `out`) is written every three minutes, and `resume` continues from one. The picture of
-    the losses goes to `curve` (default: beside `out`, .png). `start` names weights (a registered model or a file) to
-    begin with, whose config the network takes over; the learning rate is then a third of the recipe's.
+    the losses goes to `curve` (default: beside `out`, .png). Weights and checkpoints that are there already are written
+    over where the run resumes that very checkpoint, or with `if_exists` "overwrite". `start` names weights (a
+    registered model or a file) to begin with, whose config the network takes over; the learning rate is then a third of
+    the recipe's.
 
     A denoiser learns from clean images; from pairs alone where `data` holds noisy/ and clean/ (see `data.Pairs`).
     `blind` trains one that is told no noise level, on what cameras do to pictures, and on real `pairs` where there are
     any; pairs and a blind `start` imply it. `config` and `recipe` override fields of the network's config and of the
     `Recipe`. `dtype` "auto" is bf16 where the device has it and the network gains by it. Raises `UsageError`,
-    `DataError`, `InvalidWeights`.
+    `DataError`, `InvalidWeights`, `OutputError`.
     """
     data, out = Path(data), Path(out)
     checkpoint = Path(checkpoint) if checkpoint else out.with_name(out.name + ".checkpoint")
     curve = Path(curve) if curve else out.with_suffix(".png")
-    if curve.exists() and not plots.curve_lies_at(curve):
-        raise UsageError(f"{curve}: would be overwritten by the loss curve; give another name for that (--curve)")
+    resume = Path(resume) if resume else None
+    if if_exists not in ("error", "overwrite"):
+        raise UsageError(f"if_exists must be error or overwrite, not {if_exists!r}")
     if resume is not None and start is not None:
         raise UsageError("a run that is resumed has its weights already: give either resume or start")
-    if start is not None and Path(start).exists() and out.exists() and out.samefile(start):
-        raise UsageError(f"{out}: would overwrite the weights that the run begins with")
     place = pick_device(device)
     kind = _kind(task, data, blind, pairs)
+    if (recipe or {}).get("labels") is not None and not (task in FAMILIES and Digits.are_in(data)):
+        raise UsageError(
+            f"{data}: labels are for the textbooks' autoencoders and for idx files like those of MNIST, not for "
+            f"{'folders of images' if task in FAMILIES else task}; leave --labels out"
+        )
+    _check_outputs(out, checkpoint, curve, resume, start, if_exists)
     journal = Journal()
     run: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     origin: str | None = None
     known: dict[str, Any] = {}
     if resume is not None:
-        journal, run, tensors = _read_checkpoint(Path(resume))
+        journal, run, tensors = _read_checkpoint(resume)
         known, origin = run.get("config", {}), run.get("start")
         patience = run.get("patience") if patience is None else patience
     elif start is not None:
@@ -608,27 +680,32 @@ def train(
     moves = optimizers(model, the_recipe.rate, the_recipe.beta2, precision, muon=the_recipe.muon)
     best: dict[str, Tensor] = {}
     if resume is not None:
-        _restore(Path(resume), tensors, {"model": model, "average": average}, moves)
+        _restore(resume, tensors, {"model": model, "average": average}, moves)
         best = {key: value.to(place) for key, value in _under("best/", tensors).items()}
         if patience is not None and not best:  # it had none so far
             journal.best, journal.stale = None, 0
         log(f"resumed {resume} at step {journal.step}, {journal.seconds / 60:.1f} minutes in")
         if run.get("seed", seed) != seed:
             log(f"begun with seed {run['seed']}, goes on with seed {seed}: not what an undisturbed run would do")
+        if run.get("pixels", photographs.pixels) != photographs.pixels:
+            log("begun with other images than are there now: not what an undisturbed run would do")
     run = {**told, "seed": seed, "config": asdict(model.config), "recipe": asdict(the_recipe), "start": origin,  # type: ignore[call-overload]
-           "patience": patience}  # fmt: skip
+           "patience": patience, "pixels": photographs.pixels}  # fmt: skip
     commit = _commit()  # of the code that is running, not of what the checkout has become when the run ends
     under_way = _Run(
         objective, average, moves, Schedule(minutes, steps, time.monotonic() - journal.seconds, journal), journal, best,
         run, patience, place, precision, seed, checkpoint, curve, f"{name or out.stem}: {task}", log,
     )  # fmt: skip
 
+    if task == "denoise" and kind is not PairsObjective and Pairs.nearly_in(data):
+        log(f"{data}: holds no pairs, for which it must have noisy/ and clean/; all of it is taken for clean images")
     log(
         f"{task}: {len(photographs)} images, {photographs.pixels / 1e6:.1f} megapixels, "
         f"{len(objective.held_out)} of them held out; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {place}, {precision}"
     )
-    for note in objective.notes:
+    sources = [photographs, *more.values()]
+    for note in (*(note for source in sources for note in getattr(source, "notes", ())), *objective.notes):
         log(note)
     if origin is not None and not journal.judged:
         under_way.judge(0.0)  # what it begins with
@@ -657,6 +734,10 @@ def train(
             "curve": under_way.points(),
         },
     )
-    save_weights(out, objective.export(average), header)
+    try:
+        save_weights(out, objective.export(average), header)
+    except OutputError as error:
+        hint = f"; once there is room, --resume {checkpoint} goes on from there" if checkpoint.exists() else ""
+        raise OutputError(f"{error}{hint}") from error
     log(f"wrote {out}, and the loss curve to {curve}")
     return header

@@ -646,7 +646,7 @@ def deliver(picture: Picture, item: Item, options: Options) -> Any:
     if item.kind == "pil":
         return to_pil(picture)
     if item.kind in ("bytes", "file"):
-        suffix = item.suffix or options.suffix or _suffix_of(picture.format)
+        suffix = item.suffix or options.suffix or suffix_of(picture.format)
         return encode_picture(picture, suffix, image_quality=options.quality_of(suffix))
     planes = picture.planes
     if item.kind == "tensor":
@@ -660,6 +660,6 @@ def deliver(picture: Picture, item: Item, options: Options) -> Any:
     return array
 
 
-def _suffix_of(kind: str) -> str:
+def suffix_of(kind: str) -> str:
     """The suffix of a Pillow format; PNG where aeimg does not write that format."""
     return next((suffix for suffix, name in WRITABLE.items() if name == kind), ".png")

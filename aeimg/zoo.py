@@ -22,7 +22,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -121,7 +121,10 @@ def read_header(path: Path) -> Header:
             raise InvalidWeights(f"{path}: made by a later version of aeimg; upgrade to read it")
         return Header(**about)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InvalidWeights(f"{path}: no aeimg header; weights come from `aeimg train` ({error!r})") from error
+        raise InvalidWeights(
+            f"{path}: no weights file of aeimg, such as `aeimg train` writes; a network in a community layout runs as "
+            f"spandrel:{path} ({error!r})"
+        ) from error
 
 
 def load_tensors(path: Path) -> tuple[Header, dict[str, torch.Tensor], bytes]:
@@ -193,8 +196,8 @@ def find_weights(label: str) -> Path:
         if path.is_file():
             return path
     raise ModelError(
-        f"weights {label} are not installed; install an aeimg that ships them, or put {label}.safetensors "
-        f"into a folder that AEIMG_WEIGHTS names"
+        f"weights {label} are not installed; install an aeimg that ships them, name their file by --model, or put "
+        f"{label}.safetensors into a folder that AEIMG_WEIGHTS names"
     )
 
 
@@ -208,11 +211,18 @@ def register(name: str, factory: Callable[[], Any], *, task: str | None = None) 
     task = task or getattr(factory, "task", None)
     if task not in TASKS:
         raise UsageError(f"model {name!r}: the task must be one of {', '.join(TASKS)}, not {task!r}")
-    if name.startswith(COMMUNITY):
-        raise ModelError(f"the model name {name!r} stands for a file that spandrel loads; take another")
+    if _stands_for(name):
+        raise ModelError(f"the model name {name!r} stands for {_stands_for(name)}; take another")
     if name in BUILTINS or name in _registered:
         raise ModelError(f"the model name {name!r} is already taken (by {_holder(name)})")
     _registered[name] = Entry(name, task, factory, "registered")
+
+
+def _stands_for(name: str) -> str:
+    """What kind of file `resolve` takes `name` for, whatever is registered."""
+    if name.startswith(COMMUNITY):
+        return "a file that spandrel loads"
+    return "a weights file" if name.endswith(".safetensors") else ""
 
 
 def unregister(name: str) -> None:
@@ -256,6 +266,8 @@ def _package(point: metadata.EntryPoint) -> str:
 
 def _from_point(name: str, points: list[metadata.EntryPoint]) -> Entry:
     packages = " and ".join(sorted(_package(point) for point in points))
+    if _stands_for(name):
+        raise ModelError(f"the model name {name!r} of the package {packages} stands for {_stands_for(name)}")
     if len(points) > 1:
         raise ModelError(f"the model name {name!r} is claimed by two packages, {packages}; uninstall one of them")
     if name in BUILTINS or name in _registered:
@@ -275,15 +287,17 @@ def _from_point(name: str, points: list[metadata.EntryPoint]) -> Entry:
 
 def entry(name: str) -> Entry:
     """The registered model called `name`. Raises `ModelError` where there is none or where it is broken."""
-    if name.startswith(COMMUNITY):
-        return _community(name)
     points = _points()
+    if name.startswith(COMMUNITY) and name not in points:
+        return _community(name)
     if name in points:
         return _from_point(name, points[name])
     if name in _registered:
         return _registered[name]
     if name in BUILTINS:
         return _builtin(name)
+    if os.path.isfile(name):
+        raise ModelError(f"{name}: is no .safetensors file; others are not loaded, for some of them could run code")
     known = ", ".join(sorted({*BUILTINS, *_registered, *points}))
     raise ModelError(
         f"unknown model {name!r}; known: {known}; or name a weights file, FILE.safetensors or spandrel:FILE"
@@ -369,12 +383,46 @@ def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -
     try:
         made = found.factory()
         made = made.to(device) if hasattr(made, "to") else made
-        channels = getattr(made, "channels", 3)
+        faults = list(_faults(made, task))
     except Exception as error:  # a plug-in's fault stays the plug-in's
         raise ModelError(f"model {name!r} can't be made ({error!r})") from error
-    if task == "denoise" and channels not in (1, 3):
-        raise ModelError(f"model {name!r} states {channels!r} channels; it must be 3, or 1 for each by itself")
+    if faults:
+        raise ModelError(f"model {name!r} {'; '.join(faults)}; see docs/plugins.md")
     return made
+
+
+CODEC = ("label", "digest", "encode", "to_bytes", "from_bytes", "decode")
+"""What a codec must have."""
+
+
+def _faults(model: Any, task: str) -> Iterator[str]:
+    """What is wrong with what a model states of itself."""
+    import torch
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int) and value >= least
+
+    multiple, label, digest = getattr(model, "multiple", 1), getattr(model, "label", ""), getattr(model, "digest", b"")
+    if not whole(multiple, 1):
+        yield f"states the multiple {multiple!r}; it must be a whole number of 1 or more"
+    if not isinstance(label, str) or not isinstance(digest, bytes):
+        yield f"states the label {label!r} and the digest {digest!r}; they must be a str and bytes"
+    if task == "compress":
+        missing = [word for word in CODEC if not hasattr(model, word)]
+        if missing:
+            yield f"has no {', '.join(missing)}, which a codec must have"
+        elif len(digest) != 8:
+            yield f"states a digest of {len(digest)} bytes; a codec's must have 8"
+        return
+    if not callable(model):
+        yield "can't be called, which a denoiser must"
+    channels, halo, dtypes = (getattr(model, word, None) for word in ("channels", "halo", "dtypes"))
+    if channels not in (None, 1, 3):
+        yield f"states {channels!r} channels; it must be 3, or 1 for each by itself"
+    if halo is not None and not whole(halo, 0):
+        yield f"states the halo {halo!r}; it must be a whole number of pixels, or None"
+    if dtypes is not None and torch.float32 not in dtypes:
+        yield f"states the dtypes {dtypes!r}; torch.float32 must be among them"
 
 
 # -- where and how it runs ------------------------------------------------------------------------------------

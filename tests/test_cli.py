@@ -68,6 +68,14 @@ def test_wrong_calls_exit_with_two_and_one_clear_line(arguments, tmp_path, monke
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize("verb", ["denoise", "compress"])
+def test_a_forgotten_output_is_told_in_words(folder, verb):
+    (folder / "c.png").write_bytes((folder / "in" / "a.png").read_bytes())
+    done = run(verb, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
+    assert done.exit_code == 2
+    assert "c.png: is a file, and what is asked for goes to a folder" in done.stderr
+
+
 def test_options_come_from_the_environment_too(folder, monkeypatch):
     monkeypatch.setenv("AEIMG_COMPRESS_QUALITY", "7")
     run("compress", folder / "in", folder / "latents")
@@ -84,6 +92,27 @@ def test_standard_output_takes_a_picture_and_no_options_for_files(folder):
     for option in (["--dry-run"], ["--json", folder / "s.json"]):
         done = run("compress", folder / "in" / "a.png", "-", *option)
         assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_a_summary_is_written_over_nothing_but_a_summary(folder):
+    kept = (folder / "in" / "a.png").read_bytes()
+    (folder / "config.json").write_text('{"mine": 1}')
+    (folder / "file").write_bytes(b"")
+    for name, code in (
+        ("in/a.png", 2),
+        ("config.json", 2),
+        ("in", 2),
+        ("file/s.json", 1),
+        ("s.json", 0),
+        ("s.json", 0),
+    ):
+        done = run("compress", folder / "in", folder / "latents", "--json", folder / name)
+        assert done.exit_code == code, done.output
+        assert (folder / "latents").exists() == (code == 0)  # told before the work is done
+        done = run("bench", "denoise", folder / "in", "--json", folder / name) if code == 2 else done
+        assert done.exit_code == code, done.output
+    assert (folder / "in" / "a.png").read_bytes() == kept
+    assert (folder / "config.json").read_text() == '{"mine": 1}'
 
 
 def test_info_takes_names_that_are_no_text(folder):

@@ -156,6 +156,16 @@ def test_what_can_not_run_is_refused_with_the_reason(tmp_path):
     (tmp_path / "text.safetensors").write_text("hello world")
     refused(tmp_path / "text.safetensors", "no safetensors file", InvalidWeights)
     refused(tmp_path / "none.safetensors", "no such file")
+    refused(zoo.find_weights(zoo.BUILTINS["aeimg-denoise"][1]), "a weights file of aeimg; name it without spandrel:")
+
+
+def test_a_file_named_in_the_wrong_way_says_which_is_right(tmp_path):
+    path = saved(tmp_path, "dncnn")
+    with pytest.raises(InvalidWeights, match=f"no weights file of aeimg.*runs as spandrel:{path}"):
+        zoo.get(str(path), "denoise", CPU)
+    (tmp_path / "w.pth").write_bytes(b"cos")
+    with pytest.raises(ModelError, match=r"w\.pth: is no .safetensors file; others are not loaded"):
+        zoo.get(str(tmp_path / "w.pth"), "denoise", CPU)
 
 
 def test_a_file_for_another_task_is_refused(tmp_path):

@@ -329,6 +329,25 @@ def test_latents_come_back_as_images_of_the_wanted_format(folder, tmp_path):
     assert Image.open(tmp_path / "webp/a.png.webp").format == "WEBP"
 
 
+def test_latents_come_back_in_the_format_that_was_compressed(folder, tmp_path, small):
+    Image.fromarray(small).save(folder / "photo.JPG")
+    Image.fromarray(small).save(folder / "misnamed.png", "JPEG")
+    Image.fromarray(small).convert("P").save(folder / "moving.gif")
+    process(folder, "compress", out=tmp_path / "latents")
+    (tmp_path / "latents" / "bad.aei").write_bytes(b"no")
+    summary = process(tmp_path / "latents", "decompress", out=tmp_path / "back", format="keep")
+    assert (summary.done, len(summary.failed)) == (6, 1)
+    names = ["a.jpg", "a.png", "misnamed.jpg", "moving.png", "photo.JPG", "sub/grey.png"]
+    assert sorted(snapshot(tmp_path / "back")) == names
+    for name in names:
+        with Image.open(tmp_path / "back" / name) as image:
+            assert image.format == {"p": "PNG", "j": "JPEG"}[name.lower()[-3]]
+    assert process(tmp_path / "latents", "decompress", out=tmp_path / "back", format="keep").skipped == 6
+    (tmp_path / "latents" / "a.aei").write_bytes((tmp_path / "latents" / "a.jpg.aei").read_bytes())
+    process(tmp_path / "latents", "decompress", out=tmp_path / "new", format="keep", include=["a.*"])
+    assert sorted(snapshot(tmp_path / "new")) == ["a.aei.jpg", "a.jpg.aei.jpg", "a.png"]
+
+
 def test_done_files_are_skipped_redone_or_refused(folder, tmp_path):
     out = tmp_path / "out"
     process(folder, "compress", out=out)

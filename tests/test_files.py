@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import aeimg
-from aeimg import InputError, OutputError, UsageError, container, manifest, process, zoo
+from aeimg import InputError, OutputError, UsageError, container, manifest, paths, process, zoo
 from aeimg.cli import main
 from aeimg.denoise import TILE
 from aeimg.engine import Interrupted
@@ -234,7 +234,7 @@ def test_an_input_that_vanishes_is_one_failure(folder, tmp_path, monkeypatch):
 
 def test_an_output_folder_that_can_not_be_written_is_named_for_each_file_or_at_once(folder, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="can't be read"):
+    with pytest.raises(UsageError, match="file: is a file, and what is asked for goes to a folder"):
         run(folder, tmp_path / "file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "0").write_bytes(b"a file where a folder must be")
@@ -322,6 +322,44 @@ def test_an_interrupt_tells_what_was_done_and_what_was_not_begun(folder, tmp_pat
     assert result.exit_code == 130
     assert "not begun" in result.output
     assert json.loads((tmp_path / "s.json").read_text())["planned"] > 0
+
+
+@pytest.mark.parametrize("way", ["interrupt", "stop"])
+def test_what_was_under_way_when_a_run_ended_is_told_as_it_ended(folder, tmp_path, monkeypatch, way):
+    calls, writes = [], []
+    write, under_way = paths.write_atomic, threading.Event()
+
+    def forward(self, x, sigma):
+        calls.append(1)
+        if len(calls) == 6:
+            assert under_way.wait(20)
+            if way == "interrupt":
+                raise KeyboardInterrupt
+            raise RuntimeError("no")
+        return x
+
+    def slow(path, data):
+        writes.append(path)
+        first = len(writes) == 1
+        if not first:
+            under_way.set()
+        time.sleep(0.3)
+        if first:
+            raise OutputError(f"{path}: can't be written (full)")
+        write(path, data)
+
+    monkeypatch.setattr(Same, "forward", forward)
+    monkeypatch.setattr(paths, "write_atomic", slow)
+    try:
+        summary = run(folder, tmp_path / "out", batch_size=1, jobs=8, on_error="stop" if way == "stop" else "continue")
+    except Interrupted as error:
+        summary = error.summary
+    there = {str(path) for path in (tmp_path / "out").rglob("*.*") if path.name != manifest.NAME}
+    assert {about["output"] for about in summary.files if about["status"] == "done"} == there
+    assert summary.done == len(there) > 0
+    assert sum(about["status"] == "failed" for about in summary.files) == len(summary.failed)
+    assert summary.done + summary.planned + len(summary.failed) == len(summary.files) == 12
+    assert any("full" in reason for _, reason in summary.failed)
 
 
 # -- bombs -----------------------------------------------------------------------------------------------------------

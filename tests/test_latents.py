@@ -240,6 +240,93 @@ def test_no_command_draws_over_a_picture_that_it_is_given(pictures, model):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_no_command_writes_over_what_it_has_not_made(pictures, model):
+    name = model(identity())
+    one, two = pictures / "one", pictures / "two"
+    a, b = one / "a.png", two / "a.png"
+    commands = {
+        "f.npz": ("features", one, "f.npz"), "f.csv": ("features", one, "f.csv"), "s.csv": ("score", one, "s.csv"),
+        "f.safetensors": ("features", one, "f.safetensors"), "m.jpg": ("plot-latents", one, "m.jpg"),
+        "c.webp": ("arithmetic", a, b, b, "c.webp"), "drawn/sample-000.png": ("sample", "drawn", "-n", 1),
+        "mid/between-001.png": ("interpolate", a, b, "mid"),
+        "heat/a.png.png": ("score", one, "t.csv", "--heatmaps", "heat"),
+    }  # fmt: skip
+    foreign = [b"", b"mine", b"name,age\n", a.read_bytes(), np.random.default_rng(0).bytes(99)]
+    for target, words in commands.items():
+        path = pictures / target
+        words = [pictures / word if isinstance(word, str) and word in (target, target.split("/")[0]) else word
+                 for word in words]  # fmt: skip
+        if "t.csv" in words:
+            words[2] = pictures / "t.csv"
+        for _ in range(2):  # what it has made itself it makes anew
+            done = command(*words, "-m", name)
+            assert done.exit_code == 0, done.output
+        for data in foreign:
+            path.write_bytes(data)
+            done = command(*words, "-m", name)
+            assert (done.exit_code, path.read_bytes()) == (2, data), done.output
+            assert f"{path}: is there already, and not what an earlier run has left" in done.output.replace("\n", " ")
+        path.unlink()
+        path.mkdir()
+        done = command(*words, "-m", name)
+        assert done.exit_code == 2 and "is a folder" in done.output
+        path.rmdir()
+        path.symlink_to(pictures / "nowhere")  # writing would replace the link
+        assert command(*words, "-m", name).exit_code == 2 and path.is_symlink()
+
+
+def test_what_lies_among_the_images_does_not_pass_for_one_of_them(pictures, model):
+    name, one = model(identity()), pictures / "one"
+    for _ in range(2):
+        done = command("plot-latents", one, one / "map.png", "-m", name)
+        assert (done.exit_code, done.output) == (0, "plot-latents: 2 images, 64 values each by small-1\n")
+    (one / "map.png").unlink()
+    for folder in (one, one / ".." / "one"):
+        done = command("score", one, pictures / "s.csv", "-m", name, "--heatmaps", folder)
+        assert done.exit_code == 2 and "holds the images themselves" in done.output
+    assert len(list(one.iterdir())) == 2 and not (pictures / "s.csv").exists()
+
+
+def test_commands_say_what_they_have_done(pictures, model):
+    name, a = model(identity()), pictures / "one" / "a.png"
+    (pictures / "one" / "bad.png").write_bytes(b"no")
+    assert command("features", pictures / "one", pictures / "F.NPZ", "-m", name).output.splitlines()[-1] == (
+        "features: 2 images, 64 values each by small-1, 1 failed"
+    )
+    assert np.load(pictures / "F.NPZ")["features"].shape == (2, 64)
+    (pictures / "empty").mkdir()
+    done = command("features", pictures / "empty", pictures / "f.csv", "-m", name)
+    assert done.output == "features: 0 images; no images found\n"
+    done = command("plot-latents", pictures / "empty", pictures / "m.png", "-m", name)
+    assert done.output == "Error: a map takes two images at least, not 0\n"
+    done = command("interpolate", a, a, pictures / "mid", "-m", name, "--steps", 3)
+    assert done.output == f"interpolate: {pictures / 'mid' / 'between-000.png'} to between-002.png\n"
+    assert (
+        command("arithmetic", a, a, a, pictures / "c.png", "-m", name).output == f"arithmetic: {pictures / 'c.png'}\n"
+    )
+    assert command("sample", pictures / "d", "-m", name, "--dtype", "bf16").exit_code == 2  # it would have no effect
+    done = command("features", "-", pictures / "g.csv", "-m", name)
+    assert done.exit_code == 2 and "not standard input" in done.output
+
+
+def test_a_forgotten_output_costs_no_input(pictures, model):
+    name = model(identity())
+    for number in range(3):
+        Image.fromarray(picture(number)).save(pictures / f"{number}.png")
+    before = (pictures / "2.png").read_bytes()
+    done = command("plot-latents", *(pictures / f"{number}.png" for number in range(3)), "-m", name)
+    assert (done.exit_code, (pictures / "2.png").read_bytes()) == (2, before)
+    assert "give another name" in done.output
+
+
+def test_features_of_one_command_are_no_scores_of_another(pictures, model):
+    name = model(identity())
+    for words, kept in ((("features", "score"), b"name,f0"), (("score", "features"), b"name,score")):
+        assert command(words[0], pictures / "one", pictures / f"{words[0]}.csv", "-m", name).exit_code == 0
+        assert command(words[1], pictures / "one", pictures / f"{words[0]}.csv", "-m", name).exit_code == 2
+        assert (pictures / f"{words[0]}.csv").read_bytes().startswith(kept)
+
+
 def test_pictures_of_one_name_are_told_apart(pictures, model):
     name = model(identity())
     one, two = pictures / "one", pictures / "two"
@@ -265,7 +352,8 @@ def test_what_stands_in_the_way_is_an_error_in_words(pictures, model):
 
 def test_a_model_without_features_says_so_once(pictures, model):
     class Bare:
-        label, digest = "bare-1", b""
+        label, digest = "bare-1", bytes(8)
+        encode = to_bytes = from_bytes = decode = None
 
     done = command("features", pictures / "one", pictures / "f.csv", "-m", model(Bare()))
     assert (done.exit_code, done.output) == (1, "Error: model bare-1 gives no features\n")
@@ -273,7 +361,7 @@ def test_a_model_without_features_says_so_once(pictures, model):
     (pictures / "none").mkdir()
     zoo.unregister("small")
     done = command("score", pictures / "none", pictures / "s.csv", "-m", model(identity()))
-    assert (done.exit_code, done.output) == (0, "score: 0 images\n")
+    assert (done.exit_code, done.output) == (0, "score: 0 images; no images found\n")
 
 
 def test_the_commands(tmp_path, model, monkeypatch):

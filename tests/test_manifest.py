@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -20,7 +21,8 @@ def job(tmp_path):
 
 def record(job: Job, recipe: str, result: bytes) -> Record:
     data, status = job.source.read_bytes(), job.source.stat()
-    return Record(recipe, status.st_size, status.st_mtime_ns, digest(data), len(result), digest(result))
+    source = (status.st_size, status.st_mtime_ns, digest(data))
+    return Record(recipe, *source, len(result), digest(result), status.st_ctime_ns)
 
 
 def make(job: Job, manifest: Manifest, recipe: str, result: bytes) -> None:
@@ -47,6 +49,39 @@ def test_a_result_is_current_until_recipe_input_or_output_change(job):
     assert opened(job).state(job, "r1") is State.STALE
     job.source.unlink()
     assert opened(job).state(job, "r1") is State.STALE
+
+
+def test_an_input_exchanged_for_one_of_equal_size_and_time_is_noticed(job):
+    make(job, opened(job), "r1", b"result")
+    times = job.source.stat()
+    other = job.source.with_name("other")
+    other.write_bytes(b"the OTHER"[: times.st_size])
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(job.source)  # as `cp -p` or `mv` of a frame with a time of its own would
+    assert opened(job).state(job, "r1") is State.STALE
+
+
+def test_a_moved_or_copied_input_is_read_once_and_then_known_by_its_times(job, monkeypatch):
+    make(job, opened(job), "r1", b"result")
+    data, times = job.source.read_bytes(), job.source.stat()
+    job.source.rename(job.source.with_name("away"))
+    job.source.write_bytes(data)
+    os.utime(job.source, ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = (job.target.parents[1] / NAME).read_bytes()
+    assert opened(job).state(job, "r1") is State.CURRENT
+    assert (job.target.parents[1] / NAME).read_bytes() == before  # a dry run writes nothing
+    assert opened(job).state(job, "r1", renew=True) is State.CURRENT
+    monkeypatch.setattr("aeimg.manifest.digest", None)
+    assert opened(job).state(job, "r1") is State.CURRENT
+
+
+def test_records_of_earlier_versions_count(job):
+    path = job.target.parents[1] / NAME
+    make(job, opened(job), "r1", b"result")
+    entry = json.loads(path.read_bytes().splitlines()[-1])
+    del entry["touched"]
+    path.write_text(json.dumps(entry))
+    assert opened(job).state(job, "r1") is State.CURRENT
 
 
 def test_files_of_others_are_foreign(job):

@@ -6,6 +6,7 @@ import io
 import math
 import os
 import signal
+import subprocess
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aeimg import DataError, InvalidWeights, UsageError, data, plots, process, zoo
+from aeimg import DataError, InvalidWeights, OutputError, UsageError, data, plots, process, zoo
 from aeimg import train as module
 from aeimg.metrics import psnr
 from aeimg.train import train
@@ -41,6 +42,7 @@ def photographs(tmp_path_factory):
 def run(task, photographs, out, **options):
     lines = []
     tiny = TINY.get(task, {"recipe": {"batch": 8}})
+    options.setdefault("if_exists", "overwrite")
     options["recipe"] = {**tiny["recipe"], **options.get("recipe", {})}
     options.setdefault("config", None if "start" in options or "resume" in options else tiny.get("config"))
     header = train(task, photographs, out, dtype="fp32", device="cpu", log=lines.append, **options)
@@ -210,7 +212,7 @@ def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photograph
 def test_weights_are_specialised_with_their_own_config_at_a_third_of_the_rate(photographs, tmp_path):
     out = tmp_path / "w.safetensors"
     run("denoise", photographs, tmp_path / "mine.safetensors", steps=3)
-    options = {"steps": 3, "dtype": "fp32", "device": "cpu", "log": lambda line: None}
+    options = {"steps": 3, "if_exists": "overwrite", "dtype": "fp32", "device": "cpu", "log": lambda line: None}
     small = {"crop": 32, "batch": 4, "late_crop": 32, "late_batch": 4}
     header = train("denoise", photographs, out, start=tmp_path / "mine.safetensors", recipe=small, **options)
     assert header.config["channels"] == (8, 16)
@@ -294,17 +296,147 @@ def test_wrong_calls_and_too_little_data_are_refused_by_name(photographs, tmp_pa
     (tmp_path / "no.checkpoint").write_bytes(b"nothing")
     with pytest.raises(InvalidWeights, match=r"no\.checkpoint: not a checkpoint"):
         run("denoise", photographs, out, steps=1, resume=tmp_path / "no.checkpoint")
+    (tmp_path / "w.safetensors.checkpoint").write_bytes((tmp_path / "no.checkpoint").read_bytes())
+    with pytest.raises(UsageError, match=r"w\.safetensors\.checkpoint: is there already, and nothing"):
+        run("denoise", photographs, out, steps=1)
+    (tmp_path / "w.safetensors.checkpoint").unlink()
+    run("denoise", photographs, out, steps=1)
+    with pytest.raises(InvalidWeights, match=r"nowhere\.checkpoint: not a checkpoint"):
+        run("denoise", photographs, out, steps=1, resume=tmp_path / "nowhere.checkpoint")
     run("denoise", photographs, out, steps=1)
     with pytest.raises(UsageError, match="was begun with task denoise, not compress"):
         run("compress", photographs, out, steps=1, resume=tmp_path / "w.safetensors.checkpoint")
 
 
-def test_an_image_that_turns_out_damaged_is_named(photographs, tmp_path):
-    for path in photographs.iterdir():
-        data = path.read_bytes()
-        (tmp_path / path.name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"\d+\.png: damaged.*take it out"):
-        run("denoise", tmp_path, tmp_path / "out" / "w.safetensors", steps=1)
+def test_labels_are_for_idx_files(photographs, tmp_path):
+    for task in ("vanilla", "denoise"):
+        with pytest.raises(UsageError, match=f"{photographs.name}: labels are for .*leave --labels out"):
+            run(task, photographs, tmp_path / "w.safetensors", steps=1, recipe={"labels": (1, 5)})
+
+
+def test_weights_and_checkpoints_of_other_runs_are_not_written_over_unasked(photographs, tmp_path):
+    out, checkpoint = tmp_path / "w.safetensors", tmp_path / "w.safetensors.checkpoint"
+    run("vanilla", photographs, out, steps=2)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UsageError, match=r"w\.safetensors: is there already \(the weights w-1\); give another name"):
+        run("vanilla", photographs, out, steps=3, if_exists="error")
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+    out.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(UsageError, match=r"checkpoint: is there .* after 2 steps\); go on with it by --resume"):
+        run("vanilla", photographs, out, steps=3, if_exists="error")
+    with pytest.raises(UsageError, match=r"moved\.safetensors: is there already"):  # its checkpoint is not that one
+        run("vanilla", photographs, tmp_path / "moved.safetensors", resume=checkpoint, steps=3, if_exists="error")
+    for steps in (3, 4):
+        header, _ = run("vanilla", photographs, out, resume=checkpoint, steps=steps, if_exists="error")
+        assert header.card["steps"] == steps
+
+
+def test_what_is_no_output_of_training_is_never_written_over(photographs, tmp_path):
+    (tmp_path / "photo.png").write_bytes((photographs / "0.png").read_bytes())
+    (tmp_path / "w.safetensors").write_bytes(b"foreign")
+    (tmp_path / "folder.safetensors").mkdir()
+    cases = [
+        ({"out": "w.safetensors"}, r"w\.safetensors: is there already, and nothing that aeimg train"),
+        ({"checkpoint": "photo.png"}, r"photo\.png: is there already, and nothing that aeimg train"),
+        ({"out": "folder.safetensors"}, "is a folder"),
+        ({"curve": "folder.safetensors"}, "is a folder"),
+        ({"checkpoint": "new.safetensors"}, "a name each"),
+    ]
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    for names, reason in cases:
+        paths = {key: tmp_path / name for key, name in {"out": "new.safetensors", **names}.items()}
+        with pytest.raises(UsageError, match=reason):
+            run("vanilla", photographs, paths.pop("out"), steps=1, **paths)
+    assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_where_nothing_can_be_written_a_run_does_not_begin(photographs, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for names in ({"out": "file/w.safetensors"}, {"curve": "file/c.png"}, {"checkpoint": "file/w.checkpoint"}):
+        paths = {key: tmp_path / name for key, name in {"out": "w.safetensors", **names}.items()}
+        with pytest.raises(OutputError, match="can't be written"):
+            run("vanilla", photographs, paths.pop("out"), steps=1, **paths)
+    run("vanilla", photographs, tmp_path / "w.safetensors", steps=1, curve=tmp_path / "new" / "folder" / "c.png")
+    assert plots.curve_lies_at(tmp_path / "new" / "folder" / "c.png")
+
+
+def test_a_full_disk_does_not_end_a_run(photographs, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OutputError(f"{path}: can't be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_atomic", full)
+        _, lines = run("vanilla", photographs, tmp_path / "w.safetensors", steps=3)
+    assert (tmp_path / "w.safetensors").exists()
+    assert any("w.safetensors.checkpoint: can't be written" in line for line in lines)
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="full; once there is room, --resume .*ckpt"):
+        patch.setattr(module, "save_weights", lambda *_: (_ for _ in ()).throw(OutputError("full")))
+        run("vanilla", photographs, tmp_path / "v.safetensors", steps=3, checkpoint=tmp_path / "v.ckpt")
+    header, _ = run("vanilla", photographs, tmp_path / "v.safetensors", resume=tmp_path / "v.ckpt")
+    assert header.card["steps"] == 3
+
+
+@pytest.fixture
+def damaged(photographs, tmp_path):
+    """Copies of the photographs, those with these numbers cut in the middle."""
+
+    def copy(*numbers):
+        for path in photographs.iterdir():
+            data = path.read_bytes()
+            (tmp_path / path.name).write_bytes(data[: len(data) // 2] if int(path.stem) in numbers else data)
+        return tmp_path
+
+    return copy
+
+
+def test_an_image_that_turns_out_damaged_is_named_and_left_out(damaged, tmp_path, caplog):
+    out = tmp_path / "out" / "w.safetensors"
+    header, _ = run("denoise", damaged(2, 7), out, steps=20)
+    assert header.card["steps"] == 20
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(line for line in said if "left out" in line) == [
+        f"left out: {tmp_path / name}: damaged or incomplete (image file is truncated)" for name in ("2.png", "7.png")
+    ]
+    with pytest.raises(DataError, match=r"\d+\.png: damaged.*without it 9 images are left, at least 10 are needed"):
+        run("denoise", damaged(2, 7, 8), out, steps=20)
+
+
+def test_damaged_images_do_not_disturb_a_resumption_and_are_never_held_out(damaged, tmp_path):
+    whole, half, resumed = (tmp_path / "out" / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
+    folder = damaged(2, 5)  # the fifth would be held out
+    undisturbed, _ = run("denoise", folder, whole, steps=20)
+    with interrupted(module.OBJECTIVES["denoise"], 11):
+        run("denoise", folder, half, steps=20)
+    run("denoise", folder, resumed, resume=half.with_name("half.safetensors.checkpoint"))
+    assert equal(whole, resumed)
+    assert undisturbed.card["held_out"]["psnr25"] > 0
+
+
+def test_a_run_that_goes_on_with_other_images_says_so(damaged, tmp_path):
+    out = tmp_path / "out" / "w.safetensors"
+    folder = damaged()
+    run("vanilla", folder, out, steps=2)
+    _, lines = run("vanilla", folder, out, steps=3, resume=f"{out}.checkpoint")
+    assert not any("other images" in line for line in lines)
+    (folder / "3.png").unlink()
+    _, lines = run("vanilla", folder, out, steps=4, resume=f"{out}.checkpoint")
+    assert any("begun with other images" in line for line in lines)
+
+
+def test_what_is_left_out_for_its_size_or_format_is_named(damaged, tmp_path):
+    folder = damaged()
+    for number in range(5):
+        Image.new("RGB", (31, 99)).save(folder / f"small{number}.png")
+    (folder / "text.png").write_bytes(b"hello")
+    _, lines = run("denoise", folder, tmp_path / "out" / "w.safetensors", steps=1)
+    (small,) = (line for line in lines if "smaller than 32 pixels" in line)
+    assert small.endswith(f"{folder / 'small2.png'} and 2 more")
+    assert f"left out, unreadable or of several frames: {folder / 'text.png'}" in lines
+
+
+def test_a_loss_curve_is_a_png(photographs, tmp_path):
+    with pytest.raises(UsageError, match=r"c\.jpg: loss curves are PNG"):
+        run("vanilla", photographs, tmp_path / "w.safetensors", steps=1, curve=tmp_path / "c.jpg")
 
 
 def test_where_few_images_are_large_the_last_phase_keeps_to_small_crops(photographs, tmp_path):
@@ -374,6 +506,35 @@ def test_too_few_or_too_small_pairs_are_refused_by_name(taken_twice, photographs
         run("denoise", taken_twice, out, steps=1)
     with pytest.raises(DataError, match=r"clean: 9 usable images, at least 10"):
         run("denoise", photographs, out, steps=1, pairs=taken_twice)
+
+
+def test_pictures_without_a_partner_are_named(taken_twice, tmp_path):
+    out = tmp_path / "w.safetensors"
+    (taken_twice / "clean" / "3.png").unlink()
+    _, lines = run("denoise", taken_twice, out, steps=1)
+    assert f"left out, without a partner in {taken_twice / 'clean'}: {taken_twice / 'noisy' / '3.png'}" in lines
+    (taken_twice / "noisy" / "4.png").unlink()
+    with pytest.raises(DataError, match=r"clean/4\.png: has no partner .*noisy/4\.png; .* files of equal names"):
+        run("denoise", taken_twice, out, steps=1)
+
+
+def test_folders_that_are_nearly_pairs_are_not_taken_for_clean_images_without_a_word(
+    taken_twice, photographs, tmp_path
+):
+    (taken_twice / "noisy").rename(taken_twice / "Noise")
+    _, lines = run("denoise", taken_twice, tmp_path / "w.safetensors", steps=1)
+    assert any("holds no pairs" in line for line in lines)
+    _, lines = run("denoise", photographs, tmp_path / "w.safetensors", steps=1)
+    assert not any("holds no pairs" in line for line in lines)
+
+
+def test_a_card_names_no_commit_of_the_repository_that_a_package_was_installed_in(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
+    (tmp_path / "site" / "aeimg").mkdir(parents=True)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site" / "aeimg" / "train.py"))
+    assert module._commit() == "unknown"
 
 
 def test_a_blind_denoiser_stays_blind(photographs, tmp_path):

@@ -291,3 +291,65 @@ def test_weights_are_found_in_an_installed_package_and_in_a_checkout(tmp_path, m
         folder.mkdir(parents=True)
         (folder / "x-1.safetensors").touch()
         assert zoo.find_weights("x-1") == folder / "x-1.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [({"multiple": 0}, "the multiple 0"), ({"halo": "wide"}, "the halo 'wide'"), ({"digest": "abc"}, "a str and bytes"),
+     ({"label": 7}, "the label 7"), ({"dtypes": (torch.bfloat16,)}, "torch.float32 must be among")],
+)  # fmt: skip
+def test_what_a_model_states_wrongly_is_an_error_that_says_what_it_must_be(small, stated, reason):
+    aeimg.register("wrong", type("Wrong", (), {"task": "denoise", "__call__": lambda self, x, sigma: x, **stated}))
+    try:
+        with pytest.raises(ModelError, match=f"model 'wrong' .*{reason}"):
+            aeimg.process(small, "denoise", model="wrong")
+    finally:
+        aeimg.unregister("wrong")
+
+
+def test_a_denoiser_that_can_not_be_called_is_refused(small):
+    aeimg.register("wrong", object, task="denoise")
+    try:
+        with pytest.raises(ModelError, match="can't be called, which a denoiser must"):
+            aeimg.process(small, "denoise", model="wrong")
+    finally:
+        aeimg.unregister("wrong")
+
+
+def test_a_codec_without_all_that_it_must_have_is_refused(small):
+    class Half:
+        task, label, digest = "compress", "half-1", b"12345678"
+
+        def encode(self, *_): ...
+
+    aeimg.register("half", Half)
+    try:
+        with pytest.raises(ModelError, match="'half' has no to_bytes, from_bytes, decode, which a codec must have"):
+            aeimg.process(small, "compress", model="half")
+    finally:
+        aeimg.unregister("half")
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(lambda x: x[:, :1], r"\[1, 1, 101, 143\]"), (lambda x: x.repeat(1, 1, 2, 2), r"\[1, 3, 202, 286\]"),
+     (lambda x: x.numpy(), "a ndarray"), (lambda x: [x], "a list")],
+)  # fmt: skip
+def test_results_of_another_shape_are_refused_rather_than_cut_or_spread(small, make, what):
+    aeimg.register("bent", lambda: lambda x, sigma: make(x), task="denoise")
+    try:
+        with pytest.raises(ModelError, match=rf"made {what} of \[1, 3, 101, 143\]; it must give back"):
+            aeimg.process(small, "denoise", model="bent")
+    finally:
+        aeimg.unregister("bent")
+
+
+def test_names_that_stand_for_files_are_no_models(site):
+    with pytest.raises(ModelError, match="'x.safetensors' stands for a weights file; take another"):
+        aeimg.register("x.safetensors", lambda: None, task="denoise")
+    install(site, "greedy", PLUGIN, {"x.safetensors": "greedy:Blur", "spandrel:x": "greedy:Blur"})
+    broken = sorted(str(entry) for entry in zoo.entries() if isinstance(entry, ModelError))
+    assert broken == [
+        "the model name 'spandrel:x' of the package greedy stands for a file that spandrel loads",
+        "the model name 'x.safetensors' of the package greedy stands for a weights file",
+    ]
