@@ -179,6 +179,13 @@ class Vanilla(Family):
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (64,)}
 
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Beside how well images come back, the share of the code that they use."""
+        network: Any = model
+        code = network.encode(self.judged().to(next(model.parameters()).device))
+        return {**super().validate(model), "active": active(code)}
+
 
 class Multilayer(Family):
     """Its code is linear, as in Hinton and Salakhutdinov (2006): rectified, some of it would be always on or dead."""
@@ -250,12 +257,6 @@ class Sparse(Vanilla):
         scale = network.decoder[0].weight.norm(dim=0)
         penalty = self.PENALTY * (code.abs() * scale).sum(1).mean()
         return self.reconstruction(network.logits(code), x) + penalty, {"active": active(code)}
-
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        network: Any = model
-        code = network.encode(self.judged().to(next(model.parameters()).device))
-        return {**super().validate(model), "active": active(code)}
 
 
 def active(code: Tensor) -> float:
