@@ -678,7 +678,7 @@ TRAINED = (
     help="How long to train, resumed time included. [default: 60 for denoise and compress]",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), help="How many steps to train at most. [default: 4,000 to 12,000 for textbooks']"
+    "--steps", type=click.IntRange(1), help="How many steps to train at most. [default: 1,200 to 24,000 for textbooks']"
 )
 @click.option(
     "--patience",

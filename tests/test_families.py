@@ -19,7 +19,7 @@ from aeimg.models.variational import divergence
 from aeimg.train import OBJECTIVES, train
 
 # Enough for each loss to fall clearly; convolutions are slower, and gain more from each; few units take longer.
-STEPS = {"vanilla": 800, "sparse": 800, "conv": 120, "denoising": 120, "deep2d": 150}
+STEPS = {"vanilla": 800, "sparse": 800, "conv": 260, "denoising": 130, "deep2d": 150}
 
 
 def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, packed: bool = True) -> Path:
@@ -161,6 +161,37 @@ def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
             return active(network.encode(x))
 
     assert share("sparse") < 0.9 * share("vanilla")
+
+
+@pytest.mark.parametrize("family", ["linear", "vanilla", "multilayer", "stacked", "deep2d", "sparse"])
+def test_a_fresh_one_begins_at_the_mean_image(family, tmp_path):
+    folder = write_idx(tmp_path, strokes(200)[0], np.resize([1, 5, 6], 200).astype(np.uint8))
+    kind = FAMILIES[family]
+    objective = kind(kind.source(folder, kind.recipe, {}), {}, kind.recipe)
+    objective.prepare()
+    network, mean = objective.model, objective.seen().mean(0, keepdim=True)
+    code = network.encode(mean.clamp(1e-3, 1 - 1e-3))
+    torch.testing.assert_close(code, torch.zeros_like(code), atol=1e-4, rtol=0)
+    torch.testing.assert_close(network.decode(code), mean, atol=2e-3, rtol=0)
+
+
+def test_hardly_a_unit_of_the_plain_one_is_dead(trained):
+    network = zoo.load_model(trained("vanilla")[0]).network
+    code = network.encode(torch.from_numpy(strokes(300)[0])[:, None].float() / 255)
+    assert (code.amax(0) > 0).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("family", ["conv", "denoising"])
+def test_what_a_pixel_depends_on_lies_within_the_halo(family):
+    network = zoo.build(FAMILIES[family].architecture, {})
+    side = 8 * network.halo
+    x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    back = network(x, torch.zeros(1)) if family == "denoising" else network(x[:, :1])
+    middle = side // 2 + 3
+    back[0, 0, middle, middle].backward()
+    rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
+    reach = max(middle - int(rows.min()), int(rows.max()) - middle)
+    assert network.halo / 2 < reach <= network.halo
 
 
 def test_the_divergence_is_that_of_the_two_distributions():

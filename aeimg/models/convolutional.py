@@ -2,6 +2,8 @@
 
 Two of one kind: with a narrow code, to compress (16-8-8 channels, pooled three times); and with a wide one, noisy in
 and clean out (32-32, pooled twice; Vincent et al. 2008).
+
+Pooling takes the mean: the largest value forgets where it was, which costs a tenth of the cross-entropy.
 """
 
 from __future__ import annotations
@@ -18,6 +20,22 @@ from torch.nn import functional as F
 class ConvolutionalConfig:
     channels: tuple[int, ...] = (16, 8, 8)
     """Of the levels; each halves the resolution of the one before, the last is the code."""
+    slope: float = 0.1
+    """Of the rectifiers for negative values: of eight units none may die."""
+
+
+class Level(nn.Module):
+    """Two 3x3 convolutions, the second added to the first: `[N,A,H,W]` -> `[N,B,H,W]`, not rectified."""
+
+    def __init__(self, a: int, b: int, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+        self.conv1 = nn.Conv2d(a, b, 3, padding=1)
+        self.conv2 = nn.Conv2d(b, b, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(x)
+        return h + self.conv2(F.leaky_relu(h, self.slope))  # type: ignore[no-any-return]
 
 
 class Convolutional(nn.Module):
@@ -29,10 +47,16 @@ class Convolutional(nn.Module):
         super().__init__()
         self.config = config
         widths = (1, *config.channels)
-        self.inward = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths))
+        self.inward = nn.ModuleList(Level(a, b, config.slope) for a, b in pairwise(widths))
         mirrored = (*reversed(config.channels), config.channels[0])
-        self.outward = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(mirrored))
+        self.outward = nn.ModuleList(Level(a, b, config.slope) for a, b in pairwise(mirrored))
         self.last = nn.Conv2d(config.channels[0], 1, 3, padding=1)
+
+    @torch.no_grad()
+    def begin_at(self, mean: Tensor) -> None:
+        """Sets the last bias so that a fresh network gives back something near the mean of `mean`, an image `[H,W]`
+        in (0,1)."""
+        self.last.bias.fill_(torch.logit(mean.mean()))  # type: ignore[union-attr]
 
     @property
     def multiple(self) -> int:
@@ -42,7 +66,8 @@ class Convolutional(nn.Module):
     @property
     def halo(self) -> int:
         """How far from a pixel its value still depends on the input, in pixels, rounded up to `multiple`."""
-        reach = sum(2 * 2**level + 2**level for level in range(len(self.config.channels))) + 2 * self.multiple
+        reach = 1 + sum(2 * 2**level + 2 * 2 ** (level + 1) for level in range(len(self.config.channels)))
+        reach += 2 * self.multiple  # what pooling and up-sampling may be off by
         return -(-reach // self.multiple) * self.multiple
 
     def code_shape(self, side: int) -> tuple[int, ...]:
@@ -51,15 +76,18 @@ class Convolutional(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         h = x
-        for layer in self.inward:
-            h = F.max_pool2d(F.relu(layer(h)), 2)
+        for number, level in enumerate(self.inward):
+            h = level(h)
+            if number < len(self.inward) - 1:
+                h = F.leaky_relu(h, self.config.slope)
+            h = F.avg_pool2d(h, 2)
         return h
 
     def logits(self, code: Tensor) -> Tensor:
         """Codes -> what the sigmoid makes pixels of, `[N,1,H,W]`."""
         h = code
-        for layer in self.outward:
-            h = F.interpolate(F.relu(layer(h)), scale_factor=2)
+        for level in self.outward:
+            h = F.interpolate(F.leaky_relu(level(h), self.config.slope), scale_factor=2)
         return self.last(h)  # type: ignore[no-any-return]
 
     def pixels_of(self, logits: Tensor) -> Tensor:
@@ -75,6 +103,7 @@ class Convolutional(nn.Module):
 @dataclass(frozen=True)
 class DenoisingConfig:
     channels: tuple[int, ...] = (32, 32)
+    slope: float = 0.1
 
 
 class Denoising(nn.Module):
@@ -87,7 +116,11 @@ class Denoising(nn.Module):
     def __init__(self, config: DenoisingConfig = DenoisingConfig()) -> None:
         super().__init__()
         self.config = config
-        self.network = Convolutional(ConvolutionalConfig(config.channels))
+        self.network = Convolutional(ConvolutionalConfig(config.channels, config.slope))
+
+    def begin_at(self, mean: Tensor) -> None:
+        """See `Convolutional.begin_at`."""
+        self.network.begin_at(mean)
 
     @property
     def multiple(self) -> int:

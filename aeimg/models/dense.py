@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,22 @@ class Dense(nn.Module):
         widths = (config.side**2, *config.widths)
         self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in reversed(list(pairwise(widths))))
+        for layer in (*self.encoder, *self.decoder):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @torch.no_grad()
+    def begin_at(self, mean: Tensor) -> None:
+        """Sets biases so that a fresh network gives back something near `mean`, the mean image `[side,side]` in (0,1).
+
+        The first layer then sees how an image differs from that. Otherwise the first steps go into driving all of the
+        dark background down at once, and a quarter of the rectifiers fall dead of it.
+        """
+        flat = mean.flatten()
+        first: Any = self.encoder[0]
+        last: Any = self.decoder[-1]
+        first.bias.copy_(-(first.weight @ flat))
+        last.bias.copy_(torch.logit(flat) if self.config.activation else flat)
 
     @property
     def side(self) -> int:

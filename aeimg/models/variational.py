@@ -37,6 +37,14 @@ class Variational(nn.Module):
         self.outward = nn.Linear(config.code, config.hidden)
         self.pixels = nn.Linear(config.hidden, config.side**2)
 
+    @torch.no_grad()
+    def begin_at(self, mean: Tensor) -> None:
+        """Sets biases so that a fresh network gives back something near `mean`, the mean image `[side,side]` in (0,1);
+        see `dense.Dense.begin_at`."""
+        flat = mean.flatten()
+        self.inward.bias.copy_(-(self.inward.weight @ flat))
+        self.pixels.bias.copy_(torch.logit(flat))
+
     @property
     def side(self) -> int:
         """Of the images it takes, in pixels."""
