@@ -50,7 +50,7 @@ def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Fig
     """Which model was measured, where and how."""
     import torch
 
-    names = [model] if model is not None else [zoo.DEFAULTS[task], *([zoo.BLIND] if task == "denoise" else [])]
+    names = [model] if model is not None else list(zoo.CHOICES) if task == "denoise" else [zoo.DEFAULTS[task]]
     measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
     return {
         "models": {
