@@ -23,7 +23,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .errors import InputError, ModelError
-from .tiles import as_float, as_pixels, pad, padded, run_tiled
+from .tiles import as_float, as_pixels, mirror, padded, run_tiled
 
 Array = np.ndarray
 
@@ -297,7 +297,7 @@ def denoise(
         noisy = as_float(part.to(device, non_blocking=device.type == "cuda"))
         height, width = noisy.shape[2:]
         seen = noisy.reshape(-1, 1, height, width) if apart else noisy.expand(-1, 3, -1, -1)
-        whole = pad(seen, padded(height, multiple), padded(width, multiple))
+        whole = mirror(seen, padded(height, multiple), padded(width, multiple))
         whole = whole.contiguous(memory_format=torch.channels_last)
         clean = network(whole, dtype)
         if dtype != torch.float32 and not _finite(clean):

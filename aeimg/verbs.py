@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -198,10 +198,10 @@ def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
     return padded(picture.height, multiple), padded(picture.width, multiple)
 
 
-def stacked(items: list[Item], multiple: int) -> Tensor:
-    """The pixels of items of equal padded size as one batch."""
+def stacked(items: list[Item], multiple: int, *, mirrored: bool = False) -> Tensor:
+    """The pixels of items of equal padded size as one batch; see `tiles.pad` and `tiles.mirror`."""
     height, width = _padded_size(items[0].picture, multiple)
-    pixels = [_continued(item.picture.pixels, height, width) for item in items]
+    pixels = [_continued(item.picture.pixels, height, width, "reflect" if mirrored else "edge") for item in items]
     # One large picture is not copied; one that may only be read must be, torch knows no such arrays.
     alone = len(pixels) == 1 and pixels[0].flags.writeable
     return torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
@@ -316,7 +316,7 @@ class Denoise(PictureVerb):
 
     def run(self, items: list[Item]) -> list[Array]:
         model = self.model_of(items[0])
-        x = stacked(items, _multiple(model))
+        x = stacked(items, _multiple(model), mirrored=True)
         sigma = torch.tensor([item.choice.sigma for item in items])
         clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
@@ -504,10 +504,10 @@ def _highest(excess: Callable[[int], float], slope: float) -> int:
     return low[0]
 
 
-def _continued(pixels: Array, height: int, width: int) -> Array:
-    """`pixels` `[C,h,w]` continued downwards and to the right by the last row and column."""
+def _continued(pixels: Array, height: int, width: int, how: Literal["edge", "reflect"]) -> Array:
+    """`pixels` `[C,h,w]` continued downwards and to the right."""
     missing = (height - pixels.shape[1], width - pixels.shape[2])
-    return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode="edge") if any(missing) else pixels
+    return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode=how) if any(missing) else pixels
 
 
 def _flat(pixels: Array, limit: int) -> bool:
