@@ -1,4 +1,4 @@
-"""The small autoencoders that ship: their cards are true, the page tells what the cards say, and all verbs take them."""
+"""The small autoencoders that ship: their cards are true, the page tells what these say, and all verbs take them."""
 
 from __future__ import annotations
 
