@@ -416,7 +416,10 @@ UNSHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
 
 def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = None) -> Figures:
     """Held-out figures of `UNSHIPPED`, each trained on the idx files in `data`; and of as many principal components as
-    `linear` (all digits) and `deep2d` (its three) have code values."""
+    `linear` (all digits) and `deep2d` (its three) have code values.
+
+    Of `deep2d` also how far apart its digits lie: the share of held-out ones whose nearest neighbour is of their kind.
+    """
     import tempfile
 
     from .data import Digits
@@ -429,6 +432,11 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
             out = Path(folder) / f"{name}.safetensors"
             card = train(family, data, out, steps=steps, config=config, device=device, log=_nothing).card
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
+            if name == "deep2d":
+                three = Digits(data, FAMILIES[family].recipe.labels)
+                test = three.split(three.total // 5)
+                codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
+                runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
     components = {}
     for family in ("linear", "deep2d"):
         kind: Any = FAMILIES[family]
@@ -438,6 +446,13 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
         left = component_errors(x[: digits.training], x[held_out], kind.config["widths"][-1])
         components[family] = {"mse": float(left.mean())}
     return {"task": "textbooks", "runs": runs, "components": components}
+
+
+def _share_of_neighbours(points: np.ndarray, labels: np.ndarray) -> float:
+    """How many of the points have the nearest other one of their own label."""
+    apart = np.square(points[:, None] - points).sum(2)
+    np.fill_diagonal(apart, np.inf)
+    return float((labels[apart.argmin(1)] == labels).mean())
 
 
 def write_card(weights: Path, data: Path, figures: Figures) -> None:
@@ -481,6 +496,8 @@ def table(figures: Figures) -> str:
         for name, run in figures["runs"].items():
             told = ", ".join(f"{key} {value:g}" for key, value in run["held_out"].items())
             lines.append(f"{name:24}{told}; {run['steps']} steps")
+            if "neighbours" in run:
+                lines.append(f"{'':24}nearest neighbours of the same digit: {100 * run['neighbours']:.1f}%")
         for name, row in figures["components"].items():
             lines.append(f"as many principal components as {name} has code values: mse {row['mse']:.5g}")
     elif "cameras" in figures:

@@ -54,7 +54,7 @@ def digits(tmp_path_factory):
 
 def run(family, folder, out, **options):
     lines = []
-    header = train(family, folder, out, device="cpu", log=lines.append, **options)
+    header = train(family, folder, out, device="cpu", if_exists="overwrite", log=lines.append, **options)
     return header, lines
 
 
