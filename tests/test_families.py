@@ -160,7 +160,7 @@ def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
         with torch.no_grad():
             return active(network.encode(x))
 
-    assert share("sparse") < 0.9 * share("vanilla")
+    assert share("sparse") < 0.7 * share("vanilla")  # without the penalty they are equal
 
 
 @pytest.mark.parametrize("family", ["linear", "vanilla", "multilayer", "stacked", "deep2d", "sparse"])
@@ -175,10 +175,10 @@ def test_a_fresh_one_begins_at_the_mean_image(family, tmp_path):
     torch.testing.assert_close(network.decode(code), mean, atol=2e-3, rtol=0)
 
 
-def test_hardly_a_unit_of_the_plain_one_is_dead(trained):
-    network = zoo.load_model(trained("vanilla")[0]).network
-    code = network.encode(torch.from_numpy(strokes(300)[0])[:, None].float() / 255)
-    assert (code.amax(0) > 0).float().mean() > 0.95
+def test_hardly_a_unit_of_the_deep_one_is_dead(trained):
+    network = zoo.load_model(trained("multilayer")[0]).network
+    first = network.encoder[0](torch.from_numpy(strokes(300)[0]).flatten(1).float() / 255)
+    assert (first.amax(0) > 0).float().mean() > 0.9  # a quarter of them were, did it not begin at the mean image
 
 
 @pytest.mark.parametrize("family", ["conv", "denoising"])
