@@ -52,7 +52,7 @@ def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Fig
     """Which model was measured, where and how."""
     import torch
 
-    names = [model] if model is not None else [zoo.DEFAULTS[task], *([zoo.BLIND] if task == "denoise" else [])]
+    names = [model] if model is not None else list(zoo.CHOICES) if task == "denoise" else [zoo.DEFAULTS[task]]
     measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
     return {
         "models": {
@@ -77,19 +77,26 @@ def bench_compress(
     qualities: Sequence[int] = QUALITIES,
     effort: int = 1,
 ) -> Figures:
-    """Bits per pixel of whole files, RGB PSNR, BD-rates and speeds of aeimg and its peers on the images in `data`."""
+    """Bits per pixel of whole files, RGB PSNR, BD-rates and speeds of aeimg and its peers on the images in `data`.
+
+    With a `model`, the codec that ships is one of the peers.
+    """
     images = _images(data, limit)
     megapixels = sum(x.shape[0] * x.shape[1] for _, x in images) / 1e6
-    chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
-    process(images[0][1], "compress", **chosen)  # loading the weights is not part of the speed
 
-    def ours(quality: int) -> tuple[list[bytes], list[np.ndarray], float, float]:
-        began = time.perf_counter()
-        paths = (path for path, _ in images)
-        files = list(process(paths, "compress", quality=quality, effort=effort, **chosen))
-        middle = time.perf_counter()
-        decoded = list(process(files, "decompress", kind="numpy", **chosen))
-        return files, decoded, middle - began, time.perf_counter() - middle
+    def ours(model: str | None) -> Callable[[int], tuple[list[bytes], list[np.ndarray], float, float]]:
+        chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
+        process(images[0][1], "compress", **chosen)  # loading the weights is not part of the speed
+
+        def code(quality: int) -> tuple[list[bytes], list[np.ndarray], float, float]:
+            began = time.perf_counter()
+            paths = (path for path, _ in images)
+            files = list(process(paths, "compress", quality=quality, effort=effort, **chosen))
+            middle = time.perf_counter()
+            decoded = list(process(files, "decompress", kind="numpy", **chosen))
+            return files, decoded, middle - began, time.perf_counter() - middle
+
+        return code
 
     def peer(kind: str, options: dict[str, Any]) -> Callable[[int], tuple[list[bytes], list[np.ndarray], float, float]]:
         def code(quality: int) -> tuple[list[bytes], list[np.ndarray], float, float]:
@@ -107,8 +114,10 @@ def bench_compress(
         return code
 
     codecs: dict[str, tuple[Callable[[int], Any], Sequence[int], str]] = {
-        "aeimg": (ours, qualities, f"effort {effort}")
+        "aeimg": (ours(model), qualities, f"effort {effort}")
     }
+    if model is not None:
+        codecs["shipped"] = (ours(None), qualities, f"effort {effort}")
     for name, (kind, about, options, levels) in PEERS.items():
         codecs[name] = (peer(kind, options), levels, about)
     rows = {}
@@ -122,11 +131,9 @@ def bench_compress(
             points.append({"quality": level, "bpp": float(np.mean(bpp)), "psnr": float(np.mean(dB))})
         total = megapixels * len(levels)
         rows[name] = {"settings": about, "points": points, "encode": total / encode, "decode": total / decode}
-    for row in rows.values():
-        curve = [(p["bpp"], p["psnr"]) for p in row["points"]]
-        row["bd_rate"] = {
-            anchor: bd_rate([(p["bpp"], p["psnr"]) for p in rows[anchor]["points"]], curve) for anchor in PEERS
-        }
+    curves = {name: [(p["bpp"], p["psnr"]) for p in row["points"]] for name, row in rows.items()}
+    for name, row in rows.items():
+        row["bd_rate"] = {anchor: bd_rate(curves[anchor], curves[name]) for anchor in rows if anchor != "aeimg"}
     return {
         "task": "compress",
         "images": len(images),
@@ -479,9 +486,9 @@ def table(figures: Figures) -> str:
             for point in row["points"]:
                 lines.append(f"    quality {point['quality']:3}  {point['bpp']:6.3f} bpp  {point['psnr']:6.2f} dB")
         lines.append("")
-        lines.append(f"{'BD-rate (PSNR) against':24}" + "".join(f"{name:>10}" for name in PEERS))
+        lines.append(f"{'BD-rate (PSNR) against':24}" + "".join(f"{name:>10}" for name in row["bd_rate"]))
         for name, row in figures["codecs"].items():
-            lines.append(f"{name:24}" + "".join(f"{row['bd_rate'][anchor]:+9.1f}%" for anchor in PEERS))
+            lines.append(f"{name:24}" + "".join(f"{value:+9.1f}%" for value in row["bd_rate"].values()))
         lines.append("")
         lines.append(f"{'megapixels/s':24}{'encode':>10}{'decode':>10}")
         for name, row in figures["codecs"].items():

@@ -702,7 +702,9 @@ TRAINED = (
 )
 @click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
 @click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
-@click.option("--jpeg", is_flag=True, help="A blind one for pictures on which JPEG has left marks, and for no others.")
+@click.option(
+    "--jpeg", is_flag=True, help="A blind one for white noise that has been through JPEG, and for nothing else."
+)
 @click.option("--pairs", type=PATH, help="Real photographs for it, beside DATA: a folder with noisy/ and clean/.")
 @click.option("--name", help="What the model is called. [default: the file's name]")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")

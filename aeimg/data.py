@@ -466,14 +466,15 @@ def photographed(
     `clean` of the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even
     sides; they are resized to `side` on the way.
 
-    With `compressed`, every picture, clean ones too, ends as a JPEG that shows it: of quality 40 to 92, a quarter of
-    them 75, which is what most software takes where nobody says.
+    With `compressed`, it is white noise always, at the size that crops have, and every picture, clean ones too, ends
+    as a JPEG that shows it: of quality 50 to 92, a third of them 75, which is what most software takes where nobody
+    says.
     """
     count = x.shape[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     untouched = rng.random(count) < clean
-    if rng.random() < white:
-        sigma = torch.from_numpy(rng.uniform(0, 50, count)).float()
+    if compressed or rng.random() < white:
+        sigma = torch.from_numpy(rng.uniform(0, 40 if compressed else 50, count)).float()
         noisy = add_white_noise(x, sigma, generator)
         # A file holds no values outside [0,1]; arrays may.
         noisy = noisy.clamp(0, 1) if rng.random() < 0.7 else noisy
@@ -485,13 +486,14 @@ def photographed(
         nonlocal noisy
         quality: list[int | None]
         if compressed:
-            quality = [75 if rng.random() < 0.25 else int(rng.integers(40, 93)) for _ in range(count)]
+            quality = [75 if rng.random() < 1 / 3 else int(rng.integers(50, 93)) for _ in range(count)]
         else:
             quality = [
                 None if untouched[n] or rng.random() < 0.35 else int(30 + 66 * rng.random() ** 0.6)
                 for n in range(count)
             ]
-        noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=[0.3, 0.1, 0.6])) for _ in range(count)])
+        shares = [0.15, 0.05, 0.8] if compressed else [0.3, 0.1, 0.6]
+        noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=shares)) for _ in range(count)])
 
     def resize() -> None:
         nonlocal x, noisy
@@ -505,7 +507,7 @@ def photographed(
             amount = torch.from_numpy(rng.uniform(0, 1.0, count)).float()
             x, noisy = sharpened(x, amount).clamp(0, 1), sharpened(noisy, amount)
 
-    order = [resize, sharpen, jpeg]
+    order = [resize, jpeg] if compressed else [resize, sharpen, jpeg]
     rng.shuffle(order)  # type: ignore[arg-type]
     if rng.random() < 0.6 or compressed:
         order.sort(key=lambda step: step is jpeg)

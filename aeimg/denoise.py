@@ -1,6 +1,6 @@
 """What a loaded denoiser does to a batch, and what is measured of pictures before and after:
 
-    measure_noise   a picture -> the level of its noise, and whether it is white
+    measure_noise   a picture -> the level of its noise, whether it is white, and what JPEG did to it
     denoise         a batch through a network, in tiles
     check           before and after -> what can be said of the result
 
@@ -144,6 +144,46 @@ def _visible(bands: Array) -> float:
     return float(np.quantile(middle.std(1), 0.1) / 0.884)
 
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LOW = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2))
+"""Vertical and horizontal frequencies whose steps are looked at."""
+
+
+@cache
+def _waves() -> Array:
+    """Of the DCT of a block, those of `LOW`, as columns `[BLOCK*BLOCK,n]`."""
+    places = (2 * np.arange(BLOCK) + 1) * np.pi / (2 * BLOCK)
+    waves = np.cos(np.outer(np.arange(BLOCK), places)) * np.where(np.arange(BLOCK) == 0, 1, math.sqrt(2))[:, None]
+    return np.stack([np.outer(waves[v], waves[h]).ravel() / BLOCK for v, h in LOW], 1).astype(np.float32)
+
+
+def jpeg_step(pixels: Array) -> float:
+    """How coarsely JPEG has quantised `pixels` `[C,H,W]`: the median step of low frequencies in luma, in 8-bit units.
+
+    4 is quality 85, 6 is 75, 12 is 50 of the standard tables. 0 where no steps show: never JPEG, above about quality
+    90, resized since, or cropped off its grid. The levels of each frequency lie on multiples of its step (Fan and de
+    Queiroz 2003).
+    """
+    bands = _bands(pixels)
+    blocks = _blocks(np.tensordot(LUMA, bands, 1) if len(bands) == 3 else bands[0])
+    if len(blocks) == 0:
+        return 0.0
+    clipped = _blocks(((bands.min(0) <= 0) | (bands.max(0) >= 255)).astype(np.float32)).sum(1)
+    blocks = blocks[clipped <= np.quantile(clipped, 0.2)]  # black and white have left their multiples
+    blocks = blocks[:: -(-len(blocks) // 1024)]
+    found = []
+    for levels in (blocks @ _waves()).T:
+        size, fits = np.abs(levels), 0
+        for step in range(2, 33):
+            told = levels[size > step / 2]
+            if len(told) < 24:
+                break
+            if np.cos(2 * np.pi / step * told).mean() > 0.5:
+                fits = step
+        found.append(fits)
+    return float(np.median(found))
+
+
 def estimate_sigma(pixels: Array) -> float:
     """The standard deviation of white noise in `pixels` `[C,H,W]` (integers, or float in [0,1]), in 8-bit units.
 
@@ -171,6 +211,13 @@ class Noise:
     visible: float
     """What varies in the flattest parts, whatever its kind."""
     grey: bool = False
+    step: float = 0.0
+    """See `jpeg_step`."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether JPEG has left marks on it: below quality 90, of the standard tables."""
+        return self.step >= 3
 
     def white(self, *, strictly: bool = False) -> bool:
         """Whether its level is one number that can be trusted.
@@ -195,7 +242,13 @@ def measure_noise(pixels: Array) -> Noise:
         _sigma(patches[part], grey=grey) for part in np.array_split(np.argsort(patches.mean(1), kind="stable"), 2)
     )
     coarse = estimate_sigma(pixels[:, ::2, ::2])
-    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(_bands(pixels)), grey)
+    step = jpeg_step(pixels)
+    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(_bands(pixels)), grey, step)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether every value is: a sum has what is not finite in it, and takes no memory."""
+    return bool(torch.isfinite(x.sum()))
 
 
 # -- what is done ----------------------------------------------------------------------------------------------------
@@ -244,16 +297,16 @@ def denoise(
         whole = pad(seen, padded(height, multiple), padded(width, multiple))
         whole = whole.contiguous(memory_format=torch.channels_last)
         clean = network(whole, dtype)
-        if dtype != torch.float32 and not torch.isfinite(clean).all():
+        if dtype != torch.float32 and not _finite(clean):
             clean = network(whole, torch.float32)
-        if not torch.isfinite(clean).all():
+        if not _finite(clean):
             raise InputError("the model's result is not finite, in fp32 neither; the picture may hold such values")
         clean = clean[:, :, :height, :width]
         if apart:
             clean = clean.reshape(noisy.shape)
         elif grey:
             clean = clean.mean(1, keepdim=True)
-        return as_pixels(noisy + strength * (clean - noisy), x.dtype)
+        return as_pixels(clean if strength == 1 else noisy + strength * (clean - noisy), x.dtype)
 
     side = padded(tile if halo is not None else max(x.shape[2:]), multiple)
     return run_tiled(run, x, side, padded(halo or 0, multiple))

@@ -54,7 +54,7 @@ class Recipe:
     pairs: float = 0.3
     """Of a blind denoiser: the share of batches that comes from real pairs, where there are any."""
     jpeg: bool = False
-    """Of a blind denoiser: whether it is for pictures on which JPEG has left marks, and for no others."""
+    """Of a blind denoiser: whether it is for white noise that has been through JPEG, and for nothing else."""
     grey: float = 0.1
     """Of a denoiser that is told its noise level: the share of grey images with grey noise."""
     minutes: float | None = None
@@ -241,10 +241,9 @@ class BlindObjective(DenoiseObjective):
         if self.pairs is not None and rng.random() < self.recipe.pairs:
             return _both(self.pairs.crops(rng, count, side))
         jpeg = self.recipe.jpeg
-        source = side if jpeg and rng.random() < 0.5 else source_side(side, rng)
+        source = side if jpeg else source_side(side, rng)
         crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
-        white = 0.7 if jpeg else 0.45
-        clean, noisy = photographed(crops.float() / 255.0, rng, side=side, white=white, compressed=jpeg)
+        clean, noisy = photographed(crops.float() / 255.0, rng, side=side, compressed=jpeg)
         both = turn_grey(torch.cat([clean, noisy], 3), rng, share=0.1)
         return both[..., :side], both[..., side:]
 

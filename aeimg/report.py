@@ -97,10 +97,10 @@ def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
             broken.append(str(entry))
             continue
         row: dict[str, Any] = {"name": entry.name, "task": entry.task, "origin": entry.origin}
-        if zoo.DEFAULTS[entry.task] == entry.name:
+        if entry.name in zoo.CHOICES:
+            row["default"] = f"for {entry.task}, {zoo.CHOICES[entry.name]}"
+        elif zoo.DEFAULTS[entry.task] == entry.name:
             row["default"] = f"for {entry.task}"
-        elif entry.name == zoo.BLIND:
-            row["default"] = f"for {entry.task}, where no white noise is found"
         if entry.weights is not None:
             header = zoo.read_header(entry.weights)
             model = zoo.load_model(entry.weights)

@@ -166,6 +166,7 @@ class Entry:
 BUILTINS = {
     "aeimg-denoise": ("denoise", "aeimg-denoise-3"),
     "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-2"),
+    "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
     "aeimg-codec": ("compress", "aeimg-codec-2"),
     # The textbooks' autoencoders, of handwritten digits; see `families`.
     "linear": ("compress", "linear-1"),
@@ -182,8 +183,13 @@ BUILTINS = {
 DEFAULTS = {"denoise": "aeimg-denoise", "compress": "aeimg-codec"}
 """Task -> the model that runs where none is named."""
 
-BLIND = "aeimg-denoise-blind"
-"""The denoiser for pictures whose noise is of no known level, where none is named."""
+WHITE, BLIND, JPEG = DEFAULTS["denoise"], "aeimg-denoise-blind", "aeimg-denoise-jpeg"
+CHOICES = {
+    WHITE: "where white noise is found",
+    BLIND: "where no white noise is found",
+    JPEG: "where JPEG has left marks",
+}
+"""The denoisers that each picture gets one of where none is named, and when."""
 
 COMMUNITY = "spandrel:"
 """What the name of a file begins with that `community` loads."""

@@ -12,7 +12,7 @@ from skimage import data as images
 
 from aeimg import InputError, process, zoo
 from aeimg.data import demosaic, mosaic, resized, through_jpeg
-from aeimg.denoise import check, denoise, estimate_sigma, measure_noise
+from aeimg.denoise import check, denoise, estimate_sigma, jpeg_step, measure_noise
 from aeimg.metrics import psnr
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_a_model_without_a_halo_is_never_tiled():
     assert seen == [(50, 40)]
 
 
-@pytest.mark.parametrize("name", [zoo.DEFAULTS["denoise"], zoo.BLIND])
+@pytest.mark.parametrize("name", zoo.CHOICES)
 def test_tiles_differ_from_the_whole_by_nothing_that_shows(photograph, name):
     model = zoo.get(name, "denoise", CPU)
     big = np.tile(photograph, (3, 2, 1))[:800, :800]
@@ -169,6 +169,28 @@ def test_noise_that_has_been_through_something_is_not_taken_for_white(photograph
     assert not measure_noise(photograph.transpose(2, 0, 1)).white()
 
 
+@pytest.mark.parametrize("sigma", [0, 25])
+@pytest.mark.parametrize(("quality", "step"), [(85, 4), (75, 6), (50, 12), (30, 21)])
+def test_the_steps_of_jpeg_are_found(photograph, sigma, quality, step):
+    x = torch.from_numpy(noisy(photograph, sigma)).permute(2, 0, 1)[None].float().clamp(0, 1)
+    coded = through_jpeg(x, [quality], [2])
+    assert jpeg_step(coded[0].numpy()) == pytest.approx(step, abs=1.5)
+    eight = (coded[0] * 255).round().byte().numpy()
+    assert jpeg_step(eight) == jpeg_step(coded[0].numpy())
+    luma = (coded[0] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    assert jpeg_step(luma.numpy()) == pytest.approx(step, abs=1.5)
+
+
+def test_no_steps_are_found_where_there_are_none(photograph):
+    x = torch.from_numpy(noisy(photograph, 10)).permute(2, 0, 1)[None].float().clamp(0, 1)
+    coded = through_jpeg(x, [75], [2])
+    untouched, off_the_grid, resized_since = x, coded[:, :, 3:, 5:], resized(coded[:, :, :400, :400], 384, "bicubic")
+    fine = through_jpeg(x, [95], [0])
+    for picture in (untouched, off_the_grid, resized_since, fine, coded[:, :, :7], coded[:, :, :8, :8]):
+        assert jpeg_step(picture[0].numpy()) < 3
+    assert jpeg_step(np.full((3, 64, 64), 128, np.uint8)) == 0
+
+
 # -- which model -----------------------------------------------------------------------------------------------------
 
 
@@ -184,16 +206,19 @@ def mixed(tmp_path, photograph):
     pixels = np.rint(np.clip(noisy(photograph, 20), 0, 1) * 255).astype(np.uint8)
     Image.fromarray(pixels).save(folder / "white.png")
     Image.fromarray(pixels).save(folder / "phone.jpg", quality=90)
+    Image.fromarray(pixels).save(folder / "sent.jpg", quality=75)
+    Image.open(folder / "sent.jpg").save(folder / "saved again.png")
     Image.fromarray(photograph).save(folder / "clean.png")
     return folder
 
 
 def test_each_picture_gets_the_model_that_its_noise_asks_for_and_is_told_why(mixed, tmp_path):
     records = chosen(mixed, tmp_path)
-    white, blind = (zoo.get(name, "denoise", CPU).label for name in (zoo.DEFAULTS["denoise"], zoo.BLIND))
+    white, blind, jpeg = (zoo.get(name, "denoise", CPU).label for name in (zoo.WHITE, zoo.BLIND, zoo.JPEG))
     assert {name: record["model"] for name, record in records.items()} == {
-        "white.png": white, "phone.jpg": blind, "clean.png": blind,
+        "white.png": white, "phone.jpg": blind, "clean.png": blind, "sent.jpg": jpeg, "saved again.png": jpeg,
     }  # fmt: skip
+    assert "steps of 6" in records["sent.jpg"]["why"]
     assert records["white.png"]["why"].startswith("white noise of sigma")
     assert records["white.png"]["sigma"] == pytest.approx(20, abs=1.5)
     assert "JPEG" in records["phone.jpg"]["why"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aeimg.entropy import LEVELS
+from aeimg.models import unet
 from aeimg.models.hyperprior import Hyperprior, HyperpriorConfig
 from aeimg.models.integer import STEPS, FloatScales, IntegerScales, ScalesConfig, freeze, put, take
 from aeimg.models.unet import UNet, UNetConfig
@@ -43,6 +44,32 @@ def test_units_that_no_image_excites_still_learn():
     network(torch.rand(1, 3, 16, 16), torch.tensor([9.0])).square().sum().backward()
     dead = network.encoder[0][0].conv1
     assert float(dead.weight.grad.abs().amax((1, 2, 3)).min()) > 0
+
+
+@pytest.mark.parametrize(("blocks", "blocks_up"), [((1, 1, 2), (1, 2)), ((0, 1, 1), (2, 0)), ((2, 1, 1), (0, 1))])
+@pytest.mark.parametrize("strip", [1, 1 << 12, 1 << 30])
+def test_the_denoiser_in_strips_is_the_denoiser(monkeypatch, blocks, blocks_up, strip):
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(channels=(8, 12, 16), blocks=blocks, blocks_up=blocks_up, slope=0.1))
+    jolt(network)
+    x, sigma = torch.rand(2, 3, 56, 40), torch.tensor([10.0, 40.0])
+
+    # As the module's docstring has it.
+    plane = (sigma / 255).view(-1, 1, 1, 1).expand(-1, 1, 56, 40)
+    h = network.head(torch.nn.functional.pixel_unshuffle(torch.cat([x, plane], 1), 2))
+    skips = []
+    for encoder, down in zip(network.encoder, network.down, strict=False):
+        skips.append(encoder(h))
+        h = down(skips[-1])
+    h = network.encoder[-1](h)
+    for up, decoder, skip in reversed(list(zip(network.up, network.decoder, skips, strict=True))):
+        h = decoder(up(h) + skip)
+    expected = x - torch.nn.functional.pixel_shuffle(network.tail(h), 2)
+    assert (expected - x).abs().max() > 0.1
+
+    monkeypatch.setattr(unet, "STRIP", strip)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x, sigma), expected, rtol=0, atol=1e-5)
 
 
 def test_the_denoiser_reaches_no_further_than_it_says():

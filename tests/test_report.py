@@ -38,6 +38,14 @@ def test_benchmarks_measure_whole_files_beside_the_usual_codecs(tmp_path, photog
     assert "megapixels/s" in text
 
 
+def test_a_codec_of_ones_own_is_measured_beside_the_one_that_ships(tmp_path, photograph):
+    Image.fromarray(photograph[:128, :128]).save(tmp_path / "a.png")
+    figures = bench.bench_compress(tmp_path, model="aeimg-codec", qualities=(10, 40, 70, 95))
+    assert set(figures["codecs"]["aeimg"]["bd_rate"]) == {"shipped", "jpeg", "webp", "avif"}
+    assert figures["codecs"]["aeimg"]["bd_rate"]["shipped"] == pytest.approx(0)
+    assert "shipped" in bench.table(figures)
+
+
 def test_the_denoising_benchmark_reports_every_level(tmp_path, photograph):
     Image.fromarray(photograph[:96, :128]).save(tmp_path / "a.png")
     figures = bench.bench_denoise(tmp_path, sigmas=(25,), side=128)

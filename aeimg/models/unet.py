@@ -142,9 +142,9 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """`x` `[N,C,H,W]`, `sigma` `[N]` in 8-bit units (15 means 15/255). Returns the clean image, same shape.
 
-        Where no gradient is wanted, large levels run in strips of rows, which changes nothing but speed and memory: what
-        takes 32 MB or more, the C library asks of the system anew each time, and there clearing pages costs a
-        convolution of 32 channels as much as its arithmetic.
+        Where no gradient is wanted, large levels run in strips of rows, which changes nothing but speed and memory:
+        what takes 32 MB or more, the C library asks of the system anew each time, and clearing its pages costs a
+        convolution of 32 channels as much as its arithmetic does.
         """
         if self.config.assumed_sigma is not None:
             sigma = torch.full_like(sigma, self.config.assumed_sigma)
@@ -180,9 +180,9 @@ class UNet(nn.Module):
         return h.whole()
 
     def _head(self, x: Tensor) -> Tensor:
-        """The head on what unshuffling makes of `x`, run as the one strided convolution that both equal: fewer copies."""
+        """The head on what unshuffling makes of `x`, as the one strided convolution that both equal: fewer copies."""
         u, c = self.config.unshuffle, x.shape[1]
-        kernel = self.head.weight.unflatten(1, (c, u, u)).permute(0, 1, 4, 2, 5, 3).reshape(-1, c, 3 * u, 3 * u)
+        kernel = self.head.weight.view(-1, c, u, u, 3, 3).permute(0, 1, 4, 2, 5, 3).reshape(-1, c, 3 * u, 3 * u)
         return F.conv2d(x, kernel.contiguous(memory_format=torch.channels_last), stride=u, padding=u)
 
     def _strips(self, level: int, x: Tensor, blocks: tuple[int, ...]) -> Iterator[tuple[int, int, int, int]]:
