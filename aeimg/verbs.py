@@ -269,9 +269,9 @@ class Choice:
 def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     """The denoiser for `picture`, told `sigma` or "auto"; `free` where no model was asked for.
 
-    A told level means white noise of that level. Without one, pictures on which JPEG has left marks are for the model
-    that knows them; noise that measures as white (more strictly so in a file of a format that loses something) is for
-    what `zoo.DEFAULTS` names; everything else, where no level could be trusted, is for the blind model.
+    A told level means white noise of that level. Without one, strong noise on which JPEG has left marks is for the
+    model that knows such; noise that measures as white (more strictly so in a file of a format that loses something)
+    is for what `zoo.DEFAULTS` names; everything else, where no level could be trusted, is for the blind model.
     """
     if sigma != "auto":
         return Choice(zoo.WHITE if free else None, float(sigma), "told sigma")
@@ -280,7 +280,7 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     noise = measure_noise(picture.pixels)
     lossy = picture.format in LOSSY
     if noise.marked:
-        return Choice(zoo.JPEG, noise.sigma, f"JPEG has left marks (in steps of {noise.step:g})")
+        return Choice(zoo.JPEG, noise.sigma, f"JPEG has left marks on strong noise (steps of {noise.step:g})")
     if noise.white(strictly=lossy):
         return Choice(zoo.WHITE, noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
     return Choice(zoo.BLIND, noise.sigma, "no white noise found" + (f" in this {picture.format} file" if lossy else ""))

@@ -187,7 +187,7 @@ WHITE, BLIND, JPEG = DEFAULTS["denoise"], "aeimg-denoise-blind", "aeimg-denoise-
 CHOICES = {
     WHITE: "where white noise is found",
     BLIND: "where no white noise is found",
-    JPEG: "where JPEG has left marks",
+    JPEG: "where JPEG has left marks on strong noise",
 }
 """The denoisers that each picture gets one of where none is named, and when."""
 
