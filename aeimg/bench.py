@@ -3,6 +3,8 @@
     bench_compress   rate-distortion points of aeimg, JPEG, WebP and AVIF on the same images; BD-rates; speeds
     bench_denoise    PSNR over noise levels, told and estimated, after JPEG, of real pairs; speed on one core
     bench_engine     how near a run over files comes to what its parts need
+    bench_anomaly    how well small autoencoders tell other digits from their own
+    bench_textbooks  the textbooks' figures for what is not shipped
 
 A set of figures is a dictionary that JSON can hold; `table` draws it.
 """
@@ -372,8 +374,6 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     """
     import tempfile
 
-    import torch
-
     from .data import Digits
     from .train import train
 
@@ -391,11 +391,7 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
             errors = np.array([one.score for one in scored])
         one = Digits(data, (digit,))
         one.split(one.total // 5)
-        known = torch.from_numpy(one.images[: one.training].reshape(one.training, -1) / 255.0)
-        mean = known.mean(0)
-        axes = torch.linalg.svd(known - mean, full_matrices=False)[2][:width].numpy()
-        centred = x - mean.numpy()
-        left = np.square(centred - centred @ axes.T @ axes).mean(1)
+        left = component_errors(one.images[: one.training].reshape(one.training, -1) / 255.0, x, width)
         inside = labels == digit
         rows[str(digit)] = {
             "vanilla": roc_auc(errors[inside], errors[~inside]), "components": roc_auc(left[inside], left[~inside])
@@ -407,6 +403,63 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
         "digits": rows,
         "mean": {name: float(np.mean([row[name] for row in rows.values()])) for name in ("vanilla", "components")},
     }
+
+
+def component_errors(known: np.ndarray, x: np.ndarray, width: int) -> np.ndarray:
+    """The mean squared error of each row of `x` that so many principal components of the rows of `known` leave."""
+    mean = known.mean(0)
+    axes = np.linalg.eigh((known - mean).T @ (known - mean))[1][:, -width:]
+    centred = x - mean
+    return np.asarray(np.square(centred - centred @ axes @ axes.T).mean(1))
+
+
+UNSHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
+    "deep2d": ("deep2d", {}),
+    "vanilla, 32 values": ("vanilla", {"widths": (32,)}),
+    "vanilla, 128 values": ("vanilla", {"widths": (128,)}),
+}
+"""What the textbooks' figures are also asked of -> the family, and the config where it is not its own."""
+
+
+def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = None) -> Figures:
+    """Held-out figures of `UNSHIPPED`, each trained on the idx files in `data`; and of as many principal components as
+    `linear` (all digits) and `deep2d` (its three) have code values.
+
+    Of `deep2d` also how far apart its digits lie: the share of held-out ones whose nearest neighbour is of their kind.
+    """
+    import tempfile
+
+    from .data import Digits
+    from .families import FAMILIES
+    from .train import train
+
+    runs = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (family, config) in UNSHIPPED.items():
+            out = Path(folder) / f"{name}.safetensors"
+            card = train(family, data, out, steps=steps, config=config, device=device, log=_nothing).card
+            runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
+            if name == "deep2d":
+                three = Digits(data, FAMILIES[family].recipe.labels)
+                test = three.split(three.total // 5)
+                codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
+                runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
+    components = {}
+    for family in ("linear", "deep2d"):
+        kind: Any = FAMILIES[family]
+        digits = Digits(data, kind.recipe.labels)
+        held_out = digits.split(digits.total // 5)
+        x = digits.images.reshape(len(digits), -1) / 255.0
+        left = component_errors(x[: digits.training], x[held_out], kind.config["widths"][-1])
+        components[family] = {"mse": float(left.mean())}
+    return {"task": "textbooks", "runs": runs, "components": components}
+
+
+def _share_of_neighbours(points: np.ndarray, labels: np.ndarray) -> float:
+    """How many of the points have the nearest other one of their own label."""
+    apart = np.square(points[:, None] - points).sum(2)
+    np.fill_diagonal(apart, np.inf)
+    return float((labels[apart.argmin(1)] == labels).mean())
 
 
 def write_card(weights: Path, data: Path, figures: Figures) -> None:
@@ -446,6 +499,14 @@ def table(figures: Figures) -> str:
         lines.append(f"{'digit':>8}" + "".join(f"{name:>14}" for name in names))
         for digit, row in [*figures["digits"].items(), ("mean", figures["mean"])]:
             lines.append(f"{digit:>8}" + "".join(f"{row[name]:14.4f}" for name in names))
+    elif figures["task"] == "textbooks":
+        for name, run in figures["runs"].items():
+            told = ", ".join(f"{key} {value:g}" for key, value in run["held_out"].items())
+            lines.append(f"{name:24}{told}; {run['steps']} steps")
+            if "neighbours" in run:
+                lines.append(f"{'':24}nearest neighbours of the same digit: {100 * run['neighbours']:.1f}%")
+        for name, row in figures["components"].items():
+            lines.append(f"as many principal components as {name} has code values: mse {row['mse']:.5g}")
     elif "cameras" in figures:
         lines.append(f"{figures['images']} pairs, real noise; RGB PSNR in dB, SSIM")
         lines.append(f"{'camera':>12}{'pairs':>8}{'noisy':>8}{'auto':>8}{'gain':>8}{'SSIM':>8}{'auto':>8}")

@@ -61,7 +61,9 @@ class BlockCodec:
         self.centre, self.spread = tensors["code/centre"].float(), tensors["code/spread"].float()
         self.index = tensors["code/index"].numpy()
         self.errors = tensors["code/errors"].float().numpy()
-        self.tables = Tables(tensors["tables"].numpy())
+        # Of the symbols 0, 1, 2, ..., and the escape: negative ones are as likely.
+        half = tensors["code/tables"].numpy()
+        self.tables = Tables(np.concatenate([half[:, -2:0:-1], half], 1))
 
     def to(self, device: torch.device) -> BlockCodec:
         """Moves the network."""

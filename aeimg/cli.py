@@ -736,7 +736,7 @@ def train(task: str, data: Path, out: Path, rate: float | None, labels: str | No
 
 
 @main.command()
-@click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly"]))
+@click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
@@ -749,7 +749,7 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
     """Measure a model on the images in DATA, beside its peers; or what the engine loses around it.
 
     anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it tells the
-    others apart.
+    others apart; textbooks trains those of the textbooks' autoencoders that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
@@ -770,6 +770,8 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         figures = benches.bench_engine(data, **options)
     elif what == "anomaly":
         figures = benches.bench_anomaly(data, device=options["device"])
+    elif what == "textbooks":
+        figures = benches.bench_textbooks(data, device=options["device"])
     else:
         figures = benches.bench_compress(data, **options, effort=effort or 1)
     click.echo(benches.table(figures))

@@ -223,7 +223,7 @@ def plane(features: Array) -> tuple[Array, tuple[str, str]]:
 def _decoder(model: Any) -> Any:
     if not hasattr(model, "synthesise"):
         raise ModelError(f"model {getattr(model, 'label', model)}: its codes are not for drawing or mixing; "
-                         "use one of the small autoencoders (`aeimg train variational`, for one)")  # fmt: skip
+                         "use one of the small autoencoders (`--model variational`, for one)")  # fmt: skip
     return model
 
 

@@ -105,7 +105,8 @@ def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
             header = zoo.read_header(entry.weights)
             model = zoo.load_model(entry.weights)
             row |= {"label": header.label, "architecture": header.architecture}
-            row["size"] = f"{entry.weights.stat().st_size / 1e6:.1f} MB"
+            size = entry.weights.stat().st_size
+            row["size"] = f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size / 1e3:.0f} kB"
             costs = kilomacs_per_pixel(entry.task, model)
             row["kMAC/pixel"] = ", ".join(f"{value:g} {key}" for key, value in costs.items())
             card = {key: value for key, value in header.card.items() if key not in ("recipe", "curve")}

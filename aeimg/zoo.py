@@ -168,6 +168,15 @@ BUILTINS = {
     "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-2"),
     "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
     "aeimg-codec": ("compress", "aeimg-codec-2"),
+    # The textbooks' autoencoders, of handwritten digits; see `families`.
+    "linear": ("compress", "linear-1"),
+    "vanilla": ("compress", "vanilla-1"),
+    "multilayer": ("compress", "multilayer-1"),
+    "stacked": ("compress", "stacked-1"),
+    "conv": ("compress", "conv-1"),
+    "sparse": ("compress", "sparse-1"),
+    "denoising": ("denoise", "denoising-1"),
+    "variational": ("compress", "variational-1"),
 }
 """Name -> task and the label of its newest weights, which is what the plain name stands for."""
 

@@ -29,7 +29,7 @@ def codec(network, values: int) -> BlockCodec:
     tensors = {
         "code/centre": torch.zeros(values), "code/spread": torch.ones(values),
         "code/index": torch.full((100, values), 20, dtype=torch.int16), "code/errors": torch.linspace(0, 0.1, 101),
-        "tables": torch.from_numpy(logistic_tables(127)),
+        "code/tables": torch.from_numpy(logistic_tables(127)[:, 127:]),
     }  # fmt: skip
     torch.manual_seed(0)
     return BlockCodec(network.eval().requires_grad_(False), tensors, "small-1", b"12345678")

@@ -48,7 +48,7 @@ class Dense(nn.Module):
         """Sets biases so that a fresh network gives back something near `mean`, the mean image `[side,side]` in (0,1).
 
         The first layer then sees how an image differs from that. Otherwise the first steps go into driving all of the
-        dark background down at once, and a quarter of the rectifiers fall dead of it.
+        dark background down at once, and of a deep one's first rectifiers a quarter fall dead of it.
         """
         flat = mean.flatten()
         first: Any = self.encoder[0]

@@ -1,0 +1,148 @@
+"""The small autoencoders that ship: their cards are true, the page tells what these say, and all verbs take them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aeimg import latents, process, zoo
+from aeimg.data import Digits
+from aeimg.families import FAMILIES
+
+SHIPPED = [name for name in FAMILIES if name in zoo.BUILTINS]
+CODECS = [name for name in SHIPPED if name != "denoising"]
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "autoencoders.md").read_text()
+MEASURED = json.loads((DOCS / "textbooks.json").read_text())
+CPU = torch.device("cpu")
+
+
+def weights(name: str) -> Path:
+    return zoo.find_weights(zoo.BUILTINS[name][1])
+
+
+def row(name: str, card: dict) -> str:
+    """The beginning of the page's table for a model, of what its card says."""
+    family, *config = name.split(",")
+    figures = ", ".join(f"{key} {value:g}" for key, value in sorted(card["held_out"].items()))
+    return f"| {','.join([f'`{family}`', *config])} | {figures} | {card['steps']:,} |"
+
+
+def stated(pattern: str) -> float:
+    (found,) = re.findall(pattern, " ".join(PAGE.split()))
+    return float(found.rstrip("."))
+
+
+@pytest.fixture(scope="session")
+def digits(data):
+    if not Digits.are_in(data / "digits"):
+        pytest.skip(f"the digits are not here ({data / 'digits'}); name the folder above them in AEIMG_TEST_DATA")
+    return data / "digits"
+
+
+def test_every_family_under_a_megabyte_ships():
+    assert set(FAMILIES) - set(SHIPPED) == {"deep2d"}  # 2.2 MB
+    assert all(weights(name).stat().st_size < 1e6 for name in SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_page_tells_what_the_card_says(name):
+    size = weights(name).stat().st_size
+    assert f"{row(name, zoo.read_header(weights(name)).card)} {size / 1e3:.0f} kB |" in PAGE
+
+
+def test_the_page_tells_what_was_measured_of_what_does_not_ship():
+    for name, run in MEASURED["runs"].items():
+        assert row(name, run) in PAGE
+    assert {name.split(",")[0] for name in MEASURED["runs"]} == {"deep2d", "vanilla"}
+
+
+def test_the_sentences_below_the_tables_tell_the_same():
+    cards = {name: zoo.read_header(weights(name)).card["held_out"] for name in SHIPPED}
+    deep, components = MEASURED["runs"]["deep2d"], MEASURED["components"]
+    assert stated(r"principal subspace: it leaves mse ([\d.]+)") == cards["linear"]["mse"]
+    assert stated(r"components of the same width: mse ([\d.]+)") == pytest.approx(components["linear"]["mse"], rel=1e-4)
+    assert stated(r"`sparse` uses (\d+)%") == round(100 * cards["sparse"]["active"])
+    assert stated(r"where `vanilla` uses (\d+)%") == round(100 * cards["vanilla"]["active"])
+    assert stated(r"`deep2d` leaves mse ([\d.]+)") == deep["held_out"]["mse"]
+    assert stated(r"the same three digits leave ([\d.]+)") == pytest.approx(components["deep2d"]["mse"], rel=1e-3)
+    assert stated(r"In its plane ([\d.]+)%") == pytest.approx(100 * deep["neighbours"], abs=0.051)
+    gain = cards["denoising"]["psnr"] - cards["denoising"]["noisy"]
+    assert stated(r"noise of sigma 0.5 by ([\d.]+) dB") == pytest.approx(gain, abs=0.051)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_its_weights_come_from_a_commit(name):
+    assert re.fullmatch(r"[0-9a-f]{7,}", zoo.read_header(weights(name)).card["commit"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_its_weights_give_the_figure_of_its_card(name, digits):
+    header = zoo.read_header(weights(name))
+    kind = FAMILIES[name]
+    objective = kind(kind.source(digits, kind.recipe, {}), header.config, kind.recipe)
+    model = zoo.load_model(weights(name))
+    found = objective.validate(getattr(model, "network", model) if name in CODECS else model)
+    for key, value in header.card["held_out"].items():
+        assert found[key] == pytest.approx(value, rel=5e-3), key  # the card was measured before rounding to fp16
+
+
+def test_the_linear_one_is_as_good_as_principal_components(digits):
+    images = Digits(digits)
+    images.split(images.total // 5)
+    x = torch.from_numpy(images.images.copy()).flatten(1).double() / 255
+    seen, held_out = x[: images.training], x[images.training :]
+    mean = seen.mean(0)
+    axes = torch.linalg.eigh((seen - mean).T @ (seen - mean)).eigenvectors[:, -64:]
+    pca = float(((held_out - mean) @ axes @ axes.T + mean - held_out).square().mean())
+    assert MEASURED["components"]["linear"]["mse"] == pytest.approx(pca, rel=1e-4)
+    assert zoo.read_header(weights("linear")).card["held_out"]["mse"] == pytest.approx(pca, rel=0.01)
+    floor = float((torch.special.entr(held_out) + torch.special.entr(1 - held_out)).mean())
+    assert stated(r"given back exactly, it is ([\d.]+)") == pytest.approx(floor, abs=6e-5)
+
+
+def test_the_families_stand_to_each_other_as_the_textbooks_say():
+    cards = {name: zoo.read_header(weights(name)).card["held_out"] for name in SHIPPED}
+    runs = {name: run["held_out"] for name, run in MEASURED["runs"].items()}
+    assert runs["vanilla, 32 values"]["bce"] < 0.0955
+    assert runs["deep2d"]["mse"] < 0.0265
+    assert cards["conv"]["bce"] < runs["vanilla, 128 values"]["bce"]  # as many values as 8x4x4
+    assert cards["multilayer"]["bce"] < cards["vanilla"]["bce"]
+    assert cards["stacked"]["bce"] <= cards["multilayer"]["bce"]
+    assert cards["sparse"]["active"] < 0.6 * cards["vanilla"]["active"]
+    assert cards["denoising"]["psnr"] > cards["denoising"]["noisy"] + 9
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_verbs_take_it_by_its_name(name, small):
+    grey = small[:40, :33, 0]
+    latent = process(grey, "compress", model=name, quality=80)
+    assert process(latent, "decompress", kind="numpy").shape == grey.shape  # its weights are found by their label
+    assert np.isfinite(process(grey, "features", model=name)).all()
+    assert process(grey, "score", model=name).strange in (True, False)
+    (drawn,) = latents.sample(zoo.get(name, "compress", CPU), 1, CPU, side=32)
+    assert drawn.dtype == np.uint8 and drawn.std() > 1
+
+
+def test_the_denoising_one_takes_noise_away_by_its_name():
+    clean = np.zeros((45, 38), np.uint8)
+    clean[10:34, 16:20] = 255
+    noise = np.random.default_rng(0).normal(0, 127.5, clean.shape)
+    noisy = np.clip(clean + noise, 0, 255).astype(np.uint8)
+    back = process(noisy, "denoise", model="denoising")
+    assert np.square(back - clean.astype(float)).mean() < 0.3 * np.square(noisy - clean.astype(float)).mean()
+
+
+def test_the_lines_of_python_on_the_page_write_the_held_out_digits(digits, monkeypatch, tmp_path):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    monkeypatch.chdir(tmp_path)
+    Path("digits").symlink_to(digits.resolve())
+    exec(compile(block, "autoencoders.md", "exec"), {})
+    written = list(Path("held-out").rglob("*.png"))
+    assert {path.parent.name for path in written} == {"1", "5", "6"}
+    assert len(written) == stated(r"The (\d+) held-out digits 1, 5 and 6")
