@@ -164,7 +164,7 @@ class Entry:
 
 
 BUILTINS = {
-    "aeimg-denoise": ("denoise", "aeimg-denoise-3"),
+    "aeimg-denoise": ("denoise", "aeimg-denoise-4"),
     "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-2"),
     "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
     "aeimg-codec": ("compress", "aeimg-codec-2"),

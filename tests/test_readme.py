@@ -66,6 +66,18 @@ def test_the_figures_are_those_that_were_measured():
     assert figure(r"rise by ([\d.]+) dB") == pytest.approx(pairs["gain"], abs=0.0051)
 
 
+def test_the_figures_of_a_specialised_codec_are_those_that_were_measured():
+    codecs = json.loads((ROOT / "docs" / "bench-pages.json").read_text())["codecs"]
+    text = (ROOT / "docs" / "training.md").read_text()
+    for anchor, name in (("jpeg", "JPEG"), ("webp", "WebP"), ("avif", "AVIF")):
+        found = re.search(rf"\| against {name} \| ([+-][\d.]+)% \| ([+-][\d.]+)% \|", text)
+        assert found, name
+        measured = [codecs[codec]["bd_rate"][anchor] for codec in ("aeimg", "shipped")]
+        assert [float(value) for value in found.groups()] == pytest.approx(measured, abs=0.051)
+    found = re.search(r"\| against `aeimg-codec` \| ([+-][\d.]+)% \|", text)
+    assert float(found[1]) == pytest.approx(codecs["aeimg"]["bd_rate"]["shipped"], abs=0.051)
+
+
 def test_the_measured_weights_are_those_that_ship():
     import torch
 
