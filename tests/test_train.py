@@ -206,7 +206,7 @@ def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photograph
     recipes = {task: kind.recipe for task, kind in module.OBJECTIVES.items()}
     assert all(recipe.minutes or recipe.steps for recipe in recipes.values())
     assert recipes["compress"].minutes == 60
-    assert recipes["conv"].steps < recipes["vanilla"].steps == 12_000
+    assert recipes["deep2d"].steps < recipes["vanilla"].steps == 12_000
 
 
 def test_weights_are_specialised_with_their_own_config_at_a_third_of_the_rate(photographs, tmp_path):
