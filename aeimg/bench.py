@@ -486,7 +486,9 @@ def table(figures: Figures) -> str:
             for point in row["points"]:
                 lines.append(f"    quality {point['quality']:3}  {point['bpp']:6.3f} bpp  {point['psnr']:6.2f} dB")
         lines.append("")
-        lines.append(f"{'BD-rate (PSNR) against':24}" + "".join(f"{name:>10}" for name in row["bd_rate"]))
+        lines.append(
+            f"{'BD-rate (PSNR) against':24}" + "".join(f"{name:>10}" for name in figures["codecs"]["aeimg"]["bd_rate"])
+        )
         for name, row in figures["codecs"].items():
             lines.append(f"{name:24}" + "".join(f"{value:+9.1f}%" for value in row["bd_rate"].values()))
         lines.append("")

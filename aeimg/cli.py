@@ -454,7 +454,7 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     """
     from dataclasses import replace
 
-    from .latents import drawing_lies_at, heatmap, save_scores, scores_lie_at
+    from .latents import heatmap, save_scores, scores_lie_at
     from .paths import check_target, folders, plan, write_atomic
 
     if out.suffix.lower() != ".csv":
@@ -467,7 +467,7 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     }  # fmt: skip
     check_target(out, scores_lie_at)
     for target in maps.values():
-        check_target(target, lambda path: drawing_lies_at(path, "score"))
+        _check_drawing(target, "score")
     seen: list[Found] = []
     scores: list[Any] = []
 

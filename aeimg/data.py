@@ -449,14 +449,21 @@ def _camera(x: Tensor, rng: np.random.Generator, generator: torch.Generator) -> 
     return to_srgb((raw * gains).clamp(1e-6, 1) ** (1 / exponent))
 
 
+def saved_as_jpeg(x: Tensor, rng: np.random.Generator, *, clean: float = 0.1) -> Tensor:
+    """Crops with white noise of sigma 0 to 40 (a share `clean` without), as JPEGs that show it, `[N,3,S,S]` again.
+
+    Of quality 50 to 92, a third of them 75, which is what most software takes where nobody says.
+    """
+    count = x.shape[0]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    sigma = rng.uniform(0, 40, count) * (rng.random(count) >= clean)
+    quality: list[int | None] = [75 if rng.random() < 1 / 3 else int(rng.integers(50, 93)) for _ in range(count)]
+    subsampling = [int(rng.choice([0, 1, 2], p=[0.15, 0.05, 0.8])) for _ in range(count)]
+    return through_jpeg(add_white_noise(x, torch.from_numpy(sigma).float(), generator), quality, subsampling)
+
+
 def photographed(
-    x: Tensor,
-    rng: np.random.Generator,
-    *,
-    side: int,
-    clean: float = 0.1,
-    white: float = 0.45,
-    compressed: bool = False,
+    x: Tensor, rng: np.random.Generator, *, side: int, clean: float = 0.1, white: float = 0.45
 ) -> tuple[Tensor, Tensor]:
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
@@ -465,16 +472,12 @@ def photographed(
     moves or sharpens edges is done to the clean crop too, so the two differ by noise and compression alone. A share
     `clean` of the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even
     sides; they are resized to `side` on the way.
-
-    With `compressed`, it is white noise always, at the size that crops have, and every picture, clean ones too, ends
-    as a JPEG that shows it: of quality 50 to 92, a third of them 75, which is what most software takes where nobody
-    says.
     """
     count = x.shape[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     untouched = rng.random(count) < clean
-    if compressed or rng.random() < white:
-        sigma = torch.from_numpy(rng.uniform(0, 40 if compressed else 50, count)).float()
+    if rng.random() < white:
+        sigma = torch.from_numpy(rng.uniform(0, 50, count)).float()
         noisy = add_white_noise(x, sigma, generator)
         # A file holds no values outside [0,1]; arrays may.
         noisy = noisy.clamp(0, 1) if rng.random() < 0.7 else noisy
@@ -484,16 +487,10 @@ def photographed(
 
     def jpeg() -> None:
         nonlocal noisy
-        quality: list[int | None]
-        if compressed:
-            quality = [75 if rng.random() < 1 / 3 else int(rng.integers(50, 93)) for _ in range(count)]
-        else:
-            quality = [
-                None if untouched[n] or rng.random() < 0.35 else int(30 + 66 * rng.random() ** 0.6)
-                for n in range(count)
-            ]
-        shares = [0.15, 0.05, 0.8] if compressed else [0.3, 0.1, 0.6]
-        noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=shares)) for _ in range(count)])
+        quality = [
+            None if untouched[n] or rng.random() < 0.35 else int(30 + 66 * rng.random() ** 0.6) for n in range(count)
+        ]
+        noisy = through_jpeg(noisy, quality, [int(rng.choice([0, 1, 2], p=[0.3, 0.1, 0.6])) for _ in range(count)])
 
     def resize() -> None:
         nonlocal x, noisy
@@ -507,9 +504,9 @@ def photographed(
             amount = torch.from_numpy(rng.uniform(0, 1.0, count)).float()
             x, noisy = sharpened(x, amount).clamp(0, 1), sharpened(noisy, amount)
 
-    order = [resize, jpeg] if compressed else [resize, sharpen, jpeg]
+    order = [resize, sharpen, jpeg]
     rng.shuffle(order)  # type: ignore[arg-type]
-    if rng.random() < 0.6 or compressed:
+    if rng.random() < 0.6:
         order.sort(key=lambda step: step is jpeg)
     for step in order:
         step()

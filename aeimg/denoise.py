@@ -157,14 +157,14 @@ def _waves() -> Array:
     return np.stack([np.outer(waves[v], waves[h]).ravel() / BLOCK for v, h in LOW], 1).astype(np.float32)
 
 
-def jpeg_step(pixels: Array) -> float:
-    """How coarsely JPEG has quantised `pixels` `[C,H,W]`: the median step of low frequencies in luma, in 8-bit units.
+def _jpeg_step(bands: Array) -> float:
+    """How coarsely JPEG has quantised the picture that `bands` are of: the median step of low frequencies in luma, in
+    8-bit units.
 
     4 is quality 85, 6 is 75, 12 is 50 of the standard tables. 0 where no steps show: never JPEG, above about quality
     90, resized since, or cropped off its grid. The levels of each frequency lie on multiples of its step (Fan and de
     Queiroz 2003).
     """
-    bands = _bands(pixels)
     blocks = _blocks(np.tensordot(LUMA, bands, 1) if len(bands) == 3 else bands[0])
     if len(blocks) == 0:
         return 0.0
@@ -212,7 +212,7 @@ class Noise:
     """What varies in the flattest parts, whatever its kind."""
     grey: bool = False
     step: float = 0.0
-    """See `jpeg_step`."""
+    """See `_jpeg_step`."""
 
     @property
     def marked(self) -> bool:
@@ -245,8 +245,8 @@ def measure_noise(pixels: Array) -> Noise:
         _sigma(patches[part], grey=grey) for part in np.array_split(np.argsort(patches.mean(1), kind="stable"), 2)
     )
     coarse = estimate_sigma(pixels[:, ::2, ::2])
-    step = jpeg_step(pixels)
-    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(_bands(pixels)), grey, step)
+    bands = _bands(pixels)
+    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands))
 
 
 def _finite(x: Tensor) -> bool:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .codec import HyperpriorCodec
-from .data import Pairs, Photographs, add_white_noise, photographed, source_side, through_jpeg, turn_grey
+from .data import Pairs, Photographs, add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
 from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
@@ -240,10 +240,13 @@ class BlindObjective(DenoiseObjective):
         count, side = self._size(late)
         if self.pairs is not None and rng.random() < self.recipe.pairs:
             return _both(self.pairs.crops(rng, count, side))
-        jpeg = self.recipe.jpeg
-        source = side if jpeg else source_side(side, rng)
-        crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
-        clean, noisy = photographed(crops.float() / 255.0, rng, side=side, compressed=jpeg)
+        if self.recipe.jpeg:
+            clean = self.photographs.crops(rng, count, side).float() / 255.0
+            noisy = saved_as_jpeg(clean, rng)
+        else:
+            source = source_side(side, rng)
+            crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
+            clean, noisy = photographed(crops.float() / 255.0, rng, side=side)
         both = turn_grey(torch.cat([clean, noisy], 3), rng, share=0.1)
         return both[..., :side], both[..., side:]
 
@@ -266,14 +269,11 @@ class BlindObjective(DenoiseObjective):
             clean = _sized(self.held(index).float() / 255.0)
             noisy = add_white_noise(clean, torch.tensor([25.0]), torch.Generator().manual_seed(index))
             square = clean[..., : min(clean.shape[2:]), : min(clean.shape[2:])]
-            taken = photographed(
-                square,
-                np.random.default_rng(index),
-                side=square.shape[2],
-                clean=0,
-                white=0,
-                compressed=self.recipe.jpeg,
-            )
+            rng = np.random.default_rng(index)
+            if self.recipe.jpeg:
+                taken = square, saved_as_jpeg(square, rng, clean=0)
+            else:
+                taken = photographed(square, rng, side=square.shape[2], clean=0, white=0)
             pictures = ((through_jpeg(noisy, [75], [2]), clean), (taken[1], taken[0]), (clean, clean))
             rows.append([self._blindly(model, *picture) for picture in pictures])
         means = [sum(column) / len(column) for column in zip(*rows, strict=True)]

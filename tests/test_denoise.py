@@ -12,7 +12,7 @@ from skimage import data as images
 
 from aeimg import InputError, process, zoo
 from aeimg.data import demosaic, mosaic, resized, through_jpeg
-from aeimg.denoise import check, denoise, estimate_sigma, jpeg_step, measure_noise
+from aeimg.denoise import check, denoise, estimate_sigma, measure_noise
 from aeimg.metrics import psnr
 
 CPU = torch.device("cpu")
@@ -167,6 +167,10 @@ def test_noise_that_has_been_through_something_is_not_taken_for_white(photograph
     sensor = light + light.sqrt() * 0.15 * torch.randn(light.shape, generator=torch.Generator().manual_seed(0))
     assert not measure_noise(sensor[0].numpy()).white()
     assert not measure_noise(photograph.transpose(2, 0, 1)).white()
+
+
+def jpeg_step(pixels: np.ndarray) -> float:
+    return measure_noise(pixels).step
 
 
 @pytest.mark.parametrize("sigma", [0, 25])
