@@ -88,6 +88,14 @@ def test_a_tile_that_is_not_finite_is_computed_again_in_fp32():
     assert float(result.max()) == 0.25
 
 
+def test_bf16_loses_nothing_of_bright_pixels(photograph):
+    """Between a half and one, bf16 has no finer steps than 8 bits do."""
+    bright = (0.5 + photograph[:256, :256] / 510).astype(np.float32)
+    x = bright + noisy(np.zeros_like(bright), 5)
+    bf16, fp32 = (np.square(process(x, "denoise", sigma=5, dtype=dtype) - bright).mean() for dtype in ("bf16", "fp32"))
+    assert bf16 < 1.005 * fp32
+
+
 def test_a_model_runs_in_fp32_where_it_does_not_state_the_precision():
     for stated, expected in (((torch.float32,), torch.float32), ((torch.float32, torch.bfloat16), torch.bfloat16)):
         model = Scaled(expected)
