@@ -436,6 +436,11 @@ class _Run:
         self.log(f"step {journal.step}, {100 * min(share, 1):.0f}%{loss}; held out: {_told(figures)}")
         if share >= objective.settled:
             self._compare(figures[objective.main])
+        self.draw()
+
+    def draw(self) -> None:
+        """Draws the loss curve so far."""
+        objective, journal = self.objective, self.journal
         points = [(row["step"], row[objective.main]) for row in journal.judged]
         picture = plots.curve(
             journal.losses, points, title=f"{self.title}, {journal.step:,} steps", main=objective.main,
@@ -542,6 +547,8 @@ class _Run:
         batches.close()  # type: ignore[attr-defined]
         if not journal.judged or journal.judged[-1]["step"] != journal.step:
             self.judge(1.0)
+        else:  # a run that was over when it was resumed
+            self.draw()
         self.keep()
 
     def choose(self) -> dict[str, float]:

@@ -103,6 +103,10 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path,
     assert len(header.card["curve"]["step"]) > 5
     assert header.card["curve"] == undisturbed.card["curve"]
     assert equal(whole, resumed)
+    again = tmp_path / "again.safetensors"  # one that is over writes its weights, and the curve that it tells of
+    run(task, photographs, again, resume=tmp_path / "resumed.safetensors.checkpoint")
+    assert equal(whole, again)
+    assert again.with_suffix(".png").is_file()
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_one_others(photographs, tmp_path):
