@@ -11,11 +11,19 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from aeimg import zoo
+
 # The machines that run this are slow and shared: how long an example takes says nothing.
 settings.register_profile("aeimg", deadline=None)
 settings.load_profile("aeimg")
 
 DATA = Path(os.environ.get("AEIMG_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(zoo, "_registered", dict(zoo._registered))
 
 
 @pytest.fixture(scope="session")

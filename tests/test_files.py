@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import aeimg
-from aeimg import InputError, OutputError, UsageError, container, manifest, paths, process, zoo
+from aeimg import InputError, OutputError, UsageError, container, manifest, paths, process
 from aeimg.cli import main
 from aeimg.denoise import TILE
 from aeimg.engine import Interrupted
@@ -57,8 +57,6 @@ class Same(torch.nn.Module):
 @pytest.fixture(autouse=True)
 def same():
     aeimg.register("same", Same)
-    yield
-    zoo.unregister("same")
 
 
 def run(source, out, **options):
@@ -118,13 +116,9 @@ def test_a_changed_option_or_model_redoes_and_a_changed_output_is_not_touched(fo
 def test_models_that_say_nothing_of_themselves_are_told_apart_by_name(folder, tmp_path):
     aeimg.register("brighter", lambda: lambda x, sigma: x + 0.1, task="denoise")
     aeimg.register("darker", lambda: lambda x, sigma: x - 0.1, task="denoise")
-    try:
-        for name in ("brighter", "darker"):
-            assert process(folder, "denoise", out=tmp_path / "out", model=name).done == 12
-            assert process(folder, "denoise", out=tmp_path / "out", model=name).skipped == 12
-    finally:
-        zoo.unregister("brighter")
-        zoo.unregister("darker")
+    for name in ("brighter", "darker"):
+        assert process(folder, "denoise", out=tmp_path / "out", model=name).done == 12
+        assert process(folder, "denoise", out=tmp_path / "out", model=name).skipped == 12
 
 
 def test_what_can_be_skipped_is_seen_before_anything_is_decoded(folder, tmp_path, monkeypatch):
@@ -483,11 +477,8 @@ def test_a_batch_that_lacks_memory_is_halved_and_then_its_tiles_are(small):
             return x
 
     aeimg.register("hungry", Hungry)
-    try:
-        pictures = [np.full((700, 500, 3), 9, np.uint8)] * 2
-        results = list(process(iter(pictures), "denoise", model="hungry"))
-    finally:
-        zoo.unregister("hungry")
+    pictures = [np.full((700, 500, 3), 9, np.uint8)] * 2
+    results = list(process(iter(pictures), "denoise", model="hungry"))
     np.testing.assert_array_equal(results[0], pictures[0])
     assert seen[:2] == [(2, 3, 704, 504), (1, 3, 704, 504)]
     assert max(shape[2] for shape in seen[4:]) <= 384
@@ -509,14 +500,11 @@ def test_what_never_fits_is_one_failure(small):
             raise torch.OutOfMemoryError("no memory")
 
     aeimg.register("greedy", Greedy)
-    try:
-        tile = TILE
-        while tile > SMALLEST_TILE:
-            tile //= 2
-        with pytest.raises(InputError, match=f"not even in tiles of {tile} pixels"):
-            process(small, "denoise", model="greedy")
-    finally:
-        zoo.unregister("greedy")
+    tile = TILE
+    while tile > SMALLEST_TILE:
+        tile //= 2
+    with pytest.raises(InputError, match=f"not even in tiles of {tile} pixels"):
+        process(small, "denoise", model="greedy")
 
 
 @pytest.mark.parametrize(("given", "bytes_"), [("500M", 500 << 20), ("4G", 4 << 30), ("1.5 GiB", 3 << 29), (100, 100)])

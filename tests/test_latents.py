@@ -46,12 +46,11 @@ def identity(side: int = 8) -> BlockCodec:
 
 
 @pytest.fixture
-def model(request):
-    """Registers a codec under a name for the length of a test."""
+def model():
+    """Registers a codec under a name."""
 
     def register(made: BlockCodec) -> str:
         zoo.register("small", lambda: made, task="compress")
-        request.addfinalizer(lambda: zoo.unregister("small"))
         return "small"
 
     return register

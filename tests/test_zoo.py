@@ -76,13 +76,10 @@ def test_the_page_on_plug_ins_is_what_works(site, small, tmp_path, monkeypatch):
     (line,) = re.findall(r"^    aeimg (denoise .* --model blur)$", PAGE, re.M)
     assert CliRunner().invoke(main, line.split()).exit_code == 0
     results = [np.asarray(Image.open("out/a.png"))]
-    try:
-        for block in (FROM_PACKAGE, FROM_CALL):
-            names = {"image": small}
-            exec(compile(block, "docs/plugins.md", "exec"), names)
-            results.append(names["clean"])
-    finally:
-        aeimg.unregister("soft")
+    for block in (FROM_PACKAGE, FROM_CALL):
+        names = {"image": small}
+        exec(compile(block, "docs/plugins.md", "exec"), names)
+        results.append(names["clean"])
     for result in results:
         np.testing.assert_array_equal(result, results[0])
     assert not np.array_equal(results[0], small)
@@ -136,11 +133,8 @@ def test_a_package_that_claims_a_name_of_aeimgs_is_an_error_that_takes_no_defaul
 def test_a_package_that_claims_a_registered_name_is_an_error_that_names_both(site):
     install(site, "blurry", PLUGIN, {"half": "blurry:Blur"})
     aeimg.register("half", lambda: None, task="denoise")
-    try:
-        with pytest.raises(ModelError, match="of the package blurry is already taken \\(by a call of aeimg.register"):
-            zoo.entry("half")
-    finally:
-        aeimg.unregister("half")
+    with pytest.raises(ModelError, match="of the package blurry is already taken \\(by a call of aeimg.register"):
+        zoo.entry("half")
 
 
 @pytest.mark.parametrize(
@@ -173,15 +167,11 @@ def test_a_model_of_one_channel_gets_each_channel_by_itself_and_other_counts_are
 
     aeimg.register("levels", Levels)
     aeimg.register("pair", type("Pair", (Levels,), {"channels": 2}))
-    try:
-        images = [small, small[..., 0]]
-        for image, result in zip(images, aeimg.process(images, "denoise", model="levels", sigma=50), strict=True):
-            np.testing.assert_allclose(result, image / 2, atol=0.51)
-        with pytest.raises(ModelError, match="'pair' states 2 channels"):
-            aeimg.process(small, "denoise", model="pair")
-    finally:
-        aeimg.unregister("levels")
-        aeimg.unregister("pair")
+    images = [small, small[..., 0]]
+    for image, result in zip(images, aeimg.process(images, "denoise", model="levels", sigma=50), strict=True):
+        np.testing.assert_allclose(result, image / 2, atol=0.51)
+    with pytest.raises(ModelError, match="'pair' states 2 channels"):
+        aeimg.process(small, "denoise", model="pair")
 
 
 def test_register_makes_a_model_available_once(small):
@@ -190,12 +180,10 @@ def test_register_makes_a_model_available_once(small):
             return x / 2
 
     aeimg.register("half", Half, task="denoise")
-    try:
-        np.testing.assert_allclose(aeimg.process(small, "denoise", model="half"), small / 2, atol=0.51)
-        with pytest.raises(ModelError, match="'half' is already taken"):
-            aeimg.register("half", Half, task="denoise")
-    finally:
-        aeimg.unregister("half")
+    np.testing.assert_allclose(aeimg.process(small, "denoise", model="half"), small / 2, atol=0.51)
+    with pytest.raises(ModelError, match="'half' is already taken"):
+        aeimg.register("half", Half, task="denoise")
+    aeimg.unregister("half")
     with pytest.raises(ModelError, match="unknown model 'half'; known: aeimg-codec"):
         zoo.get("half", "denoise", CPU)
 
@@ -300,20 +288,14 @@ def test_weights_are_found_in_an_installed_package_and_in_a_checkout(tmp_path, m
 )  # fmt: skip
 def test_what_a_model_states_wrongly_is_an_error_that_says_what_it_must_be(small, stated, reason):
     aeimg.register("wrong", type("Wrong", (), {"task": "denoise", "__call__": lambda self, x, sigma: x, **stated}))
-    try:
-        with pytest.raises(ModelError, match=f"model 'wrong' .*{reason}"):
-            aeimg.process(small, "denoise", model="wrong")
-    finally:
-        aeimg.unregister("wrong")
+    with pytest.raises(ModelError, match=f"model 'wrong' .*{reason}"):
+        aeimg.process(small, "denoise", model="wrong")
 
 
 def test_a_denoiser_that_can_not_be_called_is_refused(small):
     aeimg.register("wrong", object, task="denoise")
-    try:
-        with pytest.raises(ModelError, match="can't be called, which a denoiser must"):
-            aeimg.process(small, "denoise", model="wrong")
-    finally:
-        aeimg.unregister("wrong")
+    with pytest.raises(ModelError, match="can't be called, which a denoiser must"):
+        aeimg.process(small, "denoise", model="wrong")
 
 
 def test_a_codec_without_all_that_it_must_have_is_refused(small):
@@ -323,11 +305,8 @@ def test_a_codec_without_all_that_it_must_have_is_refused(small):
         def encode(self, *_): ...
 
     aeimg.register("half", Half)
-    try:
-        with pytest.raises(ModelError, match="'half' has no to_bytes, from_bytes, decode, which a codec must have"):
-            aeimg.process(small, "compress", model="half")
-    finally:
-        aeimg.unregister("half")
+    with pytest.raises(ModelError, match="'half' has no to_bytes, from_bytes, decode, which a codec must have"):
+        aeimg.process(small, "compress", model="half")
 
 
 @pytest.mark.parametrize(
@@ -337,11 +316,8 @@ def test_a_codec_without_all_that_it_must_have_is_refused(small):
 )  # fmt: skip
 def test_results_of_another_shape_are_refused_rather_than_cut_or_spread(small, make, what):
     aeimg.register("bent", lambda: lambda x, sigma: make(x), task="denoise")
-    try:
-        with pytest.raises(ModelError, match=rf"made {what} of \[1, 3, 101, 143\]; it must give back"):
-            aeimg.process(small, "denoise", model="bent")
-    finally:
-        aeimg.unregister("bent")
+    with pytest.raises(ModelError, match=rf"made {what} of \[1, 3, 101, 143\]; it must give back"):
+        aeimg.process(small, "denoise", model="bent")
 
 
 def test_names_that_stand_for_files_are_no_models(site):
