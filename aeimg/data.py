@@ -405,6 +405,17 @@ def resized(x: Tensor, side: int, kind: str) -> Tensor:
     return F.interpolate(x, size=(side, side), mode=kind, antialias=True, align_corners=False)
 
 
+def softened(x: Tensor, sigma: Tensor) -> Tensor:
+    """`x` `[N,C,H,W]` blurred by Gaussians of `sigma` `[N]` pixels, up to 2: what lenses leave of a pixel's detail."""
+    count, channels = x.shape[:2]
+    at = torch.arange(-6, 7, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (at / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None, :, None]
+    planes = F.pad(x.reshape(1, count * channels, *x.shape[2:]), (6, 6, 6, 6), mode="reflect")
+    planes = F.conv2d(F.conv2d(planes, kernel, groups=planes.shape[1]), kernel.mT, groups=planes.shape[1])
+    return planes.reshape(x.shape)
+
+
 def sharpened(x: Tensor, amount: Tensor) -> Tensor:
     """Unsharp masking: `amount` `[N]` times what a 3x3 binomial blur takes away is added once more."""
     kernel = torch.tensor([1.0, 2.0, 1.0])
@@ -463,17 +474,21 @@ def saved_as_jpeg(x: Tensor, rng: np.random.Generator, *, clean: float = 0.1) ->
 
 
 def photographed(
-    x: Tensor, rng: np.random.Generator, *, side: int, clean: float = 0.1, white: float = 0.45
+    x: Tensor, rng: np.random.Generator, *, side: int, clean: float = 0.05, white: float = 0.15
 ) -> tuple[Tensor, Tensor]:
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
-    Sensor noise in linear light before the mosaic, or (a share `white` of the batches) white noise; then resizing,
-    sharpening and JPEG in shuffled order, as in Real-ESRGAN and BSRGAN, with JPEG mostly last, as in most files. What
-    moves or sharpens edges is done to the clean crop too, so the two differ by noise and compression alone. A share
-    `clean` of the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even
-    sides; they are resized to `side` on the way.
+    Of six crops in ten the detail of single pixels is gone, as a lens would have it: scaled-down pictures are sharper
+    than what cameras save, and who learned from them alone takes fine noise for detail. Then sensor noise in linear
+    light before the mosaic, or (a share `white` of the batches) white noise; then resizing, sharpening and JPEG in
+    shuffled order, as in Real-ESRGAN and BSRGAN, with JPEG mostly last, as in most files. What moves, blurs or sharpens
+    edges is done to the clean crop too, so the two differ by noise and compression alone. A share `clean` of the images
+    stays untouched, so that clean pictures are left as they are. Crops come in any size, even sides; they are resized
+    to `side` on the way.
     """
     count = x.shape[0]
+    soft = torch.from_numpy(rng.uniform(0.4, 2.0, count) * (rng.random(count) < 0.6)).to(x.dtype)
+    x = softened(x, soft)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     untouched = rng.random(count) < clean
     if rng.random() < white:

@@ -187,13 +187,15 @@ class DenoiseObjective(Objective):
         self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **shape, **config})
 
     def _against(
-        self, clean: Tensor, noisy: Tensor, sigma: Tensor, late: bool, weight: Tensor | float = 1.0
+        self, clean: Tensor, noisy: Tensor, sigma: Tensor, level: Tensor, late: bool
     ) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, each image of which counts by its `weight` `[N,1,1,1]`, and its squared error."""
+        """The loss of a batch whose images have noise of `level` `[N]`, in 8-bit units, and its squared error."""
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         error = (self.model(noisy, sigma).float() - clean).square()
+        # What is measured is decibels: weak noise, where errors are small, has to count as strong noise does.
+        weight = (30 / (level + 10)).view(-1, 1, 1, 1)
         # Both terms are near the root mean square error, so the rate need not change where they do.
-        loss = (error * weight).mean() * 8 if late else ((error + 1e-6).sqrt() * weight).mean()
+        loss = (error * weight).mean() * 8 if late else (error * weight + 1e-6).sqrt().mean()
         return loss, {"mse": float(error.detach().mean())}
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
@@ -205,9 +207,7 @@ class DenoiseObjective(Objective):
         sigma = torch.from_numpy(rng.uniform(0, 55, clean.shape[0]).astype(np.float32)).to(clean.device)
         noisy = add_white_noise(clean, sigma, generator)
         noisy[grey] = noisy[grey][:, :1].expand(-1, 3, -1, -1)  # a grey image has grey noise
-        # What is measured is decibels: weak noise, where errors are small, has to count as much as strong noise does.
-        weight = 30 / (sigma + 5)
-        return self._against(clean, noisy, sigma, late, (weight if late else weight.sqrt()).view(-1, 1, 1, 1))
+        return self._against(clean, noisy, sigma, sigma, late)
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -256,7 +256,8 @@ class BlindObjective(DenoiseObjective):
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         clean, noisy = batch
-        return self._against(clean, noisy, torch.zeros(clean.shape[0], device=clean.device), late)
+        level = 255 * (noisy - clean).square().mean((1, 2, 3)).sqrt()
+        return self._against(clean, noisy, torch.zeros_like(level), level, late)
 
     @staticmethod
     def _blindly(model: nn.Module, noisy: Tensor, clean: Tensor) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data as images
+from skimage.filters import gaussian
 
 from aeimg import DataError
 from aeimg.data import (
@@ -19,6 +20,7 @@ from aeimg.data import (
     resized,
     saved_as_jpeg,
     sharpened,
+    softened,
     source_side,
     through_jpeg,
     to_linear,
@@ -106,6 +108,14 @@ def test_resizing_keeps_the_mean_and_thins_the_noise():
         assert small.shape == (1, 3, 64, 64)
         assert float(small.mean()) == pytest.approx(0.5, abs=2e-3)
         assert float(small.std()) < 0.07
+
+
+def test_softened_pictures_are_blurred_by_the_gaussian_of_each(face):
+    sharp, soft, softest = softened(face.expand(3, -1, -1, -1), torch.tensor([0.0, 0.7, 2.0]))
+    assert torch.equal(sharp, face[0])
+    for blurred, sigma in ((soft, 0.7), (softest, 2.0)):
+        expected = gaussian(face[0].numpy(), sigma, mode="mirror", truncate=3.0, channel_axis=0)
+        np.testing.assert_allclose(blurred.numpy(), expected, atol=2e-3)
 
 
 def test_jpeg_is_that_of_each_image_and_less_quality_is_further_away(face):
