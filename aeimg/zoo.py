@@ -164,8 +164,8 @@ class Entry:
 
 
 BUILTINS = {
-    "aeimg-denoise": ("denoise", "aeimg-denoise-4"),
-    "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-2"),
+    "aeimg-denoise": ("denoise", "aeimg-denoise-5"),
+    "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-3"),
     "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
     "aeimg-codec": ("compress", "aeimg-codec-2"),
     # The textbooks' autoencoders, of handwritten digits; see `families`.
