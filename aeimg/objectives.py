@@ -29,7 +29,7 @@ from .zoo import build
 
 AT_LEAST = 10
 """Images, or pairs, that something is learned from."""
-SHAPE = {"channels": (32, 96, 128, 192), "inner": (32, 64, 128, 192), "blocks_up": (1, 2, 2)}
+SHAPE = {"channels": (32, 96, 128, 192), "inner": (32, 64, 128, 192), "blocks": (1, 1, 3, 2), "blocks_up": (1, 2, 2)}
 """Of a denoiser of which nothing else is said: what ships. (The wide second level is the dearest; see `UNetConfig`.)"""
 JUDGED_SIDE = 1024
 """Pixels of a held-out image each way, at most: scans of 50 megapixels would take longer to judge than to learn."""

@@ -17,6 +17,7 @@ from PIL import Image
 from aeimg import DataError, InvalidWeights, OutputError, UsageError, data, plots, process, zoo
 from aeimg import train as module
 from aeimg.metrics import psnr
+from aeimg.objectives import SHAPE
 from aeimg.train import train
 
 TINY = {
@@ -185,6 +186,7 @@ def test_without_patience_a_run_goes_on_and_says_that_it_was_better_before(photo
 
 def test_ctrl_c_waits_for_the_end_of_the_step(photographs, tmp_path, monkeypatch):
     original = module._Run.move
+    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
     ended = []
 
     def move(self, step, *arguments):
@@ -200,7 +202,7 @@ def test_ctrl_c_waits_for_the_end_of_the_step(photographs, tmp_path, monkeypatch
     assert ended == [0, 1, 2, 3]
     _, lines = run("denoise", photographs, tmp_path / "w.safetensors", resume=tmp_path / "w.safetensors.checkpoint")
     assert "at step 4" in lines[1]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photographs, tmp_path):
@@ -233,6 +235,11 @@ def test_weights_are_specialised_with_their_own_config_at_a_third_of_the_rate(ph
         train("denoise", photographs, out, start=out, resume=out, **options)
     with pytest.raises(InvalidWeights, match="nowhere.safetensors"):
         train("denoise", photographs, out, start=tmp_path / "nowhere.safetensors", **options)
+
+
+def test_a_new_denoiser_has_the_shape_of_the_shipped_one():
+    shipped = zoo.read_header(zoo.find_weights(zoo.BUILTINS[zoo.WHITE][1])).config
+    assert {key: tuple(shipped[key]) for key in SHAPE} == SHAPE
 
 
 @pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
