@@ -408,7 +408,7 @@ def resized(x: Tensor, side: int, kind: str) -> Tensor:
 def softened(x: Tensor, sigma: Tensor) -> Tensor:
     """`x` `[N,C,H,W]` blurred by Gaussians of `sigma` `[N]` pixels, up to 2: what lenses leave of a pixel's detail."""
     count, channels = x.shape[:2]
-    at = torch.arange(-6, 7, dtype=x.dtype)
+    at = torch.arange(-6, 7, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (at / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)[:, None, :, None]
     planes = F.pad(x.reshape(1, count * channels, *x.shape[2:]), (6, 6, 6, 6), mode="reflect")
@@ -479,12 +479,12 @@ def photographed(
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
     Of six crops in ten the detail of single pixels is gone, as a lens would have it: scaled-down pictures are sharper
-    than what cameras save, and who learned from them alone takes fine noise for detail. Then sensor noise in linear
-    light before the mosaic, or (a share `white` of the batches) white noise; then resizing, sharpening and JPEG in
-    shuffled order, as in Real-ESRGAN and BSRGAN, with JPEG mostly last, as in most files. What moves, blurs or sharpens
-    edges is done to the clean crop too, so the two differ by noise and compression alone. A share `clean` of the images
-    stays untouched, so that clean pictures are left as they are. Crops come in any size, even sides; they are resized
-    to `side` on the way.
+    than what cameras save, and a network that learns from them alone takes fine noise for detail. Then sensor noise in
+    linear light before the mosaic, or (a share `white` of the batches) white noise; then resizing, sharpening and JPEG
+    in shuffled order, as in Real-ESRGAN and BSRGAN, with JPEG mostly last, as in most files. What moves, blurs or
+    sharpens edges is done to the clean crop too, so the two differ by noise and compression alone. A share `clean` of
+    the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even sides; they
+    are resized to `side` on the way.
     """
     count = x.shape[0]
     soft = torch.from_numpy(rng.uniform(0.4, 2.0, count) * (rng.random(count) < 0.6)).to(x.dtype)
