@@ -378,9 +378,8 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     from .train import train
 
     every = Digits(data)
-    test = every.split(every.total // 5)
+    test = every.split()
     images, labels = every.images[test], every.labels[test]
-    x = images.reshape(len(images), -1) / 255.0
     rows: dict[str, dict[str, float]] = {}
     for digit in sorted(set(labels.tolist())):
         with tempfile.TemporaryDirectory() as folder:
@@ -390,8 +389,8 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
             scored = process(iter(images), "score", model=out, device=device)
             errors = np.array([one.score for one in scored])
         one = Digits(data, (digit,))
-        one.split(one.total // 5)
-        left = component_errors(one.images[: one.training].reshape(one.training, -1) / 255.0, x, width)
+        one.split()
+        left = component_errors(one.images[: one.training], images, width)
         inside = labels == digit
         rows[str(digit)] = {
             "vanilla": roc_auc(errors[inside], errors[~inside]), "components": roc_auc(left[inside], left[~inside])
@@ -405,8 +404,12 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     }
 
 
-def component_errors(known: np.ndarray, x: np.ndarray, width: int) -> np.ndarray:
-    """The mean squared error of each row of `x` that so many principal components of the rows of `known` leave."""
+def component_errors(seen: np.ndarray, images: np.ndarray, width: int) -> np.ndarray:
+    """The mean squared error that so many principal components of the images `seen` leave of each of `images`.
+
+    Both uint8 `[N,S,S]`; errors are of pixels in [0,1].
+    """
+    known, x = (some.reshape(len(some), -1) / 255.0 for some in (seen, images))
     mean = known.mean(0)
     axes = np.linalg.eigh((known - mean).T @ (known - mean))[1][:, -width:]
     centred = x - mean
@@ -441,16 +444,16 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
             if name == "deep2d":
                 three = Digits(data, FAMILIES[family].recipe.labels)
-                test = three.split(three.total // 5)
+                test = three.split()
                 codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
                 runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
     components = {}
     for family in ("linear", "deep2d"):
         kind: Any = FAMILIES[family]
         digits = Digits(data, kind.recipe.labels)
-        held_out = digits.split(digits.total // 5)
-        x = digits.images.reshape(len(digits), -1) / 255.0
-        left = component_errors(x[: digits.training], x[held_out], kind.config["widths"][-1])
+        held_out = digits.split()
+        seen, others = digits.images[: digits.training], digits.images[held_out]
+        left = component_errors(seen, others, kind.config["widths"][-1])
         components[family] = {"mse": float(left.mean())}
     return {"task": "textbooks", "runs": runs, "components": components}
 

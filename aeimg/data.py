@@ -260,8 +260,10 @@ class Digits:
     def __len__(self) -> int:
         return len(self.images)
 
-    def split(self, held_out: int) -> list[int]:
-        """Indices of what is kept of the file's last `held_out` images, which `crops` will no longer draw from."""
+    def split(self, held_out: int | None = None) -> list[int]:
+        """Indices of what is kept of the file's last `held_out` images (a fifth of them, where nothing is said), which
+        `crops` will no longer draw from."""
+        held_out = self.total // 5 if held_out is None else held_out
         self.training = int(np.searchsorted(self.places, self.total - held_out))
         return list(range(self.training, len(self.images)))
 

@@ -84,7 +84,7 @@ class Family(Objective):
     def split(self) -> list[int]:
         """A fifth of the digits; of photographs, what other models hold out."""
         if isinstance(self.photographs, Digits):
-            return self.photographs.split(self.photographs.total // 5)
+            return self.photographs.split()
         return super().split()
 
     def seen(self) -> Tensor:

@@ -45,22 +45,17 @@ def identity(side: int = 8) -> BlockCodec:
     return codec(network, side * side)
 
 
-@pytest.fixture
-def model():
+def model(made: BlockCodec) -> str:
     """Registers a codec under a name."""
-
-    def register(made: BlockCodec) -> str:
-        zoo.register("small", lambda: made, task="compress")
-        return "small"
-
-    return register
+    zoo.register("small", lambda: made, task="compress")
+    return "small"
 
 
 def picture(seed: int, side: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side), np.uint8)
 
 
-def test_features_of_one_block_are_its_code_and_of_several_their_mean(model):
+def test_features_of_one_block_are_its_code_and_of_several_their_mean():
     name = model(identity())
     a, b = picture(1), picture(2)
     np.testing.assert_allclose(process(a, "features", model=name), a.reshape(-1) / 255, atol=1e-6)
@@ -78,7 +73,7 @@ def test_features_of_the_shipped_codec_are_the_same_in_a_batch_and_alone(photogr
     assert np.abs(alone[0] - alone[1]).max() > 0.1 * np.abs(alone[0]).max()
 
 
-def test_a_score_is_the_error_of_the_reconstruction_and_the_threshold_that_of_training(model):
+def test_a_score_is_the_error_of_the_reconstruction_and_the_threshold_that_of_training():
     broken = identity()
     with torch.no_grad():
         broken.network.decoder[0].weight.mul_(0.5)
@@ -158,7 +153,7 @@ def test_the_plane_is_two_values_as_they_are_or_the_principal_components():
         latents.plane(points[:1])
 
 
-def test_between_two_pictures_the_ends_are_the_pictures(model):
+def test_between_two_pictures_the_ends_are_the_pictures():
     made = identity()
     a, b = picture(1), picture(2)
     walk = latents.between(made, a, b, 5, CPU)
@@ -169,7 +164,7 @@ def test_between_two_pictures_the_ends_are_the_pictures(model):
         latents.between(made, a, picture(3, 9), 5, CPU)
 
 
-def test_arithmetic_of_codes(model):
+def test_arithmetic_of_codes():
     made = identity()
     a, b, c = (np.full((8, 8), value, np.uint8) for value in (100, 50, 20))
     np.testing.assert_array_equal(latents.combine(made, a, b, c, CPU)[0], np.full((8, 8), 70))
@@ -226,7 +221,7 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def test_no_command_draws_over_a_picture_that_it_is_given(pictures, model):
+def test_no_command_draws_over_a_picture_that_it_is_given(pictures):
     name = model(identity())
     a, b = pictures / "one" / "a.png", pictures / "two" / "a.png"
     assert command("interpolate", a, b, pictures / "mid", "-m", name, "--steps", 3).exit_code == 0
@@ -239,7 +234,7 @@ def test_no_command_draws_over_a_picture_that_it_is_given(pictures, model):
     assert before == {path: path.read_bytes() for path in before}
 
 
-def test_no_command_writes_over_what_it_has_not_made(pictures, model):
+def test_no_command_writes_over_what_it_has_not_made(pictures):
     name = model(identity())
     one, two = pictures / "one", pictures / "two"
     a, b = one / "a.png", two / "a.png"
@@ -274,7 +269,7 @@ def test_no_command_writes_over_what_it_has_not_made(pictures, model):
         assert command(*words, "-m", name).exit_code == 2 and path.is_symlink()
 
 
-def test_what_lies_among_the_images_does_not_pass_for_one_of_them(pictures, model):
+def test_what_lies_among_the_images_does_not_pass_for_one_of_them(pictures):
     name, one = model(identity()), pictures / "one"
     for _ in range(2):
         done = command("plot-latents", one, one / "map.png", "-m", name)
@@ -286,7 +281,7 @@ def test_what_lies_among_the_images_does_not_pass_for_one_of_them(pictures, mode
     assert len(list(one.iterdir())) == 2 and not (pictures / "s.csv").exists()
 
 
-def test_commands_say_what_they_have_done(pictures, model):
+def test_commands_say_what_they_have_done(pictures):
     name, a = model(identity()), pictures / "one" / "a.png"
     (pictures / "one" / "bad.png").write_bytes(b"no")
     assert command("features", pictures / "one", pictures / "F.NPZ", "-m", name).output.splitlines()[-1] == (
@@ -308,7 +303,7 @@ def test_commands_say_what_they_have_done(pictures, model):
     assert done.exit_code == 2 and "not standard input" in done.output
 
 
-def test_a_forgotten_output_costs_no_input(pictures, model):
+def test_a_forgotten_output_costs_no_input(pictures):
     name = model(identity())
     for number in range(3):
         Image.fromarray(picture(number)).save(pictures / f"{number}.png")
@@ -318,7 +313,7 @@ def test_a_forgotten_output_costs_no_input(pictures, model):
     assert "give another name" in done.output
 
 
-def test_features_of_one_command_are_no_scores_of_another(pictures, model):
+def test_features_of_one_command_are_no_scores_of_another(pictures):
     name = model(identity())
     for words, kept in ((("features", "score"), b"name,f0"), (("score", "features"), b"name,score")):
         assert command(words[0], pictures / "one", pictures / f"{words[0]}.csv", "-m", name).exit_code == 0
@@ -326,7 +321,7 @@ def test_features_of_one_command_are_no_scores_of_another(pictures, model):
         assert (pictures / f"{words[0]}.csv").read_bytes().startswith(kept)
 
 
-def test_pictures_of_one_name_are_told_apart(pictures, model):
+def test_pictures_of_one_name_are_told_apart(pictures):
     name = model(identity())
     one, two = pictures / "one", pictures / "two"
     assert command("score", one, two, pictures / "s.csv", "-m", name, "--heatmaps", one / "maps").exit_code == 0
@@ -339,7 +334,7 @@ def test_pictures_of_one_name_are_told_apart(pictures, model):
     assert sorted(np.load(pictures / "f.npz")["names"]) == sorted(listed[1:])
 
 
-def test_what_stands_in_the_way_is_an_error_in_words(pictures, model):
+def test_what_stands_in_the_way_is_an_error_in_words(pictures):
     name = model(identity())
     (pictures / "file").write_bytes(b"")
     for words in [("sample", pictures / "file"), ("score", pictures / "one", pictures / "s.csv", "--heatmaps",
@@ -349,7 +344,7 @@ def test_what_stands_in_the_way_is_an_error_in_words(pictures, model):
         assert "can't be written" in done.output
 
 
-def test_a_model_without_features_says_so_once(pictures, model):
+def test_a_model_without_features_says_so_once(pictures):
     class Bare:
         label, digest = "bare-1", bytes(8)
         encode = to_bytes = from_bytes = decode = None
@@ -363,7 +358,7 @@ def test_a_model_without_features_says_so_once(pictures, model):
     assert (done.exit_code, done.output) == (0, "score: 0 images; no images found\n")
 
 
-def test_the_commands(tmp_path, model, monkeypatch):
+def test_the_commands(tmp_path, monkeypatch):
     from click.testing import CliRunner
 
     from aeimg.cli import main
