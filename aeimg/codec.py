@@ -252,7 +252,7 @@ class HyperpriorCodec:
     def groups(self, tile: Symbols, quality: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The symbols of a tile and their scale indexes, group by group in the order in which they are coded."""
         yield tile.side.flatten().numpy(), self._side_index(tile.side.shape, quality).flatten().numpy()
-        features = self.scales.expand(tile.side)[:, : tile.codes.shape[1], : tile.codes.shape[2]]
+        features = self.scales.expand(tile.side, quality)[:, : tile.codes.shape[1], : tile.codes.shape[2]]
         earlier: list[Tensor] = []
         for step in range(STEPS):
             index = self.scales.indexes(step, features, earlier, quality)
@@ -286,7 +286,7 @@ class HyperpriorCodec:
             return torch.from_numpy(symbols).short()
 
         side = decode(self._side_index(side_shape, quality)).view(side_shape)
-        features = self.scales.expand(side)[:, : shape[1], : shape[2]]
+        features = self.scales.expand(side, quality)[:, : shape[1], : shape[2]]
         codes = torch.empty(shape, dtype=torch.int16)
         earlier: list[Tensor] = []
         for step in range(STEPS):

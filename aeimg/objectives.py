@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from .codec import HyperpriorCodec
 from .data import Pairs, Photographs, add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
-from .models.hyperprior import Hyperprior, strength
+from .models.hyperprior import Hyperprior, lagrange_multiplier
 from .models.integer import QUALITIES, freeze
+from .training.ssimulacra2 import ssimulacra2
 from .zoo import build
 
 AT_LEAST = 10
@@ -46,6 +47,10 @@ class Recipe:
     late_crop: int
     late_batch: int
     warmup: int = 200
+    """Steps in which the learning rate rises to `rate`."""
+    hold: float = 0.0
+    """From which share of the run on it falls, along half a cosine to zero. Before, it is constant, so a run that is
+    resumed with more steps goes on as if it had been meant to be that long."""
     beta2: float = 0.99
     clip: float = 1.0
     average: float = 0.999
@@ -57,6 +62,12 @@ class Recipe:
     """Of a blind denoiser: whether it is for white noise that has been through JPEG, and for nothing else."""
     grey: float = 0.1
     """Of a denoiser that is told its noise level: the share of grey images with grey noise."""
+    perceptual: float = 0.0
+    """Of a codec: the share of the distortion that SSIMULACRA2 says, where squared error says the rest."""
+    perceptual_from: int = 0
+    """From which step on it does; before, squared error alone, which is cheaper, teaches the first shapes."""
+    decide: bool = False
+    """Of a codec: whether codes are rounded by rate and distortion in the last phase, as the encoder rounds them."""
     minutes: float | None = None
     """How long a run takes that is told nothing else; or `steps`."""
     steps: int | None = None
@@ -83,6 +94,8 @@ class Objective(ABC):
     """Whether bf16 gains anything, where the device has it."""
     done = 0.0
     """How much of the run is over, 0..1; the loop keeps it up to date."""
+    step = 0
+    """Which step is under way; likewise."""
 
     @classmethod
     def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
@@ -315,16 +328,29 @@ class PairsObjective(BlindObjective):
         return {"noisy": before, "psnr": after}
 
 
-class CompressObjective(Objective):
-    """Rate plus lambda times distortion, at a rate drawn anew for each crop.
+def bits_per_point(q: Tensor) -> Tensor:
+    """Bits per pixel that a point of SSIMULACRA2 costs at the rate `q`.
 
-    lambda = 0.0008 * 2^(8.2 q) spans about 0.1 to 2 bits per pixel. Each crop's loss is divided by lambda^0.4, so
-    that a percent of the rate counts about as much at low rates as at high ones.
+    At each rate about what makes the same rate the best one as `lagrange_multiplier` does for squared errors.
+    """
+    return 0.00047 * torch.exp2(8.64 * q)
+
+
+class CompressObjective(Objective):
+    """Rate plus distortion, at a rate drawn anew for each crop.
+
+    The distortion is squared error, and from step `recipe.perceptual_from` on, to a share of `recipe.perceptual`, what
+    an image lacks of a SSIMULACRA2 score of 100. Both are counted in bits per pixel, by `lagrange_multiplier`, and by
+    `bits_per_point` for the score. Each crop's loss is divided by lambda^0.4, so that a percent of the rate counts
+    about as much at low rates as at high ones.
     """
 
     task = "compress"
     architecture = "hyperprior"
-    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True, minutes=60)
+    recipe = Recipe(
+        crop=192, batch=8, rate=1e-3, hold=0.6, late=0.25, late_crop=256, late_batch=5, muon=True, minutes=60,
+        perceptual=0.8, perceptual_from=500, decide=True,
+    )  # fmt: skip
     main = "loss"
     passes = 4
 
@@ -338,25 +364,32 @@ class CompressObjective(Objective):
         crops = self.photographs.crops(rng, 2000, 128).float()
         self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
 
-    @staticmethod
-    def _terms(model: nn.Module, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, bits per pixel and mean squared error (8-bit units) of each image."""
-        decoded, code_bits, side_bits = model(x, q)
+    def _terms(
+        self, model: nn.Module, x: Tensor, q: Tensor, *, share: float, decide: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of each image, and bits per pixel, mean squared error (8-bit units) and score; `share` of the last."""
+        decoded, code_bits, side_bits = model(x, q, decide=decide)
         bpp = (code_bits + side_bits) / (x.shape[2] * x.shape[3])
         mse = (decoded - x).square().flatten(1).mean(1) * 255.0**2
-        worth = strength(q)
-        return (worth * mse + bpp) * (worth / 0.01) ** -0.4, bpp, mse
+        multiplier = lagrange_multiplier(q)
+        distortion = (1 - share) * multiplier * mse
+        terms = {"bpp": bpp, "mse": mse}
+        if share:
+            terms["ssimulacra2"] = score = ssimulacra2(x, decoded)
+            distortion = distortion + share * bits_per_point(q) * (100 - score)
+        return (distortion + bpp) * (multiplier / 0.01) ** -0.4, terms
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         (crops,) = batch
         q = torch.from_numpy(rng.random(crops.shape[0]).astype(np.float32)).to(crops.device)
         x = turn_grey(crops.float() / 255.0, rng, share=0.05)
-        loss, bpp, mse = self._terms(self.model, x, q)
-        return loss.mean(), {"bpp": float(bpp.detach().mean()), "mse": float(mse.detach().mean())}
+        share = self.recipe.perceptual if self.step >= self.recipe.perceptual_from else 0.0
+        loss, terms = self._terms(self.model, x, q, share=share, decide=late and self.recipe.decide)
+        return loss.mean(), {name: float(term.detach().mean()) for name, term in terms.items()}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Loss, bits per pixel and PSNR at four rates; and the mean of the losses."""
+        """Loss, bits per pixel, PSNR and score at four rates; and the mean of the losses."""
         device = next(model.parameters()).device
         figures: dict[str, float] = {}
         for q in (0.1, 0.35, 0.6, 0.85):
@@ -365,10 +398,13 @@ class CompressObjective(Objective):
                 image = self.held(index).to(device)
                 height, width = (side // 64 * 64 for side in image.shape[2:])
                 x = image[:, :, :height, :width].float() / 255.0
-                loss, bpp, mse = self._terms(model, x, torch.tensor([q], device=device))
-                rows.append([float(loss), float(bpp), 10 * math.log10(255.0**2 / float(mse))])
+                rate = torch.tensor([q], device=device)
+                loss, terms = self._terms(model, x, rate, share=self.recipe.perceptual, decide=self.recipe.decide)
+                psnr = 10 * math.log10(255.0**2 / float(terms["mse"]))
+                rows.append([float(loss), float(terms["bpp"]), psnr, float(terms.get("ssimulacra2", math.nan))])
             mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-            figures |= {f"loss{q}": mean[0], f"bpp{q}": mean[1], f"psnr{q}": mean[2]}
+            named = zip(("loss", "bpp", "psnr", "ssimulacra2"), mean, strict=True)
+            figures |= {f"{name}{q}": value for name, value in named if not math.isnan(value)}
         losses = [value for name, value in figures.items() if name.startswith("loss")]
         return {"loss": sum(losses) / len(losses), **figures}
 

@@ -168,6 +168,11 @@ class Schedule:
         return True
 
 
+def annealing(share: float, hold: float) -> float:
+    """What the learning rate is multiplied by after `share` of a run: 1 until `hold`, then half a cosine to zero."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, share - hold) / (1 - hold))))
+
+
 Optimizers = list[torch.optim.Optimizer]
 
 
@@ -468,7 +473,7 @@ class _Run:
         """One step of the weights and of their average. The loss and its terms; None where it was left out."""
         objective, recipe, model = self.objective, self.objective.recipe, self.objective.model
         torch.manual_seed(self.seed * 1_000_003 + step)  # for the noise that stands for rounding
-        scale = min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * objective.done))
+        scale = min(1.0, (step + 1) / recipe.warmup) * annealing(objective.done, recipe.hold)
         for group in (group for optimizer in self.moves for group in optimizer.param_groups):
             group["lr"] = recipe.rate * max(scale, 1e-3)
         with torch.autocast(self.place.type, self.precision, enabled=self.precision != torch.float32):
@@ -515,7 +520,7 @@ class _Run:
             with _between_steps() as interruption:
                 for step, batch, rng, late in batches:
                     interruption()
-                    objective.done = share(step)
+                    objective.done, objective.step = share(step), step
                     if objective.done >= 1:
                         break
                     costs = self.move(step, batch, rng, late)

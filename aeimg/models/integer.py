@@ -1,16 +1,17 @@
 """`IntegerScales`: the part of the codec that must not differ by one bit between machines.
 
 It computes the scale index of every symbol from integers alone: the side symbols, the magnitudes of the
-symbols decoded before, and the quality. `FloatScales` is the same network as it is trained; `freeze` turns
-its weights into integers:
+symbols decoded before, and the quality. `FloatScales` is the same network as it is trained, with the same rounding;
+`freeze` turns its weights into integers:
 
-    activations   multiples of 2^-8, rounded half up after every layer, in 0..2^20
-    weights       multiples of 2^-12, int16
-    sums          multiples of 2^-20, exact
+    activations   multiples of 1/16, rounded half up after every layer, 0..255 of them
+    weights       multiples of 2^-k, -127..127 of them, with a k for each output channel
+    sums          multiples of 2^-(k+4), exact
 
-All of it is computed in float64 on the CPU, as matrix products whose every partial sum is an integer below
-2^53: the order of summation, the number of threads, the batch, the tile and the library can't matter. Float64
-also has no reduced-precision mode (TF32, bf16) that a host program could have switched on.
+All of it is computed in float32 on the CPU, as matrix products of integers whose every partial sum is an integer below
+2^24, which `freeze` makes sure of: the order of summation, the number of threads, the batch, the tile and the library
+can't matter. Nor can a reduced-precision mode that a host program has switched on (TF32, bf16 products): the factors
+have 8 bits, which is exact in all of them, as long as sums are kept in float32.
 The means of the symbols are computed elsewhere, in floating point: they never touch the coder.
 """
 
@@ -28,11 +29,17 @@ STEPS = 4
 ORDER = (0, 2, 3, 1)
 """When a position of the 2x2 square (raster order) is decoded in the first group of channels: the diagonal first."""
 
-ACTIVATION_BITS = 8
-WEIGHT_BITS = 12
-SUM_BITS = ACTIVATION_BITS + WEIGHT_BITS
-LARGEST_ACTIVATION = 1 << 20
+ACTIVATION_BITS = 4
+"""Activations are multiples of 2^-4."""
+LARGEST_ACTIVATION = 255
+LARGEST_WEIGHT = 127
+LARGEST_SHIFT = 14
+"""Weights are multiples of 2^-k, with k of 0 to this."""
+EXACT = 1 << 24
+"""Integers below are exact in float32, and so are sums of them."""
 LARGEST_MAGNITUDE = 255
+SIDE_BITS = 3
+"""What side symbols are multiplied by are multiples of 2^-3."""
 QUALITIES = 100
 OUTPUT_GAIN = 8
 """Indexes per unit of the last layer, a factor of e in the scale: so it learns at the pace of the others."""
@@ -92,14 +99,11 @@ def first_layer(weight: Tensor, bias: Tensor, earlier: Sequence[Tensor], height:
     return result
 
 
-def last_layer(layer: nn.Conv2d, hidden: Tensor, step: int) -> Tensor:
+def last_layer(weight: Tensor, bias: Tensor, hidden: Tensor, step: int) -> Tensor:
     """A 1x1 convolution of `hidden` `[N,*,H,W]`, computed at the symbols of `step` only: `[N,M]`, as `take` orders."""
-    assert layer.bias is not None
     hidden = hidden.permute(0, 2, 3, 1)
-    weight = layer.weight.flatten(1)
-    parts = [
-        F.linear(hidden[:, i, j], weight[c], layer.bias[c]).flatten(1) for c, i, j in step_parts(step, len(weight))
-    ]
+    weight = weight.flatten(1)
+    parts = [F.linear(hidden[:, i, j], weight[c], bias[c]).flatten(1) for c, i, j in step_parts(step, len(weight))]
     return torch.cat(parts, 1)
 
 
@@ -110,8 +114,8 @@ class ScalesConfig:
     """Channels of the side symbols."""
     features: int = 96
     """Channels of what the side symbols are expanded to."""
-    context: int = 64
-    hidden: int = 128
+    context: int = 96
+    hidden: int = 160
     rate_points: int = 8
 
 
@@ -128,8 +132,34 @@ def quality_to_q(quality: Tensor) -> Tensor:
     return (quality.float() - 1) / (QUALITIES - 1)
 
 
+def _nearest(x: Tensor) -> Tensor:
+    """`x` rounded half up; the gradient passes straight through."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+def _activated(x: Tensor) -> Tensor:
+    """ReLU, limited and rounded as integers will be."""
+    return _nearest(x.clamp(0, LARGEST_ACTIVATION / 2**ACTIVATION_BITS) * 2**ACTIVATION_BITS) / 2**ACTIVATION_BITS
+
+
+@torch.no_grad()
+def _shifts(weight: Tensor) -> Tensor:
+    """For rows `[D,K]` of real weights the largest k of each at which they fit into 8 bits as multiples of 2^-k."""
+    largest = weight.abs().amax(1).clamp(min=1e-9)
+    return torch.floor(torch.log2(LARGEST_WEIGHT / largest)).clamp(0, LARGEST_SHIFT)
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """Weights `[D,...]` rounded as `freeze` will round them; the gradient passes straight through."""
+    scale = torch.exp2(_shifts(weight.flatten(1))).view(-1, *[1] * (weight.dim() - 1))
+    return _nearest((weight * scale).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)) / scale
+
+
 class FloatScales(nn.Module):
-    """The scale network as it is trained: real-valued indexes from side symbols, magnitudes and rate."""
+    """The scale network as it is trained: real-valued indexes from side symbols, magnitudes and rate.
+
+    Weights and activations are rounded as they will be in integers, so what is trained is what runs.
+    """
 
     def __init__(self, config: ScalesConfig) -> None:
         super().__init__()
@@ -151,12 +181,25 @@ class FloatScales(nn.Module):
         """Index of each code before anything is known of the picture; set from the data before training."""
         self.side = nn.Parameter(torch.full((c.rate_points, c.hyper), 20.0))
         """Index of each side symbol."""
+        self.side_log_step = nn.Parameter(torch.linspace(0.7, 0, c.rate_points)[:, None].repeat(1, c.hyper))
+        """Logarithm of the quantiser's step of each side symbol: coarser where few bits are spent on the codes."""
 
-    def expand(self, z: Tensor) -> Tensor:
-        """Side symbols `[N,hyper,h,w]` -> features `[N,features,4h,4w]`."""
-        h = F.relu(F.pixel_shuffle(self.expand1(z), 2))
-        h = F.relu(self.expand2(h))
-        return F.relu(F.pixel_shuffle(self.expand3(h), 2))
+    @staticmethod
+    def _layer(module: nn.Conv2d, x: Tensor) -> Tensor:
+        return F.conv2d(x, _rounded(module.weight), module.bias, padding=module.padding)
+
+    def side_step(self, q: Tensor) -> Tensor:
+        """The quantiser's step of each side symbol, `[N,hyper,1,1]`."""
+        step = torch.exp(at_quality(self.side_log_step, q))[:, :, None, None]
+        return _nearest((step * 2**SIDE_BITS).clamp(1, LARGEST_ACTIVATION)) / 2**SIDE_BITS
+
+    def expand(self, side: Tensor) -> Tensor:
+        """Dequantised side symbols `[N,hyper,h,w]` -> features `[N,features,4h,4w]`."""
+        limit = LARGEST_ACTIVATION / 2**SIDE_BITS
+        h = side.clamp(-limit, limit) * 2 ** (SIDE_BITS - ACTIVATION_BITS)
+        h = _activated(F.pixel_shuffle(self._layer(self.expand1, h), 2))
+        h = _activated(self._layer(self.expand2, h))
+        return _activated(F.pixel_shuffle(self._layer(self.expand3, h), 2))
 
     def forward(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
         """Real-valued indexes of the symbols of `step`, `[N,M]` as `take` orders them.
@@ -165,13 +208,23 @@ class FloatScales(nn.Module):
         """
         h = features
         if step:
-            first = self.gather1[step - 1]
-            logarithms = [torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE)) for magnitudes in earlier]
-            context = first_layer(first.weight, first.bias, logarithms, *h.shape[2:])  # type: ignore[arg-type]
-            h = torch.cat([h, F.relu(self.gather2[step - 1](F.relu(context)))], 1)
-        h = F.relu(self.combine1[step](h) + at_quality(self.rate[:, step], q)[:, :, None, None])
+            first: nn.Conv2d = self.gather1[step - 1]  # type: ignore[assignment]
+            assert first.bias is not None
+            logarithms = [
+                _nearest(torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE)) * 2**ACTIVATION_BITS)
+                / 2**ACTIVATION_BITS
+                for magnitudes in earlier
+            ]
+            context = _activated(first_layer(_rounded(first.weight), first.bias, logarithms, *h.shape[2:]))
+            context = _activated(self._layer(self.gather2[step - 1], context))  # type: ignore[arg-type]
+            h = torch.cat([h, context], 1)
+        rate = at_quality(self.rate[:, step], q)[:, :, None, None]
+        h = _activated(self._layer(self.combine1[step], h) + rate)  # type: ignore[arg-type]
         base = at_quality(self.base, q)[:, :, None, None].expand(-1, -1, *h.shape[2:])
-        return OUTPUT_GAIN * last_layer(self.combine2[step], h, step).float() + take(base, step)  # type: ignore[arg-type]
+        last: nn.Conv2d = self.combine2[step]  # type: ignore[assignment]
+        assert last.bias is not None
+        weight = _rounded(OUTPUT_GAIN * last.weight)
+        return last_layer(weight, OUTPUT_GAIN * last.bias, h, step).float() + take(base, step)
 
     def side_index(self, q: Tensor) -> Tensor:
         """Real-valued indexes `[N,hyper]` of the side symbols."""
@@ -181,59 +234,101 @@ class FloatScales(nn.Module):
 @torch.no_grad()
 def freeze(network: FloatScales) -> dict[str, Tensor]:
     """The integer tensors that `IntegerScales` runs on. Everything that depends on the quality becomes a table."""
-
-    def fixed(x: Tensor, fraction: int, kind: torch.dtype) -> Tensor:
-        limits = torch.iinfo(kind)
-        return (x.double() * 2.0**fraction).round().clamp(limits.min, limits.max).to(kind)
-
-    tensors = {}
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d):
-            assert module.bias is not None
-            gain = OUTPUT_GAIN if name.startswith("combine2") else 1
-            # Rows in the order of `F.unfold`, so that a 3x3 convolution is one matrix product.
-            tensors[f"{name}.weight"] = fixed(gain * module.weight.flatten(1), WEIGHT_BITS, torch.int16)
-            tensors[f"{name}.bias"] = fixed(gain * module.bias, SUM_BITS, torch.int32)
     q = quality_to_q(torch.arange(1, QUALITIES + 1)).to(network.base.device)
-    tensors["rate"] = fixed(at_quality(network.rate, q), SUM_BITS, torch.int32)
-    tensors["base"] = fixed(at_quality(network.base, q).clamp(-1000, 1000), SUM_BITS, torch.int32)
+    rate, base = at_quality(network.rate, q).double(), at_quality(network.base, q).double().clamp(-1000, 1000)
+    tensors = {
+        "rate": torch.zeros(rate.shape, dtype=torch.int32),
+        "base": torch.zeros(STEPS, *base.shape, dtype=torch.int32),
+    }
+    for name, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+        assert module.bias is not None
+        last = name.startswith("combine2")
+        gain = OUTPUT_GAIN if last else 1
+        # Rows in the order of `F.unfold`, so that a 3x3 convolution is one matrix product.
+        weight, bias = gain * module.weight.flatten(1).double(), gain * module.bias.double()
+        step = int(name.rsplit(".", 1)[1]) if name.startswith("combine") else 0
+        added = rate[:, step] if name.startswith("combine1") else base if last else torch.zeros(1, len(bias)).to(bias)
+        shift = _shifts(weight)
+        while True:
+            scale = torch.exp2(shift)
+            rows = (weight * scale[:, None] + 0.5).floor().clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+            sums = ((bias + added) * scale * 2**ACTIVATION_BITS).round()
+            # The largest sum there can be, and what is added to round it to an activation or an index.
+            reach = rows.abs().sum(1) * LARGEST_ACTIVATION + sums.abs().amax(0) + scale * 2**ACTIVATION_BITS
+            large = reach >= EXACT
+            if not large.any():
+                break
+            shift = torch.where(large, shift - 1, shift)
+        tensors[f"{name}.weight"] = rows.to(torch.int8)
+        tensors[f"{name}.shift"] = shift.to(torch.int8)
+        if name.startswith("combine1"):
+            tensors["rate"][:, step] = sums.int().cpu()
+        elif last:
+            tensors["base"][step] = sums.int().cpu()
+        else:
+            tensors[f"{name}.bias"] = sums[0].to(torch.int32)
     tensors["side"] = at_quality(network.side, q).round().clamp(0, 63).to(torch.int32)
+    tensors["side_step"] = (network.side_step(q)[:, :, 0, 0] * 2**SIDE_BITS).round().to(torch.int32)
     magnitudes = torch.arange(LARGEST_MAGNITUDE + 1)
-    tensors["magnitude"] = fixed(torch.log2(1 + magnitudes.double()), ACTIVATION_BITS, torch.int32)
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+    logarithms = torch.log2(1 + magnitudes.double()) * 2**ACTIVATION_BITS
+    tensors["magnitude"] = (logarithms + 0.5).floor().to(torch.int32)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 class IntegerScales:
-    """The scale network as it decodes: int32 indexes 0..63, the same everywhere. Stateless after construction."""
+    """The scale network as it decodes: uint8 indexes 0..63, the same everywhere. Stateless after construction."""
 
     def __init__(self, tensors: Mapping[str, Tensor], config: ScalesConfig, levels: int) -> None:
+        """`tensors` as `freeze` makes them. Raises `ValueError` where a sum could leave what float32 holds exactly."""
         self.config = config
         self.levels = levels
-        # int32 values are exact in float64.
-        self._t = {name: tensor.cpu().double() for name, tensor in tensors.items()}
+        self._t = {name: tensor.cpu().float() for name, tensor in tensors.items()}
+        self._unit = {}
+        for name in [name.removesuffix(".shift") for name in tensors if name.endswith(".shift")]:
+            shift = tensors[f"{name}.shift"].cpu().double()
+            bias = self._bias_tables(name)
+            most = tensors[f"{name}.weight"].cpu().double().abs().sum(1) * LARGEST_ACTIVATION
+            if (most + bias.double().abs().amax(0) + torch.exp2(shift + ACTIVATION_BITS) > EXACT).any() or (
+                shift < 0
+            ).any():
+                raise ValueError("integer scales: weights whose sums are not exact in float32")
+            self._unit[name] = torch.exp2(-shift).float()
 
-    def _layer(self, name: str, x: Tensor, extra: Tensor | None = None) -> Tensor:
-        """A convolution over integers: `[C,H,W]` multiples of 2^-8 in, `[C,H,W]` multiples of 2^-20 out."""
+    def _bias_tables(self, name: str) -> Tensor:
+        """All biases that the layer may have, `[*,D]`."""
+        kind, _, step = name.partition(".")
+        if kind == "combine1":
+            return self._t["rate"][:, int(step)]
+        return self._t["base"][int(step)] if kind == "combine2" else self._t[f"{name}.bias"][None]
+
+    def _layer(self, name: str, x: Tensor, bias: Tensor) -> Tensor:
+        """A convolution of integers `[C,H,W]`, multiples of 2^-4, in multiples of 2^-4 that are not yet rounded."""
         weight = self._t[f"{name}.weight"]
         height, width = x.shape[1:]
         columns = x.flatten(1) if weight.shape[1] == x.shape[0] else F.unfold(x[None], 3, padding=1)[0]
-        bias = self._t[f"{name}.bias"] if extra is None else self._t[f"{name}.bias"] + extra
-        return torch.addmm(bias[:, None], weight, columns).view(-1, height, width)
+        sums = torch.addmm(bias[:, None], weight, columns)
+        return sums.mul_(self._unit[name][:, None]).view(-1, height, width)
 
     @staticmethod
     def _activate(x: Tensor) -> Tensor:
-        """Rounds half up to a multiple of 2^-8 and clips below at zero."""
-        return torch.floor_(x.add_(2.0 ** (WEIGHT_BITS - 1)).mul_(2.0**-WEIGHT_BITS)).clamp_(0, LARGEST_ACTIVATION)
+        """Rounds half up and limits to 0..255."""
+        return torch.floor_(x.add_(0.5)).clamp_(0, LARGEST_ACTIVATION)
 
-    def expand(self, z: Tensor) -> Tensor:
-        """Side symbols `[hyper,h,w]` -> features, float64 integers `[features,4h,4w]`."""
-        h = z.double().clamp(-LARGEST_MAGNITUDE, LARGEST_MAGNITUDE) * 2.0**ACTIVATION_BITS
-        h = self._activate(F.pixel_shuffle(self._layer("expand1", h), 2))
-        h = self._activate(self._layer("expand2", h))
-        return self._activate(F.pixel_shuffle(self._layer("expand3", h), 2))
+    def expand(self, side: Tensor, quality: int) -> Tensor:
+        """Side symbols `[hyper,h,w]` -> features, float32 integers `[features,4h,4w]`."""
+        side = (
+            side.float().clamp(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
+            * self._t["side_step"][quality - 1][:, None, None]
+        )
+        h = side.clamp_(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
+        h = self._activate(F.pixel_shuffle(self._layer("expand1", h, self._t["expand1.bias"]), 2))
+        h = self._activate(self._layer("expand2", h, self._t["expand2.bias"]))
+        return self._activate(F.pixel_shuffle(self._layer("expand3", h, self._t["expand3.bias"]), 2))
 
     def magnitudes(self, symbols: Tensor) -> Tensor:
-        """Symbols, any shape -> what the network is told of them, float64 integers."""
+        """Symbols, any shape -> what the network is told of them, float32 integers."""
         return self._t["magnitude"][symbols.int().abs().clamp_(0, LARGEST_MAGNITUDE)]
 
     def indexes(self, step: int, features: Tensor, earlier: Sequence[Tensor], quality: int) -> Tensor:
@@ -244,20 +339,24 @@ class IntegerScales:
         """
         h = features
         if step:
-            weight, bias = (self._t[f"gather1.{step - 1}.{name}"] for name in ("weight", "bias"))
-            context = first_layer(weight, bias, [values[None] for values in earlier], *h.shape[1:])[0]
-            context = self._activate(context.contiguous())
-            context = self._activate(self._layer(f"gather2.{step - 1}", context))
+            name = f"gather1.{step - 1}"
+            context = first_layer(
+                self._t[f"{name}.weight"], self._t[f"{name}.bias"], [values[None] for values in earlier], *h.shape[1:]
+            )[0]
+            context = self._activate(context.contiguous().mul_(self._unit[name][:, None, None]))
+            name = f"gather2.{step - 1}"
+            context = self._activate(self._layer(name, context, self._t[f"{name}.bias"]))
             h = torch.cat([h, context])
         h = self._activate(self._layer(f"combine1.{step}", h, self._t["rate"][quality - 1, step]))
-        weight = self._t[f"combine2.{step}.weight"]
-        bias = self._t[f"combine2.{step}.bias"] + self._t["base"][quality - 1]
+        name = f"combine2.{step}"
+        weight, bias = self._t[f"{name}.weight"], self._t["base"][step, quality - 1]
+        unit = self._unit[name] * 2.0**-ACTIVATION_BITS
         parts = [
-            torch.addmm(bias[c], h[:, i, j].flatten(1).T, weight[c].T).flatten()
+            torch.addmm(bias[c], h[:, i, j].flatten(1).T, weight[c].T).mul_(unit[c]).flatten()
             for c, i, j in step_parts(step, len(weight))
         ]
         t = torch.cat(parts)
-        return torch.floor_(t.add_(2.0 ** (SUM_BITS - 1)).mul_(2.0**-SUM_BITS)).clamp_(0, self.levels - 1).byte()
+        return torch.floor_(t.add_(0.5)).clamp_(0, self.levels - 1).byte()
 
     def side_index(self, quality: int) -> Tensor:
         """int32 indexes `[hyper]` of the side symbols at `quality` 1..100."""
