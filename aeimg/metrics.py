@@ -1,17 +1,32 @@
-"""PSNR, SSIM, MS-SSIM, bits per pixel, BD-rate. Images are numpy `[H,W]` or `[H,W,C]` of one dtype."""
+"""How alike two images are (PSNR, SSIM, MS-SSIM, SSIMULACRA2, butteraugli), and what that costs (BD-rate).
+
+Images are numpy `[H,W]` or `[H,W,C]` of one dtype. The two that model the eye are run by others: SSIMULACRA2 by the
+package `ssimulacra2` (`pip install 'aeimg[metrics]'`), butteraugli by the program `butteraugli_main` of libjxl.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import math
+import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+from .errors import UsageError
 
 Array = np.ndarray
 
 
 SMALLEST_FOR_SSIM = 11
 """Sides of its window, in pixels."""
+SMALLEST_FOR_MS_SSIM = 176
+"""So that the window fits into the coarsest of five scales."""
 
 
 def _range(a: Array, b: Array) -> float:
@@ -69,10 +84,10 @@ def ssim(a: Array, b: Array) -> float:
 
 def ms_ssim(a: Array, b: Array) -> float:
     """Multi-scale structural similarity (Wang et al. 2003), the mean over channels. Both sides at least 176 pixels."""
-    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five scales, finest first
     peak = _range(a, b)
     values = []
-    for x, y in _planes(a, b, 176):
+    for x, y in _planes(a, b, SMALLEST_FOR_MS_SSIM):
         value = 1.0
         for level, weight in enumerate(weights):
             whole, structure = _ssim_parts(x, y, peak)
@@ -81,6 +96,66 @@ def ms_ssim(a: Array, b: Array) -> float:
             x, y = (v[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3)) for v in (x, y))
         values.append(value)
     return float(np.mean(values))
+
+
+def ms_ssim_db(a: Array, b: Array) -> float:
+    """MS-SSIM on a scale of decibels, -10 log10(1 - value), on which equal steps look about equal."""
+    return -10 * math.log10(max(1 - ms_ssim(a, b), 1e-10))
+
+
+def has_ssimulacra2() -> bool:
+    """Whether the package `ssimulacra2` is installed."""
+    return importlib.util.find_spec("ssimulacra2") is not None
+
+
+def _png(image: Array) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert("RGB").save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def ssimulacra2(a: Array, b: Array) -> float:
+    """SSIMULACRA2 of `b` against the reference `a`, both uint8.
+
+    100 for equal images; about 90 where no difference is seen, 70 for high, 50 for medium and 30 for low quality; it
+    falls below 0. Raises `UsageError` where the package is missing.
+    """
+    if not has_ssimulacra2():
+        raise UsageError("SSIMULACRA2 is measured by the package ssimulacra2: pip install 'aeimg[metrics]'")
+    from ssimulacra2 import compute_ssimulacra2
+
+    return float(compute_ssimulacra2(io.BytesIO(_png(a)), io.BytesIO(_png(b))))
+
+
+BUTTERAUGLI = "butteraugli_main"
+
+
+def has_butteraugli() -> bool:
+    """Whether libjxl's program for it is installed (Debian: `libjxl-devtools`)."""
+    return shutil.which(BUTTERAUGLI) is not None
+
+
+def butteraugli(a: Array, b: Array) -> float:
+    """The 3-norm of the butteraugli distance of `b` from the reference `a`, both uint8; 0 for equal images.
+
+    Raises `UsageError` where libjxl's program is missing or fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        names = [Path(folder) / name for name in ("a.png", "b.png")]
+        for name, image in zip(names, (a, b), strict=True):
+            name.write_bytes(_png(image))
+        try:
+            done = subprocess.run([BUTTERAUGLI, *map(str, names)], capture_output=True, text=True, check=True)
+            found = re.search(r"3-norm: ([0-9.eE+-]+)", done.stdout)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UsageError(
+                f"butteraugli is measured by libjxl's {BUTTERAUGLI}, which does not run ({error})"
+            ) from error
+    if found is None:
+        raise UsageError(f"{BUTTERAUGLI} of another version than is known: it prints no 3-norm")
+    return float(found[1])
 
 
 def _akima(x: Array, y: Array, at: Array) -> Array:

@@ -167,7 +167,7 @@ BUILTINS = {
     "aeimg-denoise": ("denoise", "aeimg-denoise-5"),
     "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-3"),
     "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
-    "aeimg-codec": ("compress", "aeimg-codec-2"),
+    "aeimg-codec": ("compress", "aeimg-codec-3"),
     # The textbooks' autoencoders, of handwritten digits; see `families`.
     "linear": ("compress", "linear-1"),
     "vanilla": ("compress", "vanilla-1"),
@@ -336,7 +336,7 @@ def entries() -> list[Entry | ModelError]:
 def load_model(path: Path) -> Any:
     """The model of a weights file: a network in fp32 on the CPU, in evaluation mode, ready for its task.
 
-    It carries `label` ("aeimg-codec-2") and `digest` (see `load_tensors`).
+    It carries `label` ("aeimg-codec-3") and `digest` (see `load_tensors`).
     """
     import torch
 

@@ -23,124 +23,25 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import zoo
-from .engine import process
-from .errors import DataError
-from .images import to_eight_bits
-from .metrics import bd_rate, bits_per_pixel, psnr, roc_auc, ssim
-from .paths import find_images
+from .. import zoo
+from ..engine import process
+from ..errors import DataError
+from ..images import to_eight_bits
+from ..metrics import psnr, roc_auc, ssim
+from ..paths import find_images
+from . import compress
+from .compress import bench_compress
+from .setting import Figures, circumstances, images_in
 
-Figures = dict[str, Any]
-
-QUALITIES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
-PEERS: dict[str, tuple[str, str, dict[str, Any], Sequence[int]]] = {
-    "jpeg": ("JPEG", "optimized, progressive", {"optimize": True, "progressive": True}, (10, 20, 30, 45, 60, 75, 88)),
-    "webp": ("WEBP", "method 6", {"method": 6}, (1, 10, 30, 50, 75, 85, 95)),
-    "avif": ("AVIF", "speed 6", {"speed": 6}, (20, 30, 40, 50, 60, 70, 80, 88)),
-}
-"""Name -> Pillow's format, what is said of it, its options, and its qualities."""
-
-
-def _images(data: Path, limit: int | None) -> list[tuple[Path, np.ndarray]]:
-    paths = find_images(Path(data))[:limit]
-    if not paths:
-        raise DataError(f"{data}: no images to measure on")
-    return [(path, np.asarray(Image.open(path).convert("RGB"))) for path in paths]
-
-
-def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Figures:
-    """Which model was measured, where and how."""
-    import torch
-
-    names = [model] if model is not None else list(zoo.CHOICES) if task == "denoise" else [zoo.DEFAULTS[task]]
-    measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
-    return {
-        "models": {
-            getattr(one, "label", str(name)): getattr(one, "digest", b"").hex()
-            for name, one in zip(names, measured, strict=True)
-        },
-        "device": device,
-        "dtype": dtype,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-    }
-
-
-def bench_compress(
-    data: Path,
-    *,
-    model: str | None = None,
-    limit: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    qualities: Sequence[int] = QUALITIES,
-    effort: int = 1,
-) -> Figures:
-    """Bits per pixel of whole files, RGB PSNR, BD-rates and speeds of aeimg and its peers on the images in `data`.
-
-    With a `model`, the codec that ships is one of the peers.
-    """
-    images = _images(data, limit)
-    megapixels = sum(x.shape[0] * x.shape[1] for _, x in images) / 1e6
-
-    def ours(model: str | None) -> Callable[[int], tuple[list[bytes], list[np.ndarray], float, float]]:
-        chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
-        process(images[0][1], "compress", **chosen)  # loading the weights is not part of the speed
-
-        def code(quality: int) -> tuple[list[bytes], list[np.ndarray], float, float]:
-            began = time.perf_counter()
-            paths = (path for path, _ in images)
-            files = list(process(paths, "compress", quality=quality, effort=effort, **chosen))
-            middle = time.perf_counter()
-            decoded = list(process(files, "decompress", kind="numpy", **chosen))
-            return files, decoded, middle - began, time.perf_counter() - middle
-
-        return code
-
-    def peer(kind: str, options: dict[str, Any]) -> Callable[[int], tuple[list[bytes], list[np.ndarray], float, float]]:
-        def code(quality: int) -> tuple[list[bytes], list[np.ndarray], float, float]:
-            pictures = [Image.fromarray(x) for _, x in images]
-            began = time.perf_counter()
-            files = []
-            for picture in pictures:
-                buffer = io.BytesIO()
-                picture.save(buffer, kind, quality=quality, **options)
-                files.append(buffer.getvalue())
-            middle = time.perf_counter()
-            decoded = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
-            return files, decoded, middle - began, time.perf_counter() - middle
-
-        return code
-
-    codecs: dict[str, tuple[Callable[[int], Any], Sequence[int], str]] = {
-        "aeimg": (ours(model), qualities, f"effort {effort}")
-    }
-    if model is not None:
-        codecs["shipped"] = (ours(None), qualities, f"effort {effort}")
-    for name, (kind, about, options, levels) in PEERS.items():
-        codecs[name] = (peer(kind, options), levels, about)
-    rows = {}
-    for name, (code, levels, about) in codecs.items():
-        points, encode, decode = [], 0.0, 0.0
-        for level in levels:
-            files, decoded, e, d = code(level)
-            encode, decode = encode + e, decode + d
-            bpp = [bits_per_pixel(len(f), x.shape[1], x.shape[0]) for f, (_, x) in zip(files, images, strict=True)]
-            dB = [psnr(y, x) for y, (_, x) in zip(decoded, images, strict=True)]  # noqa: N806
-            points.append({"quality": level, "bpp": float(np.mean(bpp)), "psnr": float(np.mean(dB))})
-        total = megapixels * len(levels)
-        rows[name] = {"settings": about, "points": points, "encode": total / encode, "decode": total / decode}
-    curves = {name: [(p["bpp"], p["psnr"]) for p in row["points"]] for name, row in rows.items()}
-    for name, row in rows.items():
-        row["bd_rate"] = {anchor: bd_rate(curves[anchor], curves[name]) for anchor in rows if anchor != "aeimg"}
-    return {
-        "task": "compress",
-        "images": len(images),
-        "megapixels": megapixels,
-        "codecs": rows,
-        **_circumstances("compress", model, device, dtype),
-    }
+__all__ = [
+    "bench_anomaly",
+    "bench_compress",
+    "bench_denoise",
+    "bench_engine",
+    "bench_textbooks",
+    "table",
+    "write_card",
+]
 
 
 def _dncnn() -> Any:
@@ -208,7 +109,7 @@ def bench_denoise(
     chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
     if (Path(data) / "noisy").is_dir() and (Path(data) / "clean").is_dir():
         return _bench_pairs(Path(data), limit, chosen)
-    images = [x for _, x in _images(data, limit)]
+    images = [x for _, x in images_in(data, limit)]
     grey = [np.asarray(Image.fromarray(x).convert("L")) for x in images]
 
     def noisy(stack: list[np.ndarray], sigma: float) -> list[np.ndarray]:
@@ -259,7 +160,7 @@ def bench_denoise(
         "jpeg75": jpeg,
         "clean": clean,
         **_denoising_speeds(square, chosen),
-        **_circumstances("denoise", model, device, dtype),
+        **circumstances("denoise", model, device, dtype),
     }
 
 
@@ -285,7 +186,7 @@ def _bench_pairs(data: Path, limit: int | None, chosen: dict[str, Any]) -> Figur
         "task": "denoise",
         "images": len(paths),
         "cameras": cameras,
-        **_circumstances("denoise", chosen["model"], chosen["device"], chosen["dtype"]),
+        **circumstances("denoise", chosen["model"], chosen["device"], chosen["dtype"]),
     }
 
 
@@ -302,9 +203,9 @@ def bench_engine(
     """
     import tempfile
 
-    from .engine import _verb
-    from .stream import stream
-    from .verbs import Options
+    from ..engine import _verb
+    from ..stream import stream
+    from ..verbs import Options
 
     paths = find_images(Path(data))[:limit]
     if not paths:
@@ -374,8 +275,8 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     """
     import tempfile
 
-    from .data import Digits
-    from .train import train
+    from ..data import Digits
+    from ..train import train
 
     every = Digits(data)
     test = every.split()
@@ -432,9 +333,9 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
     """
     import tempfile
 
-    from .data import Digits
-    from .families import FAMILIES
-    from .train import train
+    from ..data import Digits
+    from ..families import FAMILIES
+    from ..train import train
 
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -470,7 +371,7 @@ def write_card(weights: Path, data: Path, figures: Figures) -> None:
     header, tensors, _ = zoo.load_tensors(weights)
     if figures["task"] == "compress":
         ours = figures["codecs"]["aeimg"]
-        row = {"bd_rate": {k: round(v, 1) for k, v in ours["bd_rate"].items()}}
+        row = {metric: {k: round(v, 1) for k, v in rates.items()} for metric, rates in ours["bd_rate"].items()}
     else:
         parts = {**figures.get("sigmas", {}), **figures.get("cameras", {})}
         parts |= {name: figures[name] for name in ("jpeg75", "clean") if name in figures}
@@ -483,22 +384,8 @@ def table(figures: Figures) -> str:
     """A set of figures as text."""
     lines = []
     if figures["task"] == "compress":
-        lines.append(f"{figures['images']} images, {figures['megapixels']:.1f} megapixels; whole files, RGB PSNR")
-        for name, row in figures["codecs"].items():
-            lines.append(f"{name} {row['settings']}".rstrip())
-            for point in row["points"]:
-                lines.append(f"    quality {point['quality']:3}  {point['bpp']:6.3f} bpp  {point['psnr']:6.2f} dB")
-        lines.append("")
-        lines.append(
-            f"{'BD-rate (PSNR) against':24}" + "".join(f"{name:>10}" for name in figures["codecs"]["aeimg"]["bd_rate"])
-        )
-        for name, row in figures["codecs"].items():
-            lines.append(f"{name:24}" + "".join(f"{value:+9.1f}%" for value in row["bd_rate"].values()))
-        lines.append("")
-        lines.append(f"{'megapixels/s':24}{'encode':>10}{'decode':>10}")
-        for name, row in figures["codecs"].items():
-            lines.append(f"{name:24}{row['encode']:10.2f}{row['decode']:10.2f}")
-    elif figures["task"] == "anomaly":
+        return compress.table(figures)
+    if figures["task"] == "anomaly":
         names = list(figures["mean"])
         lines.append(f"{figures['images']} held-out digits; trained on one, area under the ROC curve for the others")
         lines.append(f"{'digit':>8}" + "".join(f"{name:>14}" for name in names))

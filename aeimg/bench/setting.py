@@ -1,0 +1,43 @@
+"""What is measured, and where: the images of a folder, the models and the machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .. import zoo
+from ..errors import DataError
+from ..paths import find_images
+
+Figures = dict[str, Any]
+"""Named figures that JSON can hold."""
+
+
+def images_in(data: Path, limit: int | None) -> list[tuple[Path, np.ndarray]]:
+    paths = find_images(Path(data))[:limit]
+    if not paths:
+        raise DataError(f"{data}: no images to measure on")
+    return [(path, np.asarray(Image.open(path).convert("RGB"))) for path in paths]
+
+
+def circumstances(task: str, model: str | None, device: str, dtype: str) -> Figures:
+    """Which model was measured, where and how."""
+    import torch
+
+    names = [model] if model is not None else list(zoo.CHOICES) if task == "denoise" else [zoo.DEFAULTS[task]]
+    measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
+    return {
+        "models": {
+            getattr(one, "label", str(name)): getattr(one, "digest", b"").hex()
+            for name, one in zip(names, measured, strict=True)
+        },
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
