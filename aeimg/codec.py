@@ -153,7 +153,8 @@ class HyperpriorCodec:
                 y = network.finish(prepared, q)
             if effort > 1:
                 y = self._refine(part, y, tile, (height, width), q, effort - 1, dtype)
-            side, codes = network.quantise(tile.inner(y), q)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                side, codes = network.quantise(tile.inner(y), q)
             for picture, z, s in zip(pictures, side.cpu(), codes.cpu(), strict=True):
                 picture.append(Symbols(z, s))
         return pictures
@@ -223,7 +224,8 @@ class HyperpriorCodec:
         for number, tile in enumerate(tiles_of(height, width)):
             side = torch.stack([picture[number].side for picture in latents]).to(device)
             symbols = torch.stack([picture[number].codes for picture in latents]).to(device)
-            tile.kept(codes).copy_(network.dequantise(side, symbols, q))
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                tile.kept(codes).copy_(network.dequantise(side, symbols, q))
         result = torch.empty(count, *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
         for tile in tiles_of(height, width):
             part = tile.cut(codes).to(device)

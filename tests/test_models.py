@@ -177,11 +177,12 @@ def test_integer_scales_are_the_trained_ones_to_within_one_index(scales):
     network, integer = scales
     side, symbols = inputs()
     q = torch.tensor([49 / 99])
-    features = network.expand(side[None].float())
+    features = network.expand(side[None] * network.side_step(q))
+    assert torch.allclose(16 * features[0], integer.expand(side, 50), atol=1)
     for step in range(4):
         earlier = [take(symbols[None], number) for number in range(step)]
         real = network(step, features, [part.abs().float() for part in earlier], q)[0]
-        exact = integer.indexes(step, integer.expand(side), [integer.magnitudes(part[0]) for part in earlier], 50)
+        exact = integer.indexes(step, integer.expand(side, 50), [integer.magnitudes(part[0]) for part in earlier], 50)
         assert (exact.float() - real.clamp(0, LEVELS - 1)).abs().max() < 1.0
         assert exact.unique().numel() > 5
 
@@ -192,7 +193,7 @@ def test_integer_scales_do_not_depend_on_threads_or_on_float_settings(scales):
 
     def run():
         earlier = [integer.magnitudes(take(symbols[None], step)[0]) for step in range(4)]
-        return [integer.indexes(step, integer.expand(side), earlier[:step], 77) for step in range(4)]
+        return [integer.indexes(step, integer.expand(side, 77), earlier[:step], 77) for step in range(4)]
 
     expected = run()
     threads = torch.get_num_threads()
@@ -214,5 +215,34 @@ def test_the_largest_symbols_leave_the_sums_exact(scales):
     symbols = torch.full((16, 12, 8), -(2**31), dtype=torch.int32)
     for step in range(4):
         earlier = [integer.magnitudes(take(symbols[None], number)[0]) for number in range(step)]
-        index = integer.indexes(step, integer.expand(side), earlier, 100)
+        index = integer.indexes(step, integer.expand(side, 100), earlier, 100)
         assert 0 <= int(index.min()) <= int(index.max()) < LEVELS
+
+
+def test_weights_whose_sums_float32_would_round_are_refused(scales):
+    network, _ = scales
+    tensors = freeze(network)
+    tensors["expand2.bias"] = tensors["expand2.bias"] + (1 << 24)
+    with pytest.raises(ValueError, match="not exact"):
+        IntegerScales(tensors, network.config, LEVELS)
+
+
+def test_freezing_keeps_the_sums_of_wide_layers_exact():
+    """Rows of 576 equal weights of 127 would sum to more than 2^24: they get fewer bits."""
+    config = ScalesConfig(codes=16, hyper=4, features=8, context=64, hidden=16)
+    network = FloatScales(config)
+    with torch.no_grad():
+        network.expand2.weight.fill_(1.0)
+    tensors = freeze(network)
+    assert (tensors["expand2.weight"].double().abs().sum(1) * 255 < 2**24).all()
+    IntegerScales(tensors, config, LEVELS)
+
+
+def test_the_scales_learn_through_their_rounding(scales):
+    network, _ = scales
+    side, _ = inputs()
+    index = network(0, network.expand(side[None].float()), [], torch.tensor([0.5]))
+    index.sum().backward()
+    for name in ("expand1", "expand2", "expand3", "combine1.0", "combine2.0"):
+        assert network.get_submodule(name).weight.grad.abs().max() > 0
+    network.zero_grad(set_to_none=True)

@@ -167,7 +167,8 @@ class Means(nn.Module):
             h = torch.cat([h, self.gather2[step - 1](context)], 1)
         h = self.combine1[step](F.leaky_relu(h, 0.1)) + at_quality(self.rate[:, step], q)[:, :, None, None]
         last = self.combine2[step]
-        return last_layer(last.weight, last.bias, F.leaky_relu(h, 0.1), step)  # type: ignore[arg-type]
+        with torch.autocast(h.device.type, enabled=False):  # what is rounded here is the mean itself
+            return last_layer(last.weight, last.bias, F.leaky_relu(h.float(), 0.1), step)  # type: ignore[arg-type]
 
 
 def _asinh(x: Tensor) -> Tensor:
@@ -346,26 +347,24 @@ class Hyperprior(nn.Module):
         """Codes in quantiser steps -> side symbols and symbols, both int16.
 
         A code is rounded towards zero where the bits that saves are worth more than the error it adds (rate-distortion
-        optimised quantisation), by the real-valued scales: nothing that a decoder would have to know. Always in
-        fp32, like `dequantise`: encoder and decoder should agree on the means to a small part of a step.
+        optimised quantisation), by the real-valued scales: nothing that a decoder would have to know.
         """
         height, width = y.shape[2:]
-        with torch.autocast(y.device.type, enabled=False):
-            y = y.clamp(-LARGEST / 2, LARGEST / 2)
-            side_step = self.scales.side_step(q)
-            z = (self.hyper_analysis(y) / side_step).round().clamp(-LARGEST, LARGEST)
-            side = z * side_step
-            features = self.scales.expand(side)[:, :, :height, :width]
-            multiplier = self._reluctance(y, q)
-            symbols = torch.zeros_like(y)
-            codes: list[Tensor] = []
-            magnitudes: list[Tensor] = []
-            for step, mean in self._walk(side, codes, y.shape, q):
-                index = self.scales(step, features, magnitudes, q)
-                symbol = _decide(take(y, step) - mean, index, take(multiplier, step))
-                put(symbols, step, symbol)
-                codes.append(symbol + mean)
-                magnitudes.append(symbol.abs())
+        y = y.clamp(-LARGEST / 2, LARGEST / 2)
+        side_step = self.scales.side_step(q)
+        z = (self.hyper_analysis(y) / side_step).round().clamp(-LARGEST, LARGEST)
+        side = z * side_step
+        features = self.scales.expand(side)[:, :, :height, :width]
+        multiplier = self._reluctance(y, q)
+        symbols = torch.zeros_like(y)
+        codes: list[Tensor] = []
+        magnitudes: list[Tensor] = []
+        for step, mean in self._walk(side, codes, y.shape, q):
+            index = self.scales(step, features, magnitudes, q)
+            symbol = _decide(take(y, step) - mean, index, take(multiplier, step))
+            put(symbols, step, symbol)
+            codes.append(symbol + mean)
+            magnitudes.append(symbol.abs())
         return z.short(), symbols.short()
 
     @torch.no_grad()
@@ -373,11 +372,10 @@ class Hyperprior(nn.Module):
         """Side symbols and symbols -> codes in quantiser steps: the mirror of `quantise`."""
         known = torch.empty(symbols.shape, device=symbols.device, memory_format=torch.channels_last)
         codes: list[Tensor] = []
-        with torch.autocast(symbols.device.type, enabled=False):
-            side = z.float() * self.scales.side_step(q)
-            for step, mean in self._walk(side, codes, symbols.shape, q):
-                codes.append(take(symbols, step) + mean)
-                put(known, step, codes[-1])
+        side = z.float() * self.scales.side_step(q)
+        for step, mean in self._walk(side, codes, symbols.shape, q):
+            codes.append(take(symbols, step) + mean)
+            put(known, step, codes[-1])
         return known
 
     def _walk(self, side: Tensor, codes: list[Tensor], shape: torch.Size, q: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -316,6 +316,7 @@ class IntegerScales:
         """Rounds half up and limits to 0..255."""
         return torch.floor_(x.add_(0.5)).clamp_(0, LARGEST_ACTIVATION)
 
+    @torch.autocast("cpu", enabled=False)  # which would round the sums
     def expand(self, side: Tensor, quality: int) -> Tensor:
         """Side symbols `[hyper,h,w]` -> features, float32 integers `[features,4h,4w]`."""
         side = (
@@ -331,6 +332,7 @@ class IntegerScales:
         """Symbols, any shape -> what the network is told of them, float32 integers."""
         return self._t["magnitude"][symbols.int().abs().clamp_(0, LARGEST_MAGNITUDE)]
 
+    @torch.autocast("cpu", enabled=False)
     def indexes(self, step: int, features: Tensor, earlier: Sequence[Tensor], quality: int) -> Tensor:
         """uint8 indexes `[M]` of the symbols of `step`, as `take` orders them.
 
