@@ -308,7 +308,8 @@ class IntegerScales:
         weight = self._t[f"{name}.weight"]
         height, width = x.shape[1:]
         columns = x.flatten(1) if weight.shape[1] == x.shape[0] else F.unfold(x[None], 3, padding=1)[0]
-        sums = torch.addmm(bias[:, None], weight, columns)
+        with torch.autocast("cpu", enabled=False):  # which would round the sums
+            sums = torch.addmm(bias[:, None], weight, columns)
         return sums.mul_(self._unit[name][:, None]).view(-1, height, width)
 
     @staticmethod
@@ -316,14 +317,11 @@ class IntegerScales:
         """Rounds half up and limits to 0..255."""
         return torch.floor_(x.add_(0.5)).clamp_(0, LARGEST_ACTIVATION)
 
-    @torch.autocast("cpu", enabled=False)  # which would round the sums
     def expand(self, side: Tensor, quality: int) -> Tensor:
         """Side symbols `[hyper,h,w]` -> features, float32 integers `[features,4h,4w]`."""
-        side = (
-            side.float().clamp(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
-            * self._t["side_step"][quality - 1][:, None, None]
-        )
-        h = side.clamp_(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
+        limit = LARGEST_ACTIVATION
+        step = self._t["side_step"][quality - 1][:, None, None]
+        h = (side.float().clamp(-limit, limit) * step).clamp_(-limit, limit)
         h = self._activate(F.pixel_shuffle(self._layer("expand1", h, self._t["expand1.bias"]), 2))
         h = self._activate(self._layer("expand2", h, self._t["expand2.bias"]))
         return self._activate(F.pixel_shuffle(self._layer("expand3", h, self._t["expand3.bias"]), 2))
@@ -332,7 +330,6 @@ class IntegerScales:
         """Symbols, any shape -> what the network is told of them, float32 integers."""
         return self._t["magnitude"][symbols.int().abs().clamp_(0, LARGEST_MAGNITUDE)]
 
-    @torch.autocast("cpu", enabled=False)
     def indexes(self, step: int, features: Tensor, earlier: Sequence[Tensor], quality: int) -> Tensor:
         """uint8 indexes `[M]` of the symbols of `step`, as `take` orders them.
 
@@ -341,24 +338,30 @@ class IntegerScales:
         """
         h = features
         if step:
-            name = f"gather1.{step - 1}"
-            context = first_layer(
-                self._t[f"{name}.weight"], self._t[f"{name}.bias"], [values[None] for values in earlier], *h.shape[1:]
-            )[0]
-            context = self._activate(context.contiguous().mul_(self._unit[name][:, None, None]))
+            context = self._first(f"gather1.{step - 1}", earlier, (h.shape[1], h.shape[2]))
             name = f"gather2.{step - 1}"
             context = self._activate(self._layer(name, context, self._t[f"{name}.bias"]))
             h = torch.cat([h, context])
         h = self._activate(self._layer(f"combine1.{step}", h, self._t["rate"][quality - 1, step]))
-        name = f"combine2.{step}"
-        weight, bias = self._t[f"{name}.weight"], self._t["base"][step, quality - 1]
-        unit = self._unit[name] * 2.0**-ACTIVATION_BITS
-        parts = [
-            torch.addmm(bias[c], h[:, i, j].flatten(1).T, weight[c].T).mul_(unit[c]).flatten()
-            for c, i, j in step_parts(step, len(weight))
-        ]
-        t = torch.cat(parts)
+        t = self._last(f"combine2.{step}", step, h, self._t["base"][step, quality - 1])
         return torch.floor_(t.add_(0.5)).clamp_(0, self.levels - 1).byte()
+
+    def _first(self, name: str, earlier: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        weight, bias, values = self._t[f"{name}.weight"], self._t[f"{name}.bias"], [part[None] for part in earlier]
+        with torch.autocast("cpu", enabled=False):
+            sums = first_layer(weight, bias, values, *size)[0].contiguous()
+        return self._activate(sums.mul_(self._unit[name][:, None, None]))
+
+    def _last(self, name: str, step: int, h: Tensor, bias: Tensor) -> Tensor:
+        """Indexes that are not yet rounded."""
+        weight, unit = self._t[f"{name}.weight"], self._unit[name] * 2.0**-ACTIVATION_BITS
+        with torch.autocast("cpu", enabled=False):
+            return torch.cat(
+                [
+                    torch.addmm(bias[c], h[:, i, j].flatten(1).T, weight[c].T).mul_(unit[c]).flatten()
+                    for c, i, j in step_parts(step, len(weight))
+                ]
+            )
 
     def side_index(self, quality: int) -> Tensor:
         """int32 indexes `[hyper]` of the side symbols at `quality` 1..100."""
