@@ -1,10 +1,10 @@
 """Every check of aeimg, each defined once.
 
-    nox                     # what .ci/run checks, each session in an environment of its own
-    nox -s lint types       # some of it
-    nox --no-venv -s lint   # in the environment that is active, as .ci/run and pre-commit do it
-    nox -s tests-3.13       # the tests with another Python
-    nox -s oldest           # the tests with the oldest torch that pyproject.toml promises
+    nox                      # what .ci/run checks, each session in an environment of its own
+    nox -s lint types        # some of it
+    nox --no-venv -s lint    # in the environment that is active, as .ci/run and pre-commit do it
+    nox -P 3.13 -s tests     # the tests with another Python
+    nox -s oldest            # the tests with the oldest torch that pyproject.toml promises
 
 The settings of the tools, and the floor of the coverage, are in `pyproject.toml`.
 """
@@ -17,14 +17,12 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 ROOT = Path(__file__).parent
 OLDEST = ("torch", "torchvision")
 """The dependencies whose oldest promised versions are tested."""
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests-3.11", "wheel", "docs"]
-nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "tests", "wheel", "docs"]
 
 
 def install(session: nox.Session, *packages: str) -> None:
@@ -54,14 +52,14 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session(python=PYTHONS)
+@nox.session
 def tests(session: nox.Session) -> None:
     """All tests, and how much of the code they run."""
     install(session, ".[test]")
     session.run("pytest", "--cov", *session.posargs)
 
 
-@nox.session(python="3.11")
+@nox.session(python="3.11")  # newer ones may lack a wheel of it
 def oldest(session: nox.Session) -> None:
     """All tests, with the oldest torch and torchvision that `pyproject.toml` promises."""
     promised = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["dependencies"]
