@@ -196,7 +196,7 @@ def test_the_measured_weights_are_those_that_ship():
 
     denoisers = shipped("denoise", *zoo.CHOICES)
     for name, models in (("compress", shipped("compress", None)), ("denoise", denoisers), ("pairs", denoisers)):
-        assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text(encoding="utf-8"))["models"] == models
+        assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())["models"] == models
 
 
 def test_the_version_is_that_of_the_changelog():
