@@ -98,6 +98,12 @@ def test_every_link_to_a_file_leads_somewhere():
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_the_reference_holds_everything_public():
+    shown = re.findall(r"^::: aeimg\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    errors = {name for name in aeimg.__all__ if hasattr(aeimg.errors, name)}
+    assert set(shown) == {name for name in aeimg.__all__ if name not in errors and name != "__version__"} | {"errors"}
+
+
 def run_blocks(page: Path, small) -> dict[str, object]:
     """Runs the Python blocks of a page one after another, in a folder with one picture, `in/a.png`."""
     from PIL import Image
