@@ -18,6 +18,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
 OLDEST = ("torch", "torchvision")
 """The dependencies whose oldest promised versions are tested."""
 
@@ -31,10 +32,16 @@ def install(session: nox.Session, *packages: str) -> None:
         session.install(*packages)
 
 
+def required(extra: str, *names: str) -> list[str]:
+    """What an extra of `pyproject.toml` asks for; with `names`, only of these packages."""
+    found: list[str] = PROJECT["optional-dependencies"][extra]
+    return [one for one in found if not names or re.split(r"[\[<>=]", one)[0] in names]
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, spelling, and the files that other programs read."""
-    install(session, "ruff>=0.14", "codespell>=2.4", "check-jsonschema>=0.31")
+    install(session, *required("dev", "ruff", "codespell", "check-jsonschema"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("codespell")
@@ -62,8 +69,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python="3.11")  # newer ones may lack a wheel of it
 def oldest(session: nox.Session) -> None:
     """All tests, with the oldest torch and torchvision that `pyproject.toml` promises."""
-    promised = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["dependencies"]
-    found = [re.fullmatch(r"([\w-]+)>=([\d.]+)", one) for one in promised]
+    found = [re.fullmatch(r"([\w-]+)>=([\d.]+)", one) for one in PROJECT["dependencies"]]
     pins = [f"{one[1]}=={one[2]}.*" for one in found if one is not None and one[1] in OLDEST]
     session.install(".[test]", *pins)
     session.run("pytest", *session.posargs)
@@ -72,7 +78,7 @@ def oldest(session: nox.Session) -> None:
 @nox.session
 def wheel(session: nox.Session) -> None:
     """Build the source distribution, the wheel from that, and use the wheel in an environment of its own."""
-    install(session, "build>=1.2")
+    install(session, *required("dev", "build"))
     python = session.posargs[0] if session.posargs else "python"
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
@@ -82,7 +88,7 @@ def wheel(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site. A page, a link or a name that is missing is an error, and so is anything loaded from elsewhere."""
-    install(session, "mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.30")
+    install(session, *required("docs"))
     # Not with --quiet, which hides warnings from --strict.
     session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
     loaded = re.compile(r'<(?:script|img|iframe|link rel="(?:stylesheet|preconnect|icon)")[^>]*"https?://[^"]*"')

@@ -205,5 +205,6 @@ def test_the_measured_weights_are_those_that_ship():
         assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())["models"] == models
 
 
-def test_the_version_is_that_of_the_changelog():
+def test_the_version_is_that_of_the_changelog_and_of_the_citation():
     assert f"## {aeimg.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {aeimg.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
