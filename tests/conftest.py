@@ -17,7 +17,8 @@ from aeimg import zoo
 settings.register_profile("aeimg", deadline=None)
 settings.load_profile("aeimg")
 
-DATA = Path(os.environ.get("AEIMG_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+DATA = "AEIMG_TEST_DATA"
+"""The environment variable that names the folder of test images."""
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +29,14 @@ def registered(monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The training and test images, which are not part of the project."""
-    if not DATA.is_dir():
-        pytest.skip(f"the test images are not here ({DATA}); name their folder in AEIMG_TEST_DATA")
-    return DATA
+    """The folder of training and test images, which are not part of the project: see CONTRIBUTING.md."""
+    named = os.environ.get(DATA)
+    if not named:
+        pytest.skip(f"this test needs images that are not part of the project; name their folder in {DATA}")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"{DATA} names {folder}, which is no folder")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,49 @@
-"""What the README says is true: its commands run, its figures are those that were measured."""
+"""What the README and the pages say is true: their commands parse, their code runs, their figures were measured."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
-from click.testing import CliRunner
 
 import aeimg
 from aeimg.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PLACEHOLDERS = {"TASK": "denoise", "NAME": "vanilla"}
+"""What stands for a choice on a page, and one that can be chosen. Other words in capitals may be anything."""
+SHELLS = ("bash", "console", "sh", "shell")
+
+
+def command_lines(text: str) -> list[str]:
+    """The calls of aeimg in the code of a page, without comments, pipes and redirections."""
+    fenced = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
+    code = re.findall(r"^    (.*)$", fenced.sub("", text), re.M)
+    code += [line for kind, block in fenced.findall(text) if kind in SHELLS for line in block.splitlines()]
+    lines: list[str] = []
+    for line in filter(re.compile(r"(.*(&&|\|) )?aeimg ").match, code):
+        words = shlex.split(line, comments=True)
+        for operator in ("&&", "|"):
+            words = [word if word != operator else ";" for word in words]
+        for part in " ".join(map(shlex.quote, words)).split("';'"):
+            if (call := shlex.split(part))[:1] == ["aeimg"]:
+                end = call.index(">") if ">" in call else len(call)
+                lines.append(shlex.join(call[:end]))
+    return lines
+
+
+def parse(line: str) -> click.Context:
+    """Parses a call as the command line does, without running it. Raises `click.UsageError`."""
+    name, *words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line)[1:]]
+    if name not in main.commands:
+        raise click.UsageError(f"no such command {name!r}")
+    return main.commands[name].make_context(name, words)
 
 
 def test_the_two_commands_stand_there_word_for_word():
@@ -21,37 +51,102 @@ def test_the_two_commands_stand_there_word_for_word():
     assert "\n    pip install '.[test]' && pytest\n" in README
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^    aeimg (\S+.*)$", README, re.M))))
+@pytest.mark.parametrize("line", sorted({line for page in PAGES for line in command_lines(page.read_text("utf-8"))}))
 def test_every_command_line_parses(line):
-    words = line.split("#")[0].split()
-    command = main.commands[words[0]]
-    names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    assert all(word in names for word in words if word.startswith("-"))
-    assert CliRunner().invoke(main, [words[0], "--help"]).exit_code == 0
+    assert parse(line).params
+
+
+def test_the_readme_shows_every_command():
+    commands = {shlex.split(line)[1] for line in command_lines(README)}
+    elsewhere = {"sample", "interpolate", "arithmetic"}  # of the small autoencoders, on their page
+    assert commands == set(main.commands) - elsewhere
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("aeimg polish in/ out/", "no such command 'polish'"),
+        ("aeimg denoise in/ out/ --sharpen 3", "No such option"),
+        ("aeimg denoise out/", "Missing argument"),
+        ("aeimg info", "Missing argument"),
+        ("aeimg interpolate a.png b.png c.png out/", "unexpected extra argument"),
+        ("aeimg compress in/ out/ --quality 101", "not in the range"),
+        ("aeimg compress in/ out/ --quality", "requires an argument"),
+        ("aeimg train polish in/ -o a.safetensors", "is not one of"),
+        ("aeimg train denoise in/", "Missing option"),
+        ("aeimg denoise in/ out/ --dry-run 5 --if-exists ask", "is not one of"),
+    ],
+)
+def test_a_wrong_line_does_not_parse(line, fault):
+    with pytest.raises(click.UsageError) as caught:
+        parse(line)
+    assert fault in caught.value.format_message()
+
+
+def test_command_lines_are_found():
+    indented = "    cat a | aeimg denoise - - > b  # c\n    pip install '.[demo]' && aeimg demo demo/\n"
+    fenced = "```bash\naeimg compress 'a b/*' c\n```\n"
+    found = ["aeimg denoise - -", "aeimg demo demo/", "aeimg compress 'a b/*' c"]
+    assert command_lines(indented + fenced) == found
+    assert command_lines("    pip install aeimg\naeimg can't\n```python\naeimg = 1\n    aeimg if x\n```\n") == []
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / folder / "README.md" for folder in ("examples", "weights"))]:
+        # (Those of docs/ are checked by `mkdocs build --strict`.)
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_reference_holds_everything_public():
+    shown = re.findall(r"^::: aeimg\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    errors = {name for name in aeimg.__all__ if hasattr(aeimg.errors, name)}
+    assert set(shown) == {name for name in aeimg.__all__ if name not in errors and name != "__version__"} | {"errors"}
+
+
+def run_blocks(page: Path, small) -> dict[str, object]:
+    """Runs the Python blocks of a page one after another, in a folder with one picture, `in/a.png`."""
+    from PIL import Image
+
+    Path("in").mkdir()
+    Image.fromarray(small).save("in/a.png")
+    names: dict[str, object] = {"image": Image.fromarray(small), "images": [small, small]}
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), names)
+    return names
 
 
 def test_the_python_lines_run(small, monkeypatch, tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
-    from PIL import Image
-
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "in").mkdir()
-    Image.fromarray(small).save("in/a.png")
-    names = {"image": Image.fromarray(small), "images": [small, small]}
-    exec(compile(block, "README.md", "exec"), names)
+    names = run_blocks(ROOT / "README.md", small)
     assert names["back"].size == (143, 101)
     assert names["summary"].done == 1
 
 
+def test_the_python_lines_of_the_guide_run(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks(ROOT / "docs" / "guide" / "python.md", small)
+    assert names["array"].shape == (101, 143, 3)
+    assert names["tensor"].shape == (3, 101, 143)
+    assert names["codes"].ndim == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["(101, 143, 3)"] * 2
+    assert printed[2].startswith("failed: ")
+    assert printed[3] == "1 done, 0 skipped, 0 failed"
+    assert len(printed) == 5
+
+
 def figure(pattern: str) -> float:
-    found = re.search(pattern, README)
+    found = re.search(pattern.replace(" ", r"\s+"), README)
     assert found, pattern
     return float(found[1])
 
 
 def test_the_figures_are_those_that_were_measured():
-    compress = json.loads((ROOT / "docs" / "bench-compress.json").read_text())
-    denoise = json.loads((ROOT / "docs" / "bench-denoise.json").read_text())
+    compress = json.loads((ROOT / "docs" / "bench-compress.json").read_text(encoding="utf-8"))
+    denoise = json.loads((ROOT / "docs" / "bench-denoise.json").read_text(encoding="utf-8"))
     ours = compress["codecs"]["aeimg"]["bd_rate"]
     for anchor, name in (("jpeg", "JPEG"), ("webp", "WebP"), ("avif", "AVIF")):
         assert figure(rf"\| aeimg against {name} \| ([+-]?[\d.]+)% \|") == pytest.approx(ours[anchor], abs=0.051)
@@ -62,13 +157,31 @@ def test_the_figures_are_those_that_were_measured():
         assert [float(value) for value in found.groups()] == pytest.approx(row, abs=0.0051)
     jpeg = [figure(rf"\| sigma 25, then JPEG 75 \|{skipped} ([\d.]+) \|") for skipped in ("", r" [\d.]+ \| \|")]
     assert jpeg == pytest.approx([denoise["jpeg75"][key] for key in ("noisy", "auto")], abs=0.0051)
-    pairs = json.loads((ROOT / "docs" / "bench-pairs.json").read_text())["cameras"]["NikonD800"]
+    pairs = json.loads((ROOT / "docs" / "bench-pairs.json").read_text(encoding="utf-8"))["cameras"]["NikonD800"]
     assert figure(r"rise by ([\d.]+) dB") == pytest.approx(pairs["gain"], abs=0.0051)
+    for figures in (("noisy", r"from ([\d.]+) to [\d.]+ dB"), ("auto", r"from [\d.]+ to ([\d.]+) dB")):
+        assert figure(figures[1]) == pytest.approx(pairs[figures[0]], abs=0.0051)
+    for figures in (("noisy_ssim", r"SSIM from ([\d.]+) to"), ("auto_ssim", r"SSIM from [\d.]+ to ([\d.]+) \(")):
+        assert figure(figures[1]) == pytest.approx(pairs[figures[0]], abs=0.00051)
+    assert figure(r"Clean images come back at ([\d.]+) dB") == pytest.approx(denoise["clean"]["psnr"], abs=0.051)
+    assert figure(r"shift by ([\d.]+) of 255") == pytest.approx(denoise["clean"]["shift"], abs=0.0051)
+
+
+def test_the_speeds_are_those_that_were_measured():
+    compress = json.loads((ROOT / "docs" / "bench-compress.json").read_text(encoding="utf-8"))["codecs"]
+    denoise = json.loads((ROOT / "docs" / "bench-denoise.json").read_text(encoding="utf-8"))
+    times = compress["aeimg"]["encode"] / compress["avif"]["encode"]
+    assert figure(r"encoded ([\d.]+) times as fast as AVIF") == pytest.approx(times, abs=0.051)
+    assert figure(r"decoded at ([\d.]+) megapixels") == pytest.approx(compress["aeimg"]["decode"], abs=0.051)
+    speeds = denoise["one_thread_mps"]
+    assert figure(r"One thread denoised ([\d.]+) megapixels") == pytest.approx(speeds["fp32"], abs=0.051)
+    assert figure(r"([\d.]+) times as many as DnCNN") == pytest.approx(denoise["times_dncnn"], abs=0.51)
+    assert figure(r"and ([\d.]+) in the precision that `--dtype auto`") == pytest.approx(speeds["auto"], abs=0.051)
 
 
 def test_the_figures_of_a_specialised_codec_are_those_that_were_measured():
-    codecs = json.loads((ROOT / "docs" / "bench-pages.json").read_text())["codecs"]
-    text = (ROOT / "docs" / "training.md").read_text()
+    codecs = json.loads((ROOT / "docs" / "bench-pages.json").read_text(encoding="utf-8"))["codecs"]
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for anchor, name in (("jpeg", "JPEG"), ("webp", "WebP"), ("avif", "AVIF")):
         found = re.search(rf"\| against {name} \| ([+-][\d.]+)% \| ([+-][\d.]+)% \|", text)
         assert found, name
@@ -92,5 +205,6 @@ def test_the_measured_weights_are_those_that_ship():
         assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())["models"] == models
 
 
-def test_the_version_is_that_of_the_changelog():
-    assert f"## {aeimg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+def test_the_version_is_that_of_the_changelog_and_of_the_citation():
+    assert f"## {aeimg.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {aeimg.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
