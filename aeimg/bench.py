@@ -374,8 +374,8 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     """
     import tempfile
 
-    from .data import Digits
-    from .train import train
+    from .training import train
+    from .training.datasets import Digits
 
     every = Digits(data)
     test = every.split()
@@ -432,9 +432,9 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
     """
     import tempfile
 
-    from .data import Digits
-    from .families import FAMILIES
-    from .train import train
+    from .training import train
+    from .training.datasets import Digits
+    from .training.textbook_objectives import FAMILIES
 
     runs = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -664,7 +664,7 @@ TRAINED = (
     "denoise", "compress", "linear", "vanilla", "multilayer", "stacked", "deep2d", "conv", "sparse", "denoising",
     "variational",
 )  # fmt: skip
-"""The keys of `train.OBJECTIVES`, which would wait for torch."""
+"""The keys of `training.loop.OBJECTIVES`, which would wait for torch."""
 
 
 @main.command()
@@ -720,7 +720,7 @@ def train(task: str, data: Path, out: Path, rate: float | None, labels: str | No
 
     A denoiser learns from clean images, or from DATA/noisy and DATA/clean with files of equal names.
     """
-    from .train import train as run
+    from .training import train as run
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: weights files end in .safetensors")

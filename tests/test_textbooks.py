@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from aeimg import latents, process, zoo
-from aeimg.data import Digits
-from aeimg.families import FAMILIES
+from aeimg.training.datasets import Digits
+from aeimg.training.textbook_objectives import FAMILIES
 
 SHIPPED = [name for name in FAMILIES if name in zoo.BUILTINS]
 CODECS = [name for name in SHIPPED if name != "denoising"]

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from aeimg import DataError, InvalidWeights, OutputError, UsageError, data, plots, process, zoo
-from aeimg import train as module
+from aeimg import DataError, InvalidWeights, OutputError, UsageError, plots, process, zoo
 from aeimg.metrics import psnr
-from aeimg.objectives import SHAPE
-from aeimg.train import train
+from aeimg.training import loop as module
+from aeimg.training import train
+from aeimg.training.datasets import Photographs
+from aeimg.training.degradations import add_white_noise
+from aeimg.training.denoise_objectives import SHAPE
 
 TINY = {
     "denoise": {"config": {"channels": (8, 16), "blocks": (1, 1), "blocks_up": (1,)},
@@ -457,7 +459,7 @@ def test_where_few_images_are_large_the_last_phase_keeps_to_small_crops(photogra
 
 
 def test_crops_are_the_same_for_the_same_seed_and_turn_every_way(photographs):
-    images = data.Photographs(photographs, min_side=32)
+    images = Photographs(photographs, min_side=32)
     a, b = (images.crops(np.random.default_rng(5), 6, 32) for _ in range(2))
     assert torch.equal(a, b)
     assert a.shape == (6, 3, 32, 32)
@@ -467,7 +469,7 @@ def test_crops_are_the_same_for_the_same_seed_and_turn_every_way(photographs):
 
 def test_noise_has_the_level_that_was_asked_for():
     clean = torch.full((2, 3, 128, 128), 0.5)
-    noisy = data.add_white_noise(clean, torch.tensor([10.0, 50.0]), torch.Generator().manual_seed(0))
+    noisy = add_white_noise(clean, torch.tensor([10.0, 50.0]), torch.Generator().manual_seed(0))
     measured = (noisy - clean).flatten(1).std(1) * 255
     torch.testing.assert_close(measured, torch.tensor([10.0, 50.0]), rtol=0.02, atol=0)
 
@@ -543,8 +545,8 @@ def test_a_card_names_no_commit_of_the_repository_that_a_package_was_installed_i
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], cwd=tmp_path, check=True)
-    (tmp_path / "site" / "aeimg").mkdir(parents=True)
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "site" / "aeimg" / "train.py"))
+    (tmp_path / "site" / "aeimg" / "training").mkdir(parents=True)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site" / "aeimg" / "training" / "loop.py"))
     assert module._commit() == "unknown"
 
 

@@ -1,6 +1,6 @@
 """One training loop for every model: what `aeimg train` runs, and what made the shipped weights.
 
-What is trained and on what say `objectives` and `families`; here is the loop: warm-up, cosine to zero, clipping, an
+What is trained and on what say the objectives; here is the loop: warm-up, cosine to zero, clipping, an
 average of the weights, judgements on held-out images, checkpoints.
 
 A run ends after `minutes` or `steps`, whichever comes first, and the learning rate is always decayed to its end by
@@ -29,22 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import plots
-from .data import Digits, Pairs
-from .errors import InvalidWeights, OutputError, UsageError
-from .families import FAMILIES
-from .objectives import (
-    AT_LEAST,
-    BlindObjective,
-    CompressObjective,
-    DenoiseObjective,
-    Objective,
-    PairsObjective,
-    Recipe,
-)
-from .optim import optimizers
-from .paths import check_writable, sweep, write_atomic
-from .zoo import Header, build, load_tensors, pick_device, pick_dtype, read_header, resolve, save_weights
+from .. import plots
+from ..errors import InvalidWeights, OutputError, UsageError
+from ..paths import check_writable, sweep, write_atomic
+from ..zoo import Header, build, load_tensors, pick_device, pick_dtype, read_header, resolve, save_weights
+from .compress_objective import CompressObjective
+from .datasets import Digits, Pairs
+from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
+from .objective import AT_LEAST, Objective, Recipe
+from .optimizers import optimizers
+from .textbook_objectives import FAMILIES
 
 OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress": CompressObjective, **FAMILIES}
 """What can be trained: a denoiser and a codec as they ship, and the autoencoders of the textbooks."""
@@ -221,7 +215,7 @@ def _restore(path: Path, tensors: dict[str, Tensor], states: dict[str, nn.Module
 
 def _commit() -> str:
     """The commit this runs from, for the card; what was installed has none, whatever repository it lies in."""
-    if not (Path(__file__).parents[1] / ".git").exists():
+    if not (Path(__file__).parents[2] / ".git").exists():
         return "unknown"
     try:
         return subprocess.run(

@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw
 from aeimg import DataError, UsageError, process, zoo
 from aeimg.bench import bench_textbooks, table
 from aeimg.cli import TRAINED
-from aeimg.families import FAMILIES, Family, Stacked, active
 from aeimg.metrics import psnr
 from aeimg.models.variational import divergence
-from aeimg.train import OBJECTIVES, train
+from aeimg.training import train
+from aeimg.training.loop import OBJECTIVES
+from aeimg.training.textbook_objectives import FAMILIES, Family, Stacked, active
 
 # Enough for each loss to fall clearly; convolutions are slower, and gain more from each; few units take longer.
 STEPS = {"vanilla": 450, "sparse": 450, "conv": 260, "denoising": 130, "deep2d": 150}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from aeimg.optim import Muon, optimizers, orthogonalise
+from aeimg.training.optimizers import Muon, optimizers, orthogonalise
 
 
 def test_singular_values_are_brought_near_one():

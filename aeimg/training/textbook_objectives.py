@@ -26,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import block_step
-from .data import Digits, GreyPhotographs
-from .entropy import LEVELS, SMALLEST, STEP, logistic_tables
-from .errors import DataError, UsageError
-from .models.integer import QUALITIES
-from .models.variational import divergence
-from .objectives import AT_LEAST, Objective, Recipe
-from .tiles import pad, padded
-from .zoo import build
+from ..blocks import block_step
+from ..entropy import LEVELS, SMALLEST, STEP, logistic_tables
+from ..errors import DataError, UsageError
+from ..models.integer import QUALITIES
+from ..models.variational import divergence
+from ..tiles import pad, padded
+from ..zoo import build
+from .datasets import Digits, GreyPhotographs
+from .objective import AT_LEAST, Objective, Recipe
 
 SYMBOLS = 127
 """The largest magnitude that the coder's tables hold: 8 standard deviations at the finest step."""

@@ -1,0 +1,103 @@
+"""The objective of the codec: rate and distortion."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..codec import HyperpriorCodec
+from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
+from ..models.hyperprior import Hyperprior, strength
+from ..models.integer import QUALITIES, freeze
+from ..zoo import build
+from .datasets import Photographs
+from .degradations import turn_grey
+from .objective import Objective, Recipe
+
+
+class CompressObjective(Objective):
+    """Rate plus lambda times distortion, at a rate drawn anew for each crop.
+
+    lambda = 0.0008 * 2^(8.2 q) spans about 0.1 to 2 bits per pixel. Each crop's loss is divided by lambda^0.4, so
+    that a percent of the rate counts about as much at low rates as at high ones.
+    """
+
+    task = "compress"
+    architecture = "hyperprior"
+    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True, minutes=60)
+    main = "loss"
+    passes = 4
+
+    def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:
+        super().__init__(photographs, recipe)
+        self.model: Hyperprior = build(self.architecture, config)  # type: ignore[assignment]
+
+    def prepare(self) -> None:
+        """The linear shortcut: principal components of 128,000 blocks."""
+        rng = np.random.default_rng(1)
+        crops = self.photographs.crops(rng, 2000, 128).float()
+        self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
+
+    @staticmethod
+    def _terms(model: nn.Module, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, bits per pixel and mean squared error (8-bit units) of each image."""
+        decoded, code_bits, side_bits = model(x, q)
+        bpp = (code_bits + side_bits) / (x.shape[2] * x.shape[3])
+        mse = (decoded - x).square().flatten(1).mean(1) * 255.0**2
+        worth = strength(q)
+        return (worth * mse + bpp) * (worth / 0.01) ** -0.4, bpp, mse
+
+    def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
+        (crops,) = batch
+        q = torch.from_numpy(rng.random(crops.shape[0]).astype(np.float32)).to(crops.device)
+        x = turn_grey(crops.float() / 255.0, rng, share=0.05)
+        loss, bpp, mse = self._terms(self.model, x, q)
+        return loss.mean(), {"bpp": float(bpp.detach().mean()), "mse": float(mse.detach().mean())}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Loss, bits per pixel and PSNR at four rates; and the mean of the losses."""
+        device = next(model.parameters()).device
+        figures: dict[str, float] = {}
+        for q in (0.1, 0.35, 0.6, 0.85):
+            rows = []
+            for index in self.held_out:
+                image = self.held(index).to(device)
+                height, width = (side // 64 * 64 for side in image.shape[2:])
+                x = image[:, :, :height, :width].float() / 255.0
+                loss, bpp, mse = self._terms(model, x, torch.tensor([q], device=device))
+                rows.append([float(loss), float(bpp), 10 * math.log10(255.0**2 / float(mse))])
+            mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+            figures |= {f"loss{q}": mean[0], f"bpp{q}": mean[1], f"psnr{q}": mean[2]}
+        losses = [value for name, value in figures.items() if name.startswith("loss")]
+        return {"loss": sum(losses) / len(losses), **figures}
+
+    def export(self, model: nn.Module) -> dict[str, Tensor]:
+        """Weights, the integers that the scales are computed with, and the coder's tables."""
+        assert isinstance(model, Hyperprior)
+        tensors = super().export(model)
+        # The linear codes reach 1,000 and must be reproduced to a fraction of a step.
+        tensors |= {"linear": model.linear, "spread": model.spread}
+        tensors |= {f"integer/{name}": tensor for name, tensor in freeze(model.scales).items()}
+        rounded: Hyperprior = self.rounded(model, tensors)  # type: ignore[assignment]
+        codec = HyperpriorCodec(rounded, tensors | {"tables": torch.from_numpy(logistic_tables())}, "", b"")
+        return tensors | {"tables": torch.from_numpy(self._fit_tables(codec))}
+
+    def _fit_tables(self, codec: HyperpriorCodec, crops: int = 600) -> np.ndarray:
+        """The coder's tables, from the symbols that the codec makes of training crops at all qualities."""
+        columns = 2 * REACH + 2
+        counts = np.zeros(LEVELS * columns, np.int64)
+        rng = np.random.default_rng(2)
+        device = torch.device("cpu")
+        for _ in range(crops):
+            quality = int(rng.integers(1, QUALITIES + 1))
+            x = self.photographs.crops(rng, 1, self.recipe.late_crop).float() / 255.0
+            for tile in codec.encode(x, quality, device, torch.float32)[0]:
+                for symbols, index in codec.groups(tile, quality):
+                    column = np.where(np.abs(symbols.astype(np.int64)) > REACH, columns - 1, symbols + REACH)
+                    counts += np.bincount(index.astype(np.int64) * columns + column, minlength=len(counts))
+        return fit_tables(counts.reshape(LEVELS, columns))
