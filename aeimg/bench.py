@@ -434,7 +434,7 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
 
     from .training import train
     from .training.datasets import Digits
-    from .training.textbook_objectives import FAMILIES
+    from .training.textbook_objectives import TEXTBOOKS
 
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -443,13 +443,13 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
             card = train(family, data, out, steps=steps, config=config, device=device, log=_nothing).card
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
             if name == "deep2d":
-                three = Digits(data, FAMILIES[family].recipe.labels)
+                three = Digits(data, TEXTBOOKS[family].recipe.labels)
                 test = three.split()
                 codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
                 runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
     components = {}
     for family in ("linear", "deep2d"):
-        kind: Any = FAMILIES[family]
+        kind: Any = TEXTBOOKS[family]
         digits = Digits(data, kind.recipe.labels)
         held_out = digits.split()
         seen, others = digits.images[: digits.training], digits.images[held_out]

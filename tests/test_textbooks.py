@@ -12,9 +12,9 @@ import torch
 
 from aeimg import latents, process, zoo
 from aeimg.training.datasets import Digits
-from aeimg.training.textbook_objectives import FAMILIES
+from aeimg.training.textbook_objectives import TEXTBOOKS
 
-SHIPPED = [name for name in FAMILIES if name in zoo.BUILTINS]
+SHIPPED = [name for name in TEXTBOOKS if name in zoo.BUILTINS]
 CODECS = [name for name in SHIPPED if name != "denoising"]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "autoencoders.md").read_text()
@@ -46,7 +46,7 @@ def digits(data):
 
 
 def test_every_family_under_a_megabyte_ships():
-    assert set(FAMILIES) - set(SHIPPED) == {"deep2d"}  # 2.2 MB
+    assert set(TEXTBOOKS) - set(SHIPPED) == {"deep2d"}  # 2.2 MB
     assert all(weights(name).stat().st_size < 1e6 for name in SHIPPED)
 
 
@@ -84,7 +84,7 @@ def test_its_weights_come_from_a_commit(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_its_weights_give_the_figure_of_its_card(name, digits):
     header = zoo.read_header(weights(name))
-    kind = FAMILIES[name]
+    kind = TEXTBOOKS[name]
     objective = kind(kind.source(digits, kind.recipe, {}), header.config, kind.recipe)
     model = zoo.load_model(weights(name))
     found = objective.validate(getattr(model, "network", model) if name in CODECS else model)

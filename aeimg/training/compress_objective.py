@@ -28,8 +28,10 @@ class CompressObjective(Objective):
 
     task = "compress"
     architecture = "hyperprior"
-    recipe = Recipe(crop=128, batch=16, rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True, minutes=60)
-    main = "loss"
+    recipe = Recipe(
+        crop=128, batch=16, learning_rate=1e-3, late=0.2, late_crop=256, late_batch=6, muon=True, minutes=60
+    )
+    primary_metric = "loss"
     passes = 4
 
     def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:

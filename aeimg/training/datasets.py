@@ -37,7 +37,7 @@ log = logging.getLogger("aeimg")
 
 
 def _rgb(path: Path) -> Array:
-    """The picture in a file as uint8 `[H,W,3]`, upright. Raises `DataError`."""
+    """The picture in a file as uint8 `[H,W,3]`, upright. Raises `DataError` where it can't be read."""
     try:
         pixels = read_picture(path.read_bytes(), str(path)).pixels
     except OSError as error:
@@ -51,20 +51,22 @@ def _rgb(path: Path) -> Array:
 
 
 def _some(paths: Sequence[Path]) -> str:
-    """Their names, or where there are many, a few of them and how many more."""
+    """The names of `paths`; of many, the first three and how many more there are."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(map(str, paths[:3])) + more
 
 
 class Photographs:
-    """Images of a folder as RGB uint8 `[H,W,3]`, decoded on first use and kept up to `cache_bytes`.
+    """The images of a folder and of those below it, in RGB, uint8 `[H,W,3]`. They are decoded on first use and kept, up
+    to `cache_bytes`.
 
-    Those with a side under `min_side` pixels, and files of several frames, are left out, and `notes` says so. So are,
-    with a warning to the log, those that turn out damaged when they are decoded. Raises `DataError` where fewer than
-    `at_least` remain.
+    Images with a side under `min_side` pixels and files of several frames are left out, and `notes` says so. Images
+    that turn out to be damaged when they are decoded are left out with a warning to the log. Raises `DataError` where
+    fewer than `at_least` remain.
     """
 
     channels = 3
+    """The channels of an image."""
 
     def __init__(self, folder: Path, *, min_side: int, at_least: int = 1, cache_bytes: int = 2 << 30) -> None:
         self.folder = Path(folder)
@@ -76,7 +78,7 @@ class Photographs:
         for path in find_images(self.folder):
             try:
                 with Image.open(path) as image:
-                    if plots.is_curve(image):  # of a run whose weights lie among the images
+                    if plots.is_curve(image):  # the curve of a run whose weights lie among the images
                         continue
                     width, height = image.size
                     frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
@@ -118,15 +120,15 @@ class Photographs:
 
     @property
     def largest_side(self) -> int:
-        """Of the largest square that can be drawn from some image, in pixels."""
+        """The side of the largest crop that can be drawn, in pixels."""
         return int(self._sides[self._weights > 0].max())
 
     def count(self, size: int) -> int:
-        """From how many images crops of `size` pixels can be drawn."""
+        """The number of images from which crops of `size` pixels can be drawn."""
         return int(((self._sides >= size) & (self._weights > 0)).sum())
 
     def split(self, held_out: int) -> list[int]:
-        """Indices of `held_out` sound images, evenly spread, which `crops` will no longer draw from."""
+        """Holds out so many sound images, evenly spread, from which `crops` no longer draws. Returns their indices."""
         chosen: list[int] = []
         for start in np.linspace(0, len(self.paths) - 1, held_out + 2)[1:-1].astype(int).tolist():
             for index in (n % len(self.paths) for n in range(start, start + len(self.paths))):
@@ -154,7 +156,7 @@ class Photographs:
         return pixels
 
     def _sound(self, index: int) -> Array | None:
-        """The same; None for one that is damaged. Raises `DataError` where too few are left."""
+        """Image `index`, or None where it is damaged. Raises `DataError` where too few sound ones are left."""
         if index in self._damaged:
             return None
         try:
@@ -172,8 +174,8 @@ class Photographs:
     def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
         """`count` random crops, each in one of the eight orientations: uint8 `[count,channels,size,size]`.
 
-        Drawn in proportion to the area, from the images that are large enough; again in the place of a damaged one, so
-        that it does not matter to the others when that is found out.
+        Images that are large enough are drawn with a probability in proportion to their area. For a damaged one another
+        is drawn, in such a way that the other crops do not depend on when the damage was found.
         """
         weights = self._weights * (self._sides >= size)
         if not weights.any():
@@ -196,13 +198,14 @@ class Photographs:
 
 
 class Digits:
-    """Images in the idx format of MNIST (LeCun et al. 1998), with their labels: uint8 `[N,S,S]`, and `[N]`.
+    """Images in the idx format of MNIST (LeCun et al. 1998), uint8 `[N,S,S]`, with their labels `[N]`.
 
-    `labels` keeps only images of these. Raises `DataError` where the files are not there or not what they should be,
-    and where fewer than `at_least` images remain, or they are smaller than `min_side` pixels or not square.
+    Where `labels` is given, only images with one of them are kept. Raises `DataError` where the files are missing or
+    damaged, where fewer than `at_least` images remain, or where they are not square or smaller than `min_side` pixels.
     """
 
     channels = 1
+    notes: Sequence[str] = ()
 
     def __init__(
         self, folder: Path, labels: Sequence[int] | None = None, *, min_side: int = 8, at_least: int = 1
@@ -230,11 +233,12 @@ class Digits:
 
     @property
     def side(self) -> int:
-        """Of its images, in pixels."""
+        """The side of an image, in pixels."""
         return int(self.images.shape[1])
 
     @staticmethod
     def are_in(folder: Path) -> bool:
+        """Whether the folder holds images in the idx format."""
         return any(Path(folder).glob("*images-idx3-ubyte*"))
 
     def _read(self, kind: str, dimensions: int) -> Array:
@@ -256,19 +260,19 @@ class Digits:
         return len(self.images)
 
     def split(self, held_out: int | None = None) -> list[int]:
-        """Indices of what is kept of the file's last `held_out` images (a fifth of them, where nothing is said), which
-        `crops` will no longer draw from."""
+        """Holds out those of the file's last `held_out` images (default: a fifth of them) that are kept, from which
+        `crops` no longer draws. Returns their indices."""
         held_out = self.total // 5 if held_out is None else held_out
         self.training = int(np.searchsorted(self.places, self.total - held_out))
         return list(range(self.training, len(self.images)))
 
     def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
-        """`count` images: uint8 `[count,1,S,S]`; `size` must be theirs."""
+        """`count` random images: uint8 `[count,1,S,S]`. `size` is their side."""
         return torch.from_numpy(self.images[rng.integers(self.training, size=count)][:, None])
 
 
 class GreyPhotographs(Photographs):
-    """The same as `Photographs` in grey, `[H,W,1]`."""
+    """The images of a folder as `Photographs` has them, in grey: uint8 `[H,W,1]`."""
 
     channels = 1
 
@@ -277,9 +281,10 @@ class GreyPhotographs(Photographs):
 
 
 class Pairs(Photographs):
-    """Pictures taken twice: `folder/clean` and `folder/noisy` hold files of equal names and sizes.
+    """Pictures that were taken twice: `folder/clean` and `folder/noisy` hold files of equal names and sizes.
 
-    An image is `[H,W,6]`, the clean one's channels first. Raises `DataError` for a file without a partner of its size.
+    An image is uint8 `[H,W,6]`, the channels of the clean one first. Raises `DataError` for a clean image without a
+    noisy partner of its size.
     """
 
     channels = 6
@@ -307,11 +312,12 @@ class Pairs(Photographs):
 
     @staticmethod
     def are_in(folder: Path) -> bool:
+        """Whether the folder holds noisy/ and clean/."""
         return all((Path(folder) / kind).is_dir() for kind in ("noisy", "clean"))
 
     @staticmethod
     def nearly_in(folder: Path) -> bool:
-        """Whether one of the two folders is there, or is spelled in another way: pairs may have been meant."""
+        """Whether one of the two folders is there alone or spelled in another way: pairs may have been meant."""
         names = [path.name.lower() for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
         return any(name in ("noisy", "clean") for name in names) and not Pairs.are_in(folder)
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 
 def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:
-    """`x` `[N,3,H,W]` with a share of its images, drawn at random, turned grey (the luma of BT.601)."""
+    """`x` `[N,3,H,W]`, of which each image turns grey (the luma of BT.601) with probability `share`."""
     x = x.clone()
     weights = torch.tensor([0.299, 0.587, 0.114], dtype=x.dtype, device=x.device).view(3, 1, 1)
     for n in range(x.shape[0]):
@@ -31,7 +31,7 @@ def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:
 
 
 def add_white_noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """`x` `[N,C,H,W]` in [0,1] plus Gaussian noise of `sigma` `[N]` in 8-bit units; not clipped."""
+    """`x` `[N,C,H,W]` in [0,1] plus Gaussian noise of `sigma` `[N]` in 8-bit units. The result is not clipped."""
     noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return x + noise * (sigma / 255.0).view(-1, 1, 1, 1)
 
@@ -50,7 +50,8 @@ def to_srgb(x: Tensor) -> Tensor:
 
 
 def add_sensor_noise(x: Tensor, shot: Tensor, read: Tensor, generator: torch.Generator) -> Tensor:
-    """`x` in linear light plus noise of variance `shot^2 * x + read^2`, both `[N]` (Foi et al. 2008); not clipped."""
+    """`x` in linear light plus noise of variance `shot^2 * x + read^2`, both `[N]` (Foi et al. 2008). The result is not
+    clipped."""
     shot, read = shot.view(-1, 1, 1, 1), read.view(-1, 1, 1, 1)
     return x + torch.randn(x.shape, generator=generator) * (shot**2 * x.clamp(min=0) + read**2).sqrt()
 
@@ -60,7 +61,7 @@ Position = tuple[int, int]
 
 
 def mosaic(x: Tensor, red: Position) -> Tensor:
-    """What a Bayer sensor sees of `x` `[N,3,H,W]`: `[N,1,H,W]`."""
+    """What a Bayer sensor sees of `x` `[N,3,H,W]`: one colour at each pixel, `[N,1,H,W]`."""
     row, column = red
     seen = x[:, 1:2].clone()
     seen[:, 0, row::2, column::2] = x[:, 0, row::2, column::2]
@@ -75,11 +76,11 @@ _MALVAR = [
     [list(row) for row in zip(*_ACROSS, strict=True)],
     [[0, 0, -1.5, 0, 0], [0, 2, 0, 2, 0], [-1.5, 0, 6, 0, -1.5], [0, 2, 0, 2, 0], [0, 0, -1.5, 0, 0]],
 ]
-"""Filters, times 8, for: green at red and blue; a colour between two of its own in a row; in a column; diagonally."""
+"""Filters, times 8: for green at red and blue; for a colour between two of its own in a row, a column, diagonally."""
 
 
 def demosaic(seen: Tensor, red: Position) -> Tensor:
-    """The mirror of `mosaic`, `[N,1,H,W]` -> `[N,3,H,W]`, by the linear filters of Malvar, He and Cutler (2004)."""
+    """Undoes `mosaic`, `[N,1,H,W]` -> `[N,3,H,W]`, by the linear filters of Malvar, He and Cutler (2004)."""
     filters = torch.tensor(_MALVAR, dtype=seen.dtype, device=seen.device)[:, None] / 8
     green, across, down, diagonal = F.conv2d(F.pad(seen, (2, 2, 2, 2), mode="reflect"), filters).unbind(1)
     result = seen.repeat(1, 3, 1, 1)
@@ -93,12 +94,12 @@ def demosaic(seen: Tensor, red: Position) -> Tensor:
 
 
 def resized(x: Tensor, side: int, kind: str) -> Tensor:
-    """Squares scaled to `side` pixels, `kind` "bilinear" or "bicubic", antialiased where they shrink."""
+    """Square images scaled to `side` pixels by `kind`, "bilinear" or "bicubic", antialiased where they shrink."""
     return F.interpolate(x, size=(side, side), mode=kind, antialias=True, align_corners=False)
 
 
 def softened(x: Tensor, sigma: Tensor) -> Tensor:
-    """`x` `[N,C,H,W]` blurred by Gaussians of `sigma` `[N]` pixels, up to 2: what lenses leave of a pixel's detail."""
+    """`x` `[N,C,H,W]` blurred by Gaussians of `sigma` `[N]` pixels, at most 2, as lenses blur."""
     count, channels = x.shape[:2]
     at = torch.arange(-6, 7, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (at / sigma.view(-1, 1).clamp(min=1e-3)) ** 2)
@@ -109,7 +110,7 @@ def softened(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def sharpened(x: Tensor, amount: Tensor) -> Tensor:
-    """Unsharp masking: `amount` `[N]` times what a 3x3 binomial blur takes away is added once more."""
+    """Unsharp masking: adds `amount` `[N]` times what a 3x3 binomial blur removes."""
     kernel = torch.tensor([1.0, 2.0, 1.0])
     kernel = (kernel[:, None] * kernel / 16).expand(x.shape[1], 1, 3, 3).to(x)
     blurred = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), kernel, groups=x.shape[1])
@@ -117,9 +118,9 @@ def sharpened(x: Tensor, amount: Tensor) -> Tensor:
 
 
 def through_jpeg(x: Tensor, quality: list[int | None], subsampling: list[int]) -> Tensor:
-    """Each image saved as a JPEG of its own quality (None: not at all) and read again.
+    """Each image saved as a JPEG of its own `quality` and read again; None leaves it as it is.
 
-    `subsampling` 0 is 4:4:4, 1 4:2:2, 2 4:2:0.
+    `subsampling` is 0 for 4:4:4, 1 for 4:2:2, 2 for 4:2:0.
     """
     pixels = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     result = x.clone()
@@ -132,9 +133,10 @@ def through_jpeg(x: Tensor, quality: list[int | None], subsampling: list[int]) -
 
 
 def _camera(x: Tensor, rng: np.random.Generator, generator: torch.Generator) -> Tensor:
-    """`x` as a sensor and a raw converter would have it: tone curve undone, white balance undone, noise, mosaic, back.
+    """`x` as a sensor and a raw converter would give it: tone curve and white balance are undone, noise is added, most
+    batches go through a mosaic, and white balance and tone curve are applied again.
 
-    The ranges of the noise are those of CBDNet (Guo et al. 2019), low levels drawn more often; the white balance
+    The ranges of the noise are those of CBDNet (Guo et al. 2019), with low levels drawn more often; the white balance
     follows Brooks et al. (2019).
     """
     count = x.shape[0]
@@ -153,9 +155,9 @@ def _camera(x: Tensor, rng: np.random.Generator, generator: torch.Generator) -> 
 
 
 def saved_as_jpeg(x: Tensor, rng: np.random.Generator, *, clean: float = 0.1) -> Tensor:
-    """Crops with white noise of sigma 0 to 40 (a share `clean` without), as JPEGs that show it, `[N,3,S,S]` again.
+    """Crops `[N,3,S,S]` with white noise of sigma 0 to 40, a share `clean` without it, saved as JPEG and read again.
 
-    Of quality 50 to 92, a third of them 75, which is what most software takes where nobody says.
+    A third of them have quality 75, which is the default of most software, the others 50 to 92.
     """
     count = x.shape[0]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -170,13 +172,13 @@ def photographed(
 ) -> tuple[Tensor, Tensor]:
     """Clean crops and what a camera and its software might have made of them, `[N,3,side,side]` both.
 
-    Of six crops in ten the detail of single pixels is gone, as a lens would have it: scaled-down pictures are sharper
-    than what cameras save, and a network that learns from them alone takes fine noise for detail. Then sensor noise in
-    linear light before the mosaic, or (a share `white` of the batches) white noise; then resizing, sharpening and JPEG
-    in shuffled order, as in Real-ESRGAN and BSRGAN, with JPEG mostly last, as in most files. What moves, blurs or
-    sharpens edges is done to the clean crop too, so the two differ by noise and compression alone. A share `clean` of
-    the images stays untouched, so that clean pictures are left as they are. Crops come in any size, even sides; they
-    are resized to `side` on the way.
+    First, six crops in ten are blurred, as by a lens: pictures that were scaled down are sharper than those of cameras,
+    and a network that learns from them alone mistakes fine noise for detail. Then they get sensor noise in linear light
+    before the mosaic, or, in a share `white` of the batches, white noise. Then they are resized, sharpened and saved as
+    JPEG in random order, as in Real-ESRGAN and BSRGAN; JPEG is mostly last, as in most files. Whatever shifts, blurs or
+    sharpens edges is done to the clean crop, too, so that the two differ by noise and compression alone. A share
+    `clean` of the crops gets no noise, so that the network learns to leave clean pictures as they are. Crops may have
+    any even side; they are resized to `side` on the way.
     """
     count = x.shape[0]
     soft = torch.from_numpy(rng.uniform(0.4, 2.0, count) * (rng.random(count) < 0.6)).to(x.dtype)
@@ -221,7 +223,8 @@ def photographed(
 
 
 def source_side(side: int, rng: np.random.Generator) -> int:
-    """Of what size to draw crops that `photographed` makes `side` pixels large: even, half to twice, 2 in 5 equal."""
+    """The side of crops to draw for `photographed`, which resizes them to `side`: even, from half of it to twice as
+    much; two in five have that side already."""
     if rng.random() < 0.4:
         return side
     return 2 * round(side * math.exp2(rng.uniform(-1, 1)) / 2)

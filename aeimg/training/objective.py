@@ -1,4 +1,4 @@
-"""What is trained, on what, and how it is evaluated: the base class of all objectives."""
+"""What is trained, on what, and how it is evaluated: the base class of all objectives, and the recipe."""
 
 from __future__ import annotations
 
@@ -15,70 +15,85 @@ from ..zoo import build
 from .datasets import Photographs
 
 AT_LEAST = 10
-"""Images, or pairs, that something is learned from."""
-JUDGED_SIDE = 1024
-"""Pixels of a held-out image each way, at most: scans of 50 megapixels would take longer to judge than to learn."""
+"""Training needs so many images, or pairs."""
+EVALUATED_SIDE = 1024
+"""A held-out image is cut to its middle of at most so many pixels each way: to evaluate scans of 50 megapixels would
+take longer than to learn from them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained. `late` is the share of the run that the last phase takes."""
+    """How a model is trained."""
 
     crop: int
+    """The side of the training crops, in pixels."""
     batch: int
-    rate: float
+    """The number of crops in a batch."""
+    learning_rate: float
+    """The highest learning rate, which the warm-up ends at."""
     late: float
+    """The share of the run that the last phase takes, 0..1."""
     late_crop: int
+    """The side of the crops in the last phase."""
     late_batch: int
+    """The number of crops in a batch in the last phase."""
     warmup: int = 200
+    """The number of steps in which the learning rate rises to its highest."""
     beta2: float = 0.99
+    """What AdamW's average of squared gradients keeps of itself at each step."""
     clip: float = 1.0
+    """The norm to which gradients are clipped."""
     average: float = 0.999
+    """What the moving average of the weights keeps of itself at each step."""
     muon: bool = False
-    """Whether the kernels of convolutions are moved by Muon; AdamW moves the rest."""
+    """Whether Muon optimises the kernels of convolutions; AdamW optimises the rest."""
     pairs: float = 0.3
     """Of a blind denoiser: the share of batches that comes from real pairs, where there are any."""
     jpeg: bool = False
     """Of a blind denoiser: whether it is for white noise that has been through JPEG, and for nothing else."""
     grey: float = 0.1
-    """Of a denoiser that is told its noise level: the share of grey images with grey noise."""
+    """Of a denoiser that is given its noise level: the share of grey images with grey noise."""
     minutes: float | None = None
-    """How long a run takes that is told nothing else; or `steps`."""
+    """How long a run takes where the call gives neither minutes nor steps."""
     steps: int | None = None
+    """How many steps a run takes where the call gives neither minutes nor steps."""
     labels: tuple[int, ...] | None = None
-    """Of idx files: only images of these."""
+    """Of idx files: the labels whose images are used. None: all of them."""
 
 
 class Objective(ABC):
-    """What is trained, on what, and how it is judged."""
+    """What is trained, on what, and how it is evaluated."""
 
     task: str
+    """The task of aeimg that the model is for."""
     architecture: str
+    """The network's name in `weights.build`."""
     recipe: Recipe
     model: nn.Module
-    main: str
-    """Which of the held-out figures says how well it goes."""
-    larger = False
-    """Whether more of it is better."""
-    settled = 0.0
-    """From which share of a run on it says so."""
+    """The network under training."""
+    primary_metric: str
+    """The held-out figure that says how well it goes."""
+    higher_is_better = False
+    """Whether a higher primary metric is better."""
+    comparable_from = 0.0
+    """The progress of a run, 0..1, from which on evaluations are compared for the best one."""
     passes = 1
     """How often `validate` runs each held-out image through the network."""
-    mixed = True
-    """Whether bf16 gains anything, where the device has it."""
-    done = 0.0
-    """How much of the run is over, 0..1; the loop keeps it up to date."""
+    gains_from_bf16 = True
+    """Whether the network is faster in bf16, on a device that has it."""
+    progress = 0.0
+    """How much of the run is over, 0..1. The loop keeps it up to date."""
 
     @classmethod
     def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
-        """What it is trained on, of the folder `data`. Raises `DataError`."""
+        """The dataset in the folder `data`. Raises `DataError`."""
         return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
     def __init__(self, photographs: Any, recipe: Recipe) -> None:
         self.photographs = photographs
         self.recipe = recipe
         self.notes: list[str] = []
-        """What the user should know of how the data was taken."""
+        """What the user should know of how the data is used."""
         self.held_out = self.split()
         if recipe.late_crop > recipe.crop and (enough := photographs.count(recipe.late_crop)) < AT_LEAST - 2:
             self.recipe = replace(recipe, late_crop=recipe.crop, late_batch=recipe.batch)
@@ -88,19 +103,22 @@ class Objective(ABC):
             )
 
     def split(self) -> list[int]:
-        """Indices of images that are held out."""
+        """Holds out a tenth of the images, at most 16, and returns their indices. No crop is drawn from them."""
         return list(self.photographs.split(min(16, len(self.photographs) // 10)))
 
     def held(self, index: int) -> Tensor:
         """The middle of held-out image `index`, uint8 `[1,C,H,W]`."""
         return middle(self.photographs.image(index))
 
-    def judged_pixels(self) -> int:
+    def evaluated_pixels(self) -> int:
         """How many pixels go through the network in one `validate`."""
         return self.passes * sum(self.held(index)[0, 0].numel() for index in self.held_out)
 
     def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
-        """What `loss` needs, made in a thread of its own: here, uint8 crops `[N,3,S,S]`."""
+        """What `loss` needs, made in a thread of its own: here, uint8 crops `[N,3,S,S]`.
+
+        `late` says whether the last phase has begun.
+        """
         return (self.photographs.crops(rng, *self._size(late)),)
 
     def _size(self, late: bool) -> tuple[int, int]:
@@ -108,7 +126,7 @@ class Objective(ABC):
         return (r.late_batch, r.late_crop) if late else (r.batch, r.crop)
 
     def prepare(self) -> None:
-        """What a fresh model takes from the data before its first step."""
+        """Sets up a fresh model by the data, before its first step."""
 
     @abstractmethod
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
@@ -116,21 +134,27 @@ class Objective(ABC):
 
     @abstractmethod
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures on the held-out images."""
+        """The figures of `model` on the held-out images, the primary metric among them."""
 
     def export(self, model: nn.Module) -> dict[str, Tensor]:
-        """What goes into the weights file."""
+        """The tensors of the weights file: here, the weights of `model` in half precision."""
         return {name: tensor.half() for name, tensor in model.state_dict().items()}
 
     def rounded(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-        """`model` as it will be loaded from `tensors`: these weights will run, so it is they that are measured."""
-        network = build(self.architecture, asdict(model.config))  # type: ignore[call-overload]
+        """`model` as it will be loaded from `tensors`: what is measured for the weights file is measured with it."""
+        network = build(self.architecture, config_of(model))
         network.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
         return network.eval()
 
 
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The fields of a network's config."""
+    config: Any = model.config
+    return asdict(config)
+
+
 def middle(image: np.ndarray) -> Tensor:
-    """`[H,W,C]` -> `[1,C,H,W]`, of at most `JUDGED_SIDE` each way."""
-    top, left = (max(0, (side - JUDGED_SIDE) // 2) for side in image.shape[:2])
-    middle = image[top : top + JUDGED_SIDE, left : left + JUDGED_SIDE]
-    return torch.from_numpy(middle.copy()).permute(2, 0, 1)[None]
+    """The middle of an image `[H,W,C]`, at most `EVALUATED_SIDE` each way, as `[1,C,H,W]`."""
+    top, left = (max(0, (side - EVALUATED_SIDE) // 2) for side in image.shape[:2])
+    part = image[top : top + EVALUATED_SIDE, left : left + EVALUATED_SIDE]
+    return torch.from_numpy(part.copy()).permute(2, 0, 1)[None]
