@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from contextlib import contextmanager
+from functools import partialmethod
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from PIL import Image
 
 from aeimg import DataError, InvalidWeights, OutputError, UsageError, plots, process, zoo
 from aeimg.metrics import psnr
-from aeimg.training import card, checkpoints, journal, loop, train
+from aeimg.training import card, checkpoints, denoise_objectives, journal, loop, train
 from aeimg.training import run as run_module
+from aeimg.training.compress_objective import CompressObjective
 from aeimg.training.datasets import Photographs
 from aeimg.training.degradations import add_white_noise
 from aeimg.training.denoise_objectives import SHAPE, BlindObjective, DenoiseObjective
@@ -95,6 +97,14 @@ def equal(*paths):
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture
+def few_tables(monkeypatch):
+    """The coder's tables are fitted to few crops, as fitting takes longer than these runs do."""
+    original = CompressObjective._fit_tables
+    monkeypatch.setattr(CompressObjective, "_fit_tables", partialmethod(original, crops=40))
+
+
+@pytest.mark.usefixtures("few_tables")
 @pytest.mark.parametrize("task", ["denoise", "compress", "vanilla", "stacked"])
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path, monkeypatch, task):
     monkeypatch.setattr(loop, "EVALUATION_SHARE", 10.0)  # so that there are evaluations in so short a run
@@ -246,6 +256,7 @@ def test_a_new_denoiser_has_the_shape_of_the_shipped_one():
     assert {key: tuple(shipped[key]) for key in SHAPE} == SHAPE
 
 
+@pytest.mark.usefixtures("few_tables")
 @pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
 def test_what_ships_can_be_fine_tuned(photographs, tmp_path, model):
     out = tmp_path / "w.safetensors"
@@ -456,13 +467,19 @@ def test_where_few_images_are_large_the_last_phase_keeps_to_small_crops(photogra
     assert header.card["recipe"]["late_crop"] == 32
 
 
-def test_crops_are_the_same_for_the_same_seed_and_turn_every_way(photographs):
+def test_crops_are_the_same_for_the_same_seed_and_turn_every_way(photographs, tmp_path):
     images = Photographs(photographs, min_side=32)
     a, b = (images.crops(np.random.default_rng(5), 6, 32) for _ in range(2))
     assert torch.equal(a, b)
     assert a.shape == (6, 3, 32, 32)
-    held_out = images.split(3)
-    assert len(held_out) == 3
+    picture = np.asarray(Image.open(photographs / "0.png"))[:32, :32]
+    (tmp_path / "one").mkdir()
+    Image.fromarray(picture).save(tmp_path / "one" / "0.png")
+    ways = {np.rot90(side, turns).tobytes(): 0 for side in (picture, picture[:, ::-1]) for turns in range(4)}
+    assert len(ways) == 8
+    for crop in Photographs(tmp_path / "one", min_side=32).crops(np.random.default_rng(0), 400, 32):
+        ways[crop.permute(1, 2, 0).numpy().tobytes()] += 1  # a KeyError where it is the picture in no way
+    assert min(ways.values()) > 25
 
 
 def test_noise_has_the_level_that_was_asked_for():
@@ -569,3 +586,31 @@ def test_a_blind_denoiser_may_start_from_one_that_was_told(photographs, tmp_path
         run("compress", photographs, tmp_path / "c.safetensors", steps=1, start=tmp_path / "told.safetensors")
     with pytest.raises(UsageError, match="for the task denoise"):
         run("compress", photographs, tmp_path / "c.safetensors", steps=1, blind=True)
+
+
+def test_the_option_jpeg_trains_a_blind_denoiser_on_noise_saved_as_jpeg(photographs, tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from aeimg.cli import main
+
+    saved = []
+    original = denoise_objectives.saved_as_jpeg
+
+    def saved_as_jpeg(x, rng, **options):
+        saved.append((len(x), options))
+        return original(x, rng, **options)
+
+    monkeypatch.setattr(denoise_objectives, "saved_as_jpeg", saved_as_jpeg)
+    monkeypatch.setattr(denoise_objectives, "photographed", None)  # what it must not call
+    out = tmp_path / "w.safetensors"
+    run("denoise", photographs, tmp_path / "white.safetensors", steps=1)
+    words = ["train", "denoise", photographs, "-o", out, "--jpeg", "--steps", 2, "--device", "cpu"]
+    done = CliRunner().invoke(main, [*map(str, words), "--from", str(tmp_path / "white.safetensors")])
+    assert done.exit_code == 0, done.output
+    header = zoo.read_header(out)
+    assert header.card["recipe"]["jpeg"] is True
+    assert header.config["assumed_sigma"] is not None
+    assert set(header.card["held_out"]) == {"jpeg", "camera", "clean"}
+    assert header.card["curve"]["jpeg"][-1] == header.card["held_out"]["jpeg"]
+    assert saved.count((16, {})) >= 2  # a batch for each step
+    assert (1, {"clean": 0}) in saved  # and the held-out images

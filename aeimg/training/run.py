@@ -361,8 +361,9 @@ class Run:
     def _write(self, loop: Loop, header: Header) -> None:
         """Writes the weights, unless they are not finite in the precision in which they are stored."""
         outputs = self.call.outputs
-        tensors = loop.objective.export(loop.average)
-        broken = not_finite(tensors.items())
+        broken = not_finite((name, tensor.half()) for name, tensor in loop.average.state_dict().items())
+        tensors = {} if broken else loop.objective.export(loop.average)
+        broken = broken or not_finite(tensors.items())
         if broken is not None:
             raise TrainingDiverged(
                 f"{outputs.weights}: is not written, as {broken} is not finite in half precision; "
