@@ -395,10 +395,12 @@ def test_a_step_whose_loss_is_not_finite_is_left_out(flat, tmp_path, recorded, l
 
 def test_a_run_ends_where_no_step_can_be_taken_any_more(flat, tmp_path, recorded, losing, monkeypatch):
     monkeypatch.setattr(loop, "SKIPPED_STEPS", 4)
-    losing |= {1, 2, 3, *range(5, 100)}  # three in a row are still borne
+    losing |= {1, 2, 3, *range(5, 100)}  # three in a row do not end it
+    lines = []
     with pytest.raises(TrainingDiverged, match="4 steps in a row gave a loss or a gradient that is not finite; begin"):
-        run(flat, tmp_path / "w.safetensors", steps=100)
+        run(flat, tmp_path / "w.safetensors", lines, steps=100)
     assert len(recorded["norms"]) == 2
+    assert sum("left out" in line for line in lines) == 3 + 3
     assert not (tmp_path / "w.safetensors").exists()
 
 
