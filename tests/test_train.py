@@ -501,7 +501,7 @@ def taken_twice(tmp_path, photographs):
     return tmp_path / "twice"
 
 
-def test_a_blind_denoiser_learns_without_being_told_a_level_and_from_pairs(photographs, taken_twice, tmp_path, small):
+def test_a_blind_denoiser_learns_without_a_level_and_from_pairs(photographs, taken_twice, tmp_path, small):
     weights = tmp_path / "blind.safetensors"
     header, _ = run("denoise", photographs, weights, steps=300, pairs=taken_twice)
     assert header.config["assumed_sigma"] is not None
@@ -576,14 +576,19 @@ def test_a_blind_denoiser_stays_blind(photographs, tmp_path):
     assert "camera" in header.card["held_out"]
 
 
-def test_a_blind_denoiser_may_start_from_one_that_was_told(photographs, tmp_path):
-    run("denoise", photographs, tmp_path / "told.safetensors", steps=3)
+def test_a_blind_denoiser_may_start_from_one_with_a_level(photographs, tmp_path):
+    run("denoise", photographs, tmp_path / "white.safetensors", steps=3)
     header, _ = run(
-        "denoise", photographs, tmp_path / "blind.safetensors", steps=3, blind=True, start=tmp_path / "told.safetensors"
+        "denoise",
+        photographs,
+        tmp_path / "blind.safetensors",
+        steps=3,
+        blind=True,
+        start=tmp_path / "white.safetensors",
     )
-    assert header.card["start"].startswith("told-1")
+    assert header.card["start"].startswith("white-1")
     with pytest.raises(UsageError, match="another network"):
-        run("compress", photographs, tmp_path / "c.safetensors", steps=1, start=tmp_path / "told.safetensors")
+        run("compress", photographs, tmp_path / "c.safetensors", steps=1, start=tmp_path / "white.safetensors")
     with pytest.raises(UsageError, match="for the task denoise"):
         run("compress", photographs, tmp_path / "c.safetensors", steps=1, blind=True)
 
