@@ -501,9 +501,10 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
     from .images import from_pil
     from .latents import draw, drawing_lies_at, plane
     from .paths import write_atomic
-    from .plots import scatter
+    from .plots import check_available, scatter
 
     _check_suffix(out)
+    check_available()
     images = _images(sources, out, options, ours=lambda path: drawing_lies_at(path, "plot-latents"))
     _check_drawing(out, "plot-latents")
     found, rows, label, failed = _vectors(images, quiet, **options)
@@ -664,7 +665,7 @@ TRAINED = (
     "denoise", "compress", "linear", "vanilla", "multilayer", "stacked", "deep2d", "conv", "sparse", "denoising",
     "variational",
 )  # fmt: skip
-"""The keys of `train.OBJECTIVES`, which would wait for torch."""
+"""The keys of `training.run.OBJECTIVES`, whose import would wait for torch."""
 
 
 @main.command()
@@ -683,10 +684,10 @@ TRAINED = (
 @click.option(
     "--patience",
     type=click.IntRange(1),
-    help="End when so many judgements (40 a run) in a row bring nothing better, and keep the best. [default: no end]",
+    help="End after so many evaluations (40 a run) in a row without a better one, and keep the best. [default: do not]",
 )
 @click.option(
-    "--rate",
+    "--learning-rate",
     type=click.FloatRange(0, min_open=True),
     help="The highest learning rate. [default: the task's; with --from, a third of it]",
 )
@@ -711,7 +712,9 @@ TRAINED = (
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--seed", type=int, default=0, show_default=True)
-def train(task: str, data: Path, out: Path, rate: float | None, labels: str | None, jpeg: bool, **options: Any) -> None:
+def train(
+    task: str, data: Path, out: Path, learning_rate: float | None, labels: str | None, jpeg: bool, **options: Any
+) -> None:
     """Train a model of TASK on the images in the folder DATA.
 
     TASK is denoise or compress, for networks as they ship; or an autoencoder of the textbooks: linear, vanilla,
@@ -720,11 +723,11 @@ def train(task: str, data: Path, out: Path, rate: float | None, labels: str | No
 
     A denoiser learns from clean images, or from DATA/noisy and DATA/clean with files of equal names.
     """
-    from .train import train as run
+    from .training import train as run
 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: weights files end in .safetensors")
-    recipe: dict[str, Any] = {} if rate is None else {"rate": rate}
+    recipe: dict[str, Any] = {} if learning_rate is None else {"learning_rate": learning_rate}
     if jpeg:
         recipe["jpeg"] = options["blind"] = True
     if labels is not None:

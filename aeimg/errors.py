@@ -12,7 +12,8 @@
     │   └── WrongWeights          the latent file names weights other than those at hand
     ├── OutputError           an output can't be written, or two inputs want the same name
     ├── ModelError            a model is unknown, is broken, or its name is already taken
-    │   └── InvalidWeights        a weights file is damaged or does not say what it is
+    │   ├── InvalidWeights        a weights file is damaged or does not say what it is
+    │   └── TrainingDiverged      the weights of a training run are no longer finite
     └── DataError             training or benchmark data is missing, too little or too small
 
 Each message names the file it is about and, where there is one, a way out.
@@ -71,6 +72,10 @@ class ModelError(AeimgError):
 
 class InvalidWeights(ModelError):
     """A weights file is damaged or does not say what it is."""
+
+
+class TrainingDiverged(ModelError):
+    """The weights of a training run are no longer finite."""
 
 
 class DataError(AeimgError):

@@ -1,39 +1,72 @@
-"""Figures, drawn with Pillow: the loss curve of a run, and a plane of points in groups."""
+"""Plots, drawn by matplotlib: the loss curve of a training run, and points of a plane, coloured by group.
+
+matplotlib comes with the extra `plots`. It is imported only when something is drawn, and only its object-oriented
+interface is used, which keeps no state between plots and needs no display.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
+import re
 from collections.abc import Sequence
+from itertools import cycle, product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image
+
+from .errors import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = np.ndarray
 Point = tuple[float, float]
 
-SIZE = (960, 600)
-PLANE = (960, 720)
-GROUPS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31", "#7b4173", "#637939")
-"""Okabe and Ito's colours, told apart by colour-blind people too; then some more."""
-FINE = 2
-"""A plane is drawn so many times as large, then reduced, for smooth edges."""
-MARK = "aeimg train"
-"""What a loss curve says of its origin: it may be drawn anew, no other file may; and nobody learns from it."""
-INK, PALE, GRID = (40, 40, 40), (178, 200, 224), (228, 228, 228)
-LOSS, HELD_OUT = (31, 92, 160), (196, 84, 20)
-SMOOTHED = 9
-"""Points that a smoothed one is the mean of."""
+DPI = 125
+CURVE_SIZE = (1200, 800)
+"""Width and height of a loss curve, in pixels."""
+SCATTER_SIZE = (1200, 900)
+"""Width and height of a scatter plot, in pixels."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c6d31", "#7b4173", "#637939")
+"""The colours of groups: Okabe and Ito's, which colour-blind people can tell apart, then some more."""
+MARKERS = ("o", "s", "^", "D")
+"""The shapes of points: where there are more groups than colours, the colours come again in the next shape."""
+LEGEND_ROWS = 30
+"""How many groups a legend names at most."""
+SOFTWARE = "aeimg train"
+"""The `Software` that a loss curve's metadata name. Only such a picture is overwritten by a new curve, and datasets
+leave it out."""
+INK, GRID, RAW_LOSS, LOSS, HELD_OUT = "#282828", "#e4e4e4", "#b2c8e0", "#1f5ca0", "#c45414"
+SMOOTHING = 9
+"""A point of the smoothed loss is the mean of this many points."""
+
+
+def is_available() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        return importlib.util.find_spec("matplotlib") is not None
+    except ValueError:  # it was imported in an unusual way, or was blocked
+        return False
+
+
+def check_available() -> None:
+    """Raises `OutputError`, which names the extra to install, where matplotlib is not installed."""
+    if not is_available():
+        raise OutputError("plots are drawn by matplotlib, which is not installed: pip install 'aeimg[plots]'")
 
 
 def is_curve(image: Image.Image) -> bool:
-    """Whether an image that Pillow has opened is a loss curve drawn by `curve`."""
-    return image.info.get("Software") == MARK
+    """Whether an image that Pillow has opened is a loss curve that `curve` drew."""
+    return image.info.get("Software") == SOFTWARE
 
 
 def curve_lies_at(path: Path) -> bool:
-    """Whether a file is one."""
+    """Whether the file at `path` is a loss curve that `curve` drew."""
     try:
         with Image.open(path) as image:
             return is_curve(image)
@@ -42,165 +75,159 @@ def curve_lies_at(path: Path) -> bool:
 
 
 def curve(
-    losses: Sequence[Point], judged: Sequence[Point], *, title: str, main: str, larger: bool, late: int | None = None
+    losses: Sequence[Point],
+    evaluations: Sequence[Point],
+    *,
+    title: str,
+    metric: str,
+    higher_is_better: bool,
+    last_phase: int | None = None,
 ) -> bytes:
-    """A PNG of two panels: training loss, as it is and smoothed, above; the held-out figure `main` below.
+    """A loss curve as PNG: the training loss, raw and smoothed, above the held-out figure called `metric`.
 
-    Points are steps and values. `larger` says whether more of the figure is better; the last phase, which began at step
-    `late`, is marked.
+    Points are `(step, value)`; values that are not finite are left out. `last_phase` is the step at which the last
+    phase of training began; it is marked. Raises `OutputError` where matplotlib is not installed.
     """
-    image = Image.new("RGB", SIZE, "white")
-    pen = ImageDraw.Draw(image)
-    pen.text((SIZE[0] / 2, 20), title, INK, _font(17), "mm")
-    last = max([1.0, *(step for step, _ in (*losses, *judged))])
+    losses, evaluations = ([point for point in points if math.isfinite(point[1])] for points in (losses, evaluations))
+    figure = _figure(CURVE_SIZE)
+    upper, lower = figure.subplots(2, 1, sharex=True)
     smooth = _smoothed(losses)
-    # The first losses, of random weights, would press all others into a line at the bottom.
+    # The first losses are those of random weights and would press all others flat.
     ranked = sorted(value for _, value in losses)
-    middle = ranked[len(ranked) // 50 : len(ranked) - len(ranked) // 20]
-    upper = _Panel(
-        pen, (90, 60, 930, 290), [0.0, last], [*middle, *(value for _, value in smooth[len(smooth) // 20 :])]
-    )
-    upper.axes("training loss", None)
-    upper.line(losses, PALE, 1)
-    upper.line(smooth, LOSS, 3)
-    if late is not None:
-        upper.mark(late, "last phase")
-    best = (max if larger else min)(judged, key=lambda point: point[1], default=None)
-    note = "" if best is None else f"; best {_number(best[1])} at step {best[0]:,.0f}"
-    lower = _Panel(pen, (90, 340, 930, 550), [0.0, last], _without_start([value for _, value in judged]))
-    lower.axes(f"held out: {main} ({'more' if larger else 'less'} is better{note})", "steps")
-    lower.line(judged, HELD_OUT, 2)
-    lower.dots(judged, HELD_OUT)
-    if late is not None:
-        lower.mark(late, "")
-    about = PngImagePlugin.PngInfo()
-    about.add_text("Software", MARK)
-    data = io.BytesIO()
-    image.save(data, "PNG", pnginfo=about, optimize=True)
-    return data.getvalue()
+    shown = ranked[len(ranked) // 50 : len(ranked) - len(ranked) // 20] + [y for _, y in smooth[len(smooth) // 20 :]]
+    _style(upper, "training loss", shown)
+    marker = "." if len(losses) == 1 else ""  # one point makes no line
+    upper.plot(*_columns(losses), color=RAW_LOSS, linewidth=1, marker=marker, label="as it is")
+    upper.plot(*_columns(smooth), color=LOSS, linewidth=2, marker=marker, label="smoothed")
+    best = (max if higher_is_better else min)(evaluations, key=lambda point: point[1], default=None)
+    direction = "higher" if higher_is_better else "lower"
+    name = f"held-out {metric} ({direction} is better)"
+    _style(lower, name, _without_start([value for _, value in evaluations]))
+    lower.plot(*_columns(evaluations), color=HELD_OUT, linewidth=1.5, marker="o", markersize=4)
+    if best is not None:
+        label = f"best: {_number(best[1])} at step {best[0]:,.0f}"
+        lower.plot(*best, "o", markersize=10, markerfacecolor="none", markeredgecolor=INK, label=label, clip_on=False)
+    for axes in (upper, lower):
+        if last_phase is not None:
+            name = "the last phase begins" if axes is upper else "_"  # which the legend leaves out
+            axes.axvline(last_phase, color=INK, linewidth=1, linestyle=":", label=name)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9)
+    lower.set_xlabel("step")
+    lower.set_xlim(0, max([1.0, *(step for step, _ in (*losses, *evaluations))]))
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    lower.xaxis.set_major_formatter(_thousands)
+    figure.suptitle(title, parse_math=False, fontsize=13)
+    return _png(figure, SOFTWARE)
 
 
 def scatter(points: Array, groups: Sequence[str], *, title: str, labels: tuple[str, str]) -> Image.Image:
-    """`points` `[N,2]`, each in the colour of its group (there are ten colours); the axes hold all of them."""
-    width, height = (FINE * side for side in PLANE)
-    image = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(image)
-    pen.text((width / 2, 18 * FINE), title, INK, _font(17 * FINE), "mm")
-    box = (84 * FINE, 64 * FINE, width - 140 * FINE, height - 64 * FINE)
-    panel = _Panel(pen, box, points[:, 0].tolist(), points[:, 1].tolist(), room=0.04, scale=FINE)
-    panel.axes(labels[1], labels[0])
-    names = sorted(set(groups))
-    numbers = {name: number for number, name in enumerate(names)}
-    radius = FINE * (4 if len(points) < 300 else 2.5)
-    for point, group in zip(points.tolist(), groups, strict=True):
-        panel.dots([point], GROUPS[numbers[group] % len(GROUPS)], radius)
+    """A scatter plot of `points` `[N,2]` as an RGB picture. Each point has the colour and shape of its group.
+
+    `groups` names the group of each point, `labels` the two axes. Raises `OutputError` where matplotlib is not
+    installed.
+    """
+    figure = _figure(SCATTER_SIZE)
+    axes = figure.subplots()
+    _style(axes, title, [])
+    names = sorted(set(groups), key=_natural)
+    looks = {name: (marker, colour) for name, (marker, colour) in zip(names, cycle(product(MARKERS, COLOURS)))}
+    size = 42 if len(points) < 300 else 20
+    for marker in MARKERS:  # one call for all points of a shape, so that no group covers all the others
+        own = [n for n, group in enumerate(groups) if looks[group][0] == marker]
+        if own:
+            colours = [looks[groups[n]][1] for n in own]
+            x, y = points[own].T
+            axes.scatter(x, y, s=size, c=colours, marker=marker, edgecolors="white", linewidths=0.4)
+    axes.set_xlabel(labels[0], parse_math=False)
+    axes.set_ylabel(labels[1], parse_math=False)
     if len(names) > 1:
-        panel.legend(names)
-    return image.resize(PLANE, Image.Resampling.LANCZOS)
+        _legend(axes, looks)
+    return Image.open(io.BytesIO(_png(figure, "aeimg"))).convert("RGB")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def _figure(size: tuple[int, int]) -> Figure:
+    """An empty figure of `size` pixels."""
+    check_available()
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    return Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, layout=layout, facecolor="white")
 
 
-def _smoothed(points: Sequence[Point]) -> list[Point]:
-    """Each value as the mean of those around it, of fewer at the ends, so that it has no lag."""
-    result = []
-    for n, (step, _) in enumerate(points):
-        reach = min(n, len(points) - 1 - n, SMOOTHED // 2)
-        around = [value for _, value in points[n - reach : n + reach + 1]]
-        result.append((step, sum(around) / len(around)))
-    return result
+def _png(figure: Figure, software: str) -> bytes:
+    """`figure` as PNG, drawn by the Agg backend, which needs no display."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", backend="agg", dpi=DPI, metadata={"Software": software})
+    return data.getvalue()
 
 
-def _without_start(values: list[float]) -> list[float]:
-    """Without the first one, where it would press all the others together."""
-    rest = values[1:]
-    if len(rest) > 1 and max(values) - min(values) > 4 * (max(rest) - min(rest)):
-        return rest
-    return values
+def _style(axes: Axes, title: str, values: Sequence[float]) -> None:
+    """Gives `axes` their title and look, and limits that hold `values`, where there are any."""
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    axes.set_axisbelow(True)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.margins(0.04)
+    axes.ticklabel_format(axis="both", style="plain", useOffset=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if values:
+        low, high = min(values), max(values)
+        margin = 0.06 * (high - low) or 0.1 * max(abs(high), 1e-6)
+        axes.set_ylim(low - margin, high + margin)
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers, 1, 2 or 5 times a power of ten apart, in `low..high`."""
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
+def _legend(axes: Axes, looks: dict[str, tuple[str, str]]) -> None:
+    """A legend to the right of `axes`. The names are set as they are: they may hold any character."""
+    from matplotlib.lines import Line2D
+
+    names = list(looks)[:LEGEND_ROWS]
+    handles: list[Any] = [
+        Line2D([], [], linestyle="", marker=looks[name][0], color=looks[name][1], markersize=6) for name in names
+    ]
+    if len(looks) > len(names):
+        handles.append(Line2D([], [], linestyle=""))
+        names.append(f"and {len(looks) - LEGEND_ROWS} more")
+    legend = axes.legend(
+        handles, ["-"] * len(handles), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9
+    )
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name if len(name) <= 24 else f"{name[:23]}…")
+
+
+def _natural(name: str) -> list[int | str]:
+    """A key for sorting that puts "2" before "10"."""
+    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value:,.10g}"
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
 
 
-class _Panel:
-    """Axes in a part of the picture (left, top, right, bottom) that hold the values, and what is drawn in them."""
+def _smoothed(points: Sequence[Point]) -> list[Point]:
+    """Each value as the mean of the `SMOOTHING` values around it, of fewer at the ends, so that it has no lag."""
+    result = []
+    for n, (step, _) in enumerate(points):
+        reach = min(n, len(points) - 1 - n, SMOOTHING // 2)
+        around = [value for _, value in points[n - reach : n + reach + 1]]
+        result.append((step, sum(around) / len(around)))
+    return result
 
-    def __init__(
-        self, pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], xs: Sequence[float], ys: Sequence[float],
-        *, room: float = 0.0, scale: int = 1,
-    ) -> None:  # fmt: skip
-        """`room`: how much of the width stays free beside the points; `scale`: of fonts and lines."""
-        self.pen, self.scale = pen, scale
-        self.left, self.top, self.right, self.bottom = box
-        self.first, self.last = self._range(xs, room)
-        self.low, self.high = self._range(ys, 0.06)
 
-    @staticmethod
-    def _range(values: Sequence[float], room: float) -> tuple[float, float]:
-        finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-        low, high = min(finite), max(finite)
-        margin = room * (high - low) or (max(abs(high), 1e-6) * 0.1 if high == low else 0.0)
-        return low - margin, high + margin
-
-    def _x(self, value: float) -> float:
-        return self.left + (self.right - self.left) * (value - self.first) / (self.last - self.first)
-
-    def _y(self, value: float) -> float:
-        return self.bottom - (self.bottom - self.top) * (value - self.low) / (self.high - self.low)
-
-    def axes(self, title: str, below: str | None) -> None:
-        n = self.scale
-        font, pen = _font(13 * n), self.pen
-        for value in _ticks(self.low, self.high, 8):
-            pen.line([(self.left - 5 * n, self._y(value)), (self.right, self._y(value))], GRID, n)
-            pen.text((self.left - 9 * n, self._y(value)), f"{value:.6g}", INK, font, "rm")
-        for value in _ticks(self.first, self.last, 10):
-            pen.line([(self._x(value), self.top), (self._x(value), self.bottom)], GRID, n)
-            pen.line([(self._x(value), self.bottom), (self._x(value), self.bottom + 5 * n)], INK, n)
-            pen.text((self._x(value), self.bottom + 15 * n), _number(value), INK, font, "mm")
-        pen.line([(self.left, self.top), (self.left, self.bottom), (self.right, self.bottom)], INK, n)
-        pen.text((self.left, self.top - 11 * n), title, INK, _font(14 * n), "lm")
-        if below:
-            pen.text(((self.left + self.right) / 2, self.bottom + 35 * n), below, INK, font, "mm")
-
-    def legend(self, names: Sequence[str]) -> None:
-        """One name to each of `GROUPS`, in a column to the right."""
-        n = self.scale
-        for number, name in enumerate(names[: len(GROUPS)]):
-            row = self.top + n * (10 + 20 * number)
-            self.pen.circle((self.right + 15 * n, row), 5 * n, GROUPS[number])
-            self.pen.text((self.right + 26 * n, row), name[:14], INK, _font(14 * n), "lm")
-
-    def line(self, points: Sequence[Point], colour: tuple[int, int, int], width: int) -> None:
-        """Through the points within the panel."""
-        path: list[Point] = []
-        for step, value in (*points, (0.0, math.nan)):
-            if self.low <= value <= self.high:
-                path.append((self._x(step), self._y(value)))
-                continue
-            if len(path) > 1:
-                self.pen.line(path, colour, width, "curve")
-            path = []
-
-    def dots(self, points: Sequence[Point], colour: tuple[int, int, int] | str, radius: float = 3) -> None:
-        for step, value in points:
-            if self.low <= value <= self.high:
-                self.pen.circle((self._x(step), self._y(value)), radius, colour)
-
-    def mark(self, step: int, label: str) -> None:
-        """A broken line upright at `step`."""
-        for y in range(self.top, self.bottom, 8):
-            self.pen.line([(self._x(step), y), (self._x(step), y + 3)], INK)
-        self.pen.text((self._x(step) + 5, self.top + 9), label, INK, _font(12), "lm")
+def _without_start(values: list[float]) -> list[float]:
+    """`values` without the first one, where that would press all the others flat."""
+    rest = values[1:]
+    if len(rest) > 1 and max(values) - min(values) > 4 * (max(rest) - min(rest)):
+        return rest
+    return values

@@ -187,12 +187,14 @@ def test_a_small_autoencoder_is_trained_and_used(tmp_path, photograph):
         (tmp_path / "in").mkdir(exist_ok=True)
         Image.fromarray(photograph[10 * n : 10 * n + 60, :80]).save(tmp_path / "in" / f"{n}.png")
     weights = tmp_path / "v.safetensors"
-    done = run("train", "vanilla", tmp_path / "in", "-o", weights, "--steps", 5, "--rate", 0.001, "--patience", 9)
+    done = run(
+        "train", "vanilla", tmp_path / "in", "-o", weights, "--steps", 5, "--learning-rate", 0.001, "--patience", 9
+    )
     assert done.exit_code == 0, done.output
     assert "held out:" in done.output
     assert (tmp_path / "v.png").exists()
     card = json.loads(run("info", weights, "--json").output)["card"]
-    assert (card["objective"], card["recipe"]["rate"], card["patience"]) == ("vanilla", 0.001, 9)
+    assert (card["objective"], card["recipe"]["learning_rate"], card["patience"]) == ("vanilla", 0.001, 9)
     done = run("compress", tmp_path / "in", tmp_path / "latents", "--model", weights)
     assert done.exit_code == 0, done.output
     done = run("train", "vanilla", tmp_path / "in" / "0.png", "-o", tmp_path / "w.safetensors")

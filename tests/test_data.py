@@ -10,9 +10,8 @@ from skimage import data as images
 from skimage.filters import gaussian
 
 from aeimg import DataError
-from aeimg.data import (
-    Pairs,
-    Photographs,
+from aeimg.training.datasets import Pairs, Photographs
+from aeimg.training.degradations import (
     add_sensor_noise,
     demosaic,
     mosaic,

@@ -11,9 +11,9 @@ from PIL import Image, ImageFilter
 from skimage import data as images
 
 from aeimg import InputError, process, zoo
-from aeimg.data import demosaic, mosaic, resized, through_jpeg
 from aeimg.denoise import check, denoise, estimate_sigma, measure_noise
 from aeimg.metrics import psnr
+from aeimg.training.degradations import demosaic, mosaic, resized, through_jpeg
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,8 @@ import aeimg
 
 ORDER = [
     "errors", "paths", "manifest", "images", "tiles", "metrics", "plots", "container", "entropy", "models", "zoo",
-    "community", "denoise", "codec", "blocks", "stream", "verbs", "latents", "engine", "distributed", "data", "optim",
-    "objectives", "families", "train", "bench", "report", "cli", "__main__",
+    "community", "denoise", "codec", "blocks", "stream", "verbs", "latents", "engine", "distributed", "training",
+    "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(aeimg.__file__).parent
 

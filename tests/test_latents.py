@@ -19,7 +19,7 @@ from aeimg.metrics import roc_auc
 from aeimg.models.convolutional import Convolutional
 from aeimg.models.dense import Dense, DenseConfig
 from aeimg.models.variational import Variational
-from aeimg.plots import scatter
+from aeimg.plots import SCATTER_SIZE, scatter
 
 CPU = torch.device("cpu")
 
@@ -381,7 +381,7 @@ def test_the_commands(tmp_path, monkeypatch):
     assert done.exit_code == 0 and "0 of them strange" in done.output
     assert Image.open(tmp_path / "heat" / "even" / "0.png.png").size == (8, 8)
     assert run("plot-latents", tmp_path / "in", tmp_path / "map.png", "-m", name).exit_code == 0
-    assert Image.open(tmp_path / "map.png").size == (960, 720)
+    assert Image.open(tmp_path / "map.png").size == SCATTER_SIZE
     a, b = tmp_path / "in" / "even" / "0.png", tmp_path / "in" / "odd" / "1.png"
     assert run("interpolate", a, b, tmp_path / "between", "-m", name, "--steps", 3).exit_code == 0
     assert sorted(path.name for path in (tmp_path / "between").iterdir())[-1] == "between-002.png"

@@ -275,8 +275,8 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     """
     import tempfile
 
-    from ..data import Digits
-    from ..train import train
+    from ..training import train
+    from ..training.datasets import Digits
 
     every = Digits(data)
     test = every.split()
@@ -333,9 +333,9 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
     """
     import tempfile
 
-    from ..data import Digits
-    from ..families import FAMILIES
-    from ..train import train
+    from ..training import train
+    from ..training.datasets import Digits
+    from ..training.textbook_objectives import TEXTBOOKS
 
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -344,13 +344,13 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
             card = train(family, data, out, steps=steps, config=config, device=device, log=_nothing).card
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
             if name == "deep2d":
-                three = Digits(data, FAMILIES[family].recipe.labels)
+                three = Digits(data, TEXTBOOKS[family].recipe.labels)
                 test = three.split()
                 codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
                 runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
     components = {}
     for family in ("linear", "deep2d"):
-        kind: Any = FAMILIES[family]
+        kind: Any = TEXTBOOKS[family]
         digits = Digits(data, kind.recipe.labels)
         held_out = digits.split()
         seen, others = digits.images[: digits.training], digits.images[held_out]

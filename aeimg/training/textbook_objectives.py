@@ -1,4 +1,4 @@
-"""Every autoencoder of the textbooks: one recipe each, small enough to train in a minute.
+"""The objectives of the textbooks' autoencoders, each small enough to train in minutes.
 
     linear        one linear layer each way: the principal subspace
     vanilla       one hidden layer, a rectifier and a sigmoid
@@ -11,7 +11,7 @@
     variational   a code that is a distribution
 
 They learn from images in the idx format, or from blocks of the images in a folder, in grey. All but `denoising` are
-codecs too: see `codec.BlockCodec`.
+codecs, too: see `BlockCodec`.
 """
 
 from __future__ import annotations
@@ -26,35 +26,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import block_step
-from .data import Digits, GreyPhotographs
-from .entropy import LEVELS, SMALLEST, STEP, logistic_tables
-from .errors import DataError, UsageError
-from .models.integer import QUALITIES
-from .models.variational import divergence
-from .objectives import AT_LEAST, Objective, Recipe
-from .tiles import pad, padded
-from .zoo import build
+from ..blocks import block_step
+from ..entropy import LEVELS, SMALLEST, STEP, logistic_tables
+from ..errors import DataError, UsageError
+from ..models.integer import QUALITIES
+from ..models.variational import divergence
+from ..tiles import pad, padded
+from ..zoo import build
+from .datasets import Digits, GreyPhotographs
+from .objective import AT_LEAST, Objective, Recipe
 
 SYMBOLS = 127
 """The largest magnitude that the coder's tables hold: 8 standard deviations at the finest step."""
-SEEN = 2000
-"""Training images that say what images are like, and what codes of them."""
+SAMPLE = 2000
+"""So many training images stand for all of them where something is measured."""
 RECIPE = Recipe(
-    crop=28, batch=128, rate=2e-3, late=0.0, late_crop=28, late_batch=128, warmup=50, average=0.99, steps=12_000
+    crop=28, batch=128, learning_rate=2e-3, late=0.0, late_crop=28, late_batch=128, warmup=50, average=0.99,
+    steps=12_000,
 )  # fmt: skip
-CONVOLUTIONS = replace(RECIPE, batch=16, late_batch=16, rate=2e-2, muon=True, average=0.995, steps=24_000)
-"""Muon takes them further in 600 steps than AdamW in 4,000, and small batches, of which there are more, further."""
+"""The recipe of networks of dense layers."""
+CONVOLUTIONS = replace(RECIPE, batch=16, late_batch=16, learning_rate=2e-2, muon=True, average=0.995, steps=24_000)
+"""The recipe of convolutional networks. Muon takes them further in 600 steps than AdamW does in 4,000, and more steps
+of small batches take them further than fewer of large ones."""
 
 
-class Family(Objective):
+class Textbook(Objective):
     """Reconstruction of grey images, by binary cross-entropy."""
 
     task = "compress"
     recipe = RECIPE
     config: ClassVar[dict[str, Any]] = {}
-    main = "bce"
-    mixed = False  # networks this small wait for memory, not for multiplications
+    """The fields of the network's config that make it this kind of autoencoder, or are its default."""
+    primary_metric = "bce"
+    gains_from_bf16 = False  # networks this small wait for memory, not for multiplications
 
     @classmethod
     def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
@@ -63,11 +67,14 @@ class Family(Objective):
         return GreyPhotographs(data, min_side=config.get("side", recipe.crop), at_least=AT_LEAST)
 
     def __init__(self, photographs: Any, config: dict[str, Any], recipe: Recipe) -> None:
-        """Raises `UsageError` where `config` makes it another family, `DataError` where digits are of another size."""
+        """Raises `UsageError` where `config` makes it another kind of autoencoder, `DataError` where digits do not have
+        the size that the network takes."""
         for field in ("activation", "rectified_code"):
             wanted = self.config.get(field, True)
             if config.get(field, wanted) != wanted:
-                raise UsageError(f"a network with {field} {config[field]} is of another family; start from one alike")
+                raise UsageError(
+                    f"a network with {field} {config[field]} is another kind of autoencoder; start from the same kind"
+                )
         digits = photographs.side if isinstance(photographs, Digits) else None
         self.model = build(self.architecture, {**self.config, **config})
         sized = hasattr(self.model, "side")
@@ -82,25 +89,25 @@ class Family(Objective):
         super().__init__(photographs, replace(recipe, crop=side, late_crop=side))
 
     def split(self) -> list[int]:
-        """A fifth of the digits; of photographs, what other models hold out."""
+        """Holds out a fifth of the digits; of photographs, as many as other objectives do."""
         if isinstance(self.photographs, Digits):
             return self.photographs.split()
         return super().split()
 
-    def seen(self) -> Tensor:
-        """Training images `[N,1,S,S]`, float; always the same."""
-        return self.photographs.crops(np.random.default_rng(1), SEEN, self.recipe.crop).float() / 255.0
+    def sample(self) -> Tensor:
+        """`SAMPLE` training images `[N,1,S,S]`, float in [0,1]; always the same."""
+        return self.photographs.crops(np.random.default_rng(1), SAMPLE, self.recipe.crop).float() / 255.0
 
     def prepare(self) -> None:
-        """A fresh network begins at the mean image."""
+        """Makes a fresh network give back the mean image."""
         network: Any = self.model
-        network.begin_at(self.seen().mean((0, 1)).clamp(1e-3, 1 - 1e-3))
+        network.begin_at(self.sample().mean((0, 1)).clamp(1e-3, 1 - 1e-3))
 
-    def judged_pixels(self) -> int:
-        return self.judged().numel()
+    def evaluated_pixels(self) -> int:
+        return self.held_out_images().numel()
 
-    def judged(self, most: int = 2000) -> Tensor:
-        """Held-out images `[N,1,S,S]`, float."""
+    def held_out_images(self, most: int = 2000) -> Tensor:
+        """At most `most` held-out images, or blocks of them, `[N,1,S,S]`, float in [0,1]."""
         if isinstance(self.photographs, Digits):
             images = self.photographs.images[self.held_out[:most]][:, None]
             return torch.from_numpy(images.copy()).float() / 255.0
@@ -114,35 +121,36 @@ class Family(Objective):
         return torch.cat(blocks)[:most].float() / 255.0
 
     def reconstruction(self, logits: Tensor, x: Tensor) -> Tensor:
-        """What decoded images cost, per pixel."""
+        """The loss of decoded images, per pixel."""
         return F.binary_cross_entropy_with_logits(logits.float(), x)
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         x = batch[0].float() / 255.0
         network: Any = self.model
-        return self.reconstruction(self._back(network, x), x), {}
+        return self.reconstruction(self._logits(network, x), x), {}
 
     @staticmethod
-    def _back(network: Any, x: Tensor) -> Tensor:
-        """The logits of what comes back of `x`, padded on the way to a size that the network takes."""
+    def _logits(network: Any, x: Tensor) -> Tensor:
+        """The logits of the reconstruction of `x`, which is padded on the way to a size that the network takes."""
         height, width = (padded(side, getattr(network, "multiple", 1)) for side in x.shape[2:])
         logits: Tensor = network.logits(network.encode(pad(x, height, width)))
         return logits[:, :, : x.shape[2], : x.shape[3]]
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
+        """Mean squared error and binary cross-entropy (in nats) of held-out images, per pixel."""
         network: Any = model
-        x = self.judged().to(next(model.parameters()).device)
-        logits = self._back(network, x)
+        x = self.held_out_images().to(next(model.parameters()).device)
+        logits = self._logits(network, x)
         back = network.pixels_of(logits)
         return {"mse": float((back - x).square().mean()), "bce": float(F.binary_cross_entropy_with_logits(logits, x))}
 
     @torch.no_grad()
     def export(self, model: nn.Module) -> dict[str, Tensor]:
-        """Weights; what codes look like, for the coder; and how well training images come back, for `aeimg score`."""
+        """The weights; the distribution of codes, for the coder; the errors of training images, for `aeimg score`."""
         tensors = super().export(model)
         network: Any = self.rounded(model, tensors)
-        x = self.seen()
+        x = self.sample()
         side = padded(self.recipe.crop, getattr(network, "multiple", 1))
         codes = network.encode(pad(x, side, side))
         flat = codes.transpose(0, 1).flatten(1)
@@ -163,65 +171,70 @@ class Family(Objective):
         }  # fmt: skip
 
 
-class Linear(Family):
-    """Mean squared error: what it learns spans the principal subspace (Baldi and Hornik 1989)."""
+class Linear(Textbook):
+    """One linear layer each way, by mean squared error: they span the principal subspace (Baldi and Hornik 1989)."""
 
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (64,), "activation": False, "rectified_code": False}
-    recipe = replace(RECIPE, rate=1e-3, average=0.995)
-    main = "mse"
+    recipe = replace(RECIPE, learning_rate=1e-3, average=0.995)
+    primary_metric = "mse"
 
     def reconstruction(self, logits: Tensor, x: Tensor) -> Tensor:
         return 10 * (logits.float() - x).square().mean()
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        return {"mse": super().validate(model)["mse"]}  # its pixels are no probabilities
+        """Mean squared error alone: the pixels of a linear network are no probabilities."""
+        return {"mse": super().validate(model)["mse"]}
 
 
-class Vanilla(Family):
+class Vanilla(Textbook):
+    """One hidden layer, a rectifier and a sigmoid."""
+
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (64,)}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Beside how well images come back, the share of the code that they use."""
+        """Errors, and the share of code values that are not zero."""
         network: Any = model
-        code = network.encode(self.judged().to(next(model.parameters()).device))
+        code = network.encode(self.held_out_images().to(next(model.parameters()).device))
         return {**super().validate(model), "active": active(code)}
 
 
-class Multilayer(Family):
-    """Its code is linear, as in Hinton and Salakhutdinov (2006): rectified, some of it would be always on or dead."""
+class Multilayer(Textbook):
+    """Three hidden layers. The code is linear, as in Hinton and Salakhutdinov (2006): if it were rectified, some of its
+    values would be on for every image, or for none."""
 
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (128, 64), "rectified_code": False}
 
 
 class Stacked(Multilayer):
-    """Greedy, as in Bengio et al. (2007): each layer learns to give back what the one before it made; then all do.
+    """Greedy training (Bengio et al. 2007): each layer alone learns to reconstruct its input, then all learn together.
 
-    Half of a layer's inputs are missing at random while it learns alone (Vincent et al. 2010). Without that the first
-    layer's units stay on for every image, as linear ones, which all layers together never mend.
+    While a layer learns alone, half of its inputs are left out at random (Vincent et al. 2010). Without that the units
+    of the first layer stay on for every image, as linear ones do, and training all layers together does not change it.
     """
 
     recipe = replace(RECIPE, steps=13_300)
     JOINT = 0.1
-    """From which share of the run on all layers learn together: for as long as those of `Multilayer`."""
-    MISSING = 0.5
-    settled = JOINT
+    """The progress, 0..1, from which all layers learn together: for as many steps as those of `Multilayer`."""
+    DROPOUT = 0.5
+    """The share of a layer's inputs that is left out while it learns alone."""
+    comparable_from = JOINT
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         network: Any = self.model
         depth = len(network.encoder)
-        if self.done >= self.JOINT:
+        if self.progress >= self.JOINT:
             return super().loss(batch, rng, late)
-        layer = min(int(self.done / self.JOINT * depth), depth - 1)
+        layer = min(int(self.progress / self.JOINT * depth), depth - 1)
         x = batch[0].float() / 255.0
         with torch.no_grad():
             h = x.flatten(1)
             for earlier in network.encoder[:layer]:
                 h = F.relu(earlier(h))
-        code = network.encoder[layer](F.dropout(h, self.MISSING))
+        code = network.encoder[layer](F.dropout(h, self.DROPOUT))
         if layer < depth - 1:
             code = F.relu(code)
         back = network.decoder[depth - 1 - layer](code)
@@ -230,28 +243,31 @@ class Stacked(Multilayer):
         return (F.relu(back) - h).square().mean(), {}
 
 
-class Deep2d(Family):
-    """Hinton and Salakhutdinov (2006), for three digits: a code of two values, which is a map."""
+class Deep2d(Textbook):
+    """A deep network whose code has two values, a map of three digits (Hinton and Salakhutdinov 2006)."""
 
     architecture = "dense"
     config: ClassVar[dict[str, Any]] = {"widths": (500, 300, 2), "rectified_code": False}
-    # It has learned its few digits by heart soon after.
+    # With more steps it would overfit its few digits.
     recipe = replace(RECIPE, labels=(1, 5, 6), steps=1_200)
 
 
-class Conv(Family):
+class Conv(Textbook):
+    """Convolutions and pooling, for images of any size."""
+
     architecture = "convolutional"
     recipe = CONVOLUTIONS
 
 
 class Sparse(Vanilla):
-    """An L1 penalty on the code, each value counted at the scale at which the decoder takes it.
+    """An L1 penalty on the code, in which each value is multiplied with the norm of the decoder's weights for it.
 
-    Counted as it is, the code would shrink and the decoder's weights grow until the penalty is nothing, with hardly a
-    unit at rest.
+    Without that factor the code would shrink and the decoder's weights grow until nothing is left of the penalty, while
+    hardly a value is zero.
     """
 
     PENALTY = 1e-4
+    """The factor of the penalty in the loss."""
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         x = batch[0].float() / 255.0
@@ -263,19 +279,20 @@ class Sparse(Vanilla):
 
 
 def active(code: Tensor) -> float:
-    """The share of code values that are not zero (above a thousandth of the largest)."""
+    """The share of code values that are not zero: that are above a thousandth of the largest one."""
     return float((code.detach().abs() > 1e-3 * code.detach().abs().max()).float().mean())
 
 
-class DenoisingFamily(Family):
-    """Gaussian noise of 0.5 (of 1), clipped (Vincent et al. 2008)."""
+class Denoising(Textbook):
+    """Gaussian noise, clipped to [0,1], is to be removed (Vincent et al. 2008)."""
 
     task = "denoise"
     architecture = "denoising"
     recipe = replace(CONVOLUTIONS, steps=2_000)
-    main = "psnr"
-    larger = True
+    primary_metric = "psnr"
+    higher_is_better = True
     NOISE = 0.5
+    """The standard deviation of the noise, where pixels are in [0,1]."""
 
     def _noisy(self, x: Tensor, seed: int) -> Tensor:
         generator = torch.Generator(x.device).manual_seed(seed)
@@ -286,12 +303,12 @@ class DenoisingFamily(Family):
         network: Any = self.model
         inner = network.network
         noisy = self._noisy(x, int(rng.integers(2**62)))
-        return self.reconstruction(self._back(inner, noisy), x), {}
+        return self.reconstruction(self._logits(inner, noisy), x), {}
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """PSNR of noisy images, and of those with the noise taken away, in dB."""
-        x = self.judged().to(next(model.parameters()).device)
+        """The PSNR of noisy held-out images, and of the same ones denoised, in dB."""
+        x = self.held_out_images().to(next(model.parameters()).device)
         noisy = self._noisy(x, 0)
         clean = model(noisy.expand(-1, 3, -1, -1), torch.zeros(len(x), device=x.device))[:, :1]
         return {
@@ -302,13 +319,14 @@ class DenoisingFamily(Family):
         return Objective.export(self, model)
 
 
-class VariationalFamily(Family):
-    """The evidence bound, in nats an image (Kingma and Welling 2014)."""
+class Variational(Textbook):
+    """The evidence lower bound, with its sign turned so that less is better (Kingma and Welling 2014)."""
 
     architecture = "variational"
-    main = "bound"
+    primary_metric = "bound"
 
     def _terms(self, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean cross-entropy and the mean divergence from the prior, in nats an image."""
         logits, mean, log_variance = model(x)
         cost = F.binary_cross_entropy_with_logits(logits.float(), x, reduction="none").flatten(1).sum(1)
         return cost.mean(), divergence(mean, log_variance).mean()
@@ -319,13 +337,14 @@ class VariationalFamily(Family):
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
+        """Errors, the bound and the divergence from the prior, in nats an image."""
         torch.manual_seed(0)
-        cost, distance = self._terms(model, self.judged().to(next(model.parameters()).device))
+        cost, distance = self._terms(model, self.held_out_images().to(next(model.parameters()).device))
         return {**super().validate(model), "bound": float(cost + distance), "kl": float(distance)}
 
 
-FAMILIES: dict[str, type[Objective]] = {
+TEXTBOOKS: dict[str, type[Objective]] = {
     "linear": Linear, "vanilla": Vanilla, "multilayer": Multilayer, "stacked": Stacked, "deep2d": Deep2d, "conv": Conv,
-    "sparse": Sparse, "denoising": DenoisingFamily, "variational": VariationalFamily,
+    "sparse": Sparse, "denoising": Denoising, "variational": Variational,
 }  # fmt: skip
-"""What `aeimg train` knows them by."""
+"""The names by which `aeimg train` knows them."""

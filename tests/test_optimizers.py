@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from aeimg.optim import Muon, optimizers, orthogonalise
+from aeimg.training.optimizers import Muon, make_optimizers, orthogonalise
 
 
 def test_singular_values_are_brought_near_one():
@@ -17,9 +17,9 @@ def test_singular_values_are_brought_near_one():
 
 def test_muon_takes_the_kernels_and_adamw_the_rest():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
-    muon, adamw = optimizers(model, 1e-3, 0.99, torch.float32, muon=True)
+    muon, adamw = make_optimizers(model, 1e-3, 0.99, torch.float32, muon=True)
     assert isinstance(muon, Muon)
     assert [p.dim() for p in muon.param_groups[0]["params"]] == [4, 4]
     assert [p.dim() for p in adamw.param_groups[0]["params"]] == [1, 1]
-    (alone,) = optimizers(model, 1e-3, 0.99, torch.float32, muon=False)
+    (alone,) = make_optimizers(model, 1e-3, 0.99, torch.float32, muon=False)
     assert len(alone.param_groups[0]["params"]) == 4

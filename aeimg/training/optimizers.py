@@ -1,8 +1,8 @@
-"""How weights are moved: Muon for the kernels of convolutions, AdamW for everything else.
+"""Optimisers: Muon for the kernels of convolutions, AdamW for all other weights.
 
-Muon (Jordan et al. 2024) steps along the momentum with all its singular values made equal, which a few Newton-Schulz
-iterations do without a decomposition; a convolution's kernel counts as a matrix of outputs by inputs. Steps are scaled
-to the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
+Muon (Jordan et al. 2024) steps along the momentum, all of whose singular values it makes equal by a few Newton-Schulz
+iterations, without a decomposition. The kernel of a convolution is taken for a matrix of outputs by inputs. Steps are
+scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
+"""What the average of gradients keeps of itself at each step."""
 ITERATIONS = 5
+"""The number of Newton-Schulz iterations."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd polynomial of degree five that is iterated: it drives singular values of 0..1 towards one, fast."""
+"""The coefficients of the odd polynomial that is iterated, of degree five. It drives singular values to about 1."""
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """Matrices `[N,A,B]` with their singular values brought near one."""
+    """Matrices `[N,A,B]` with the singular vectors of `x` and singular values near 1."""
     a, b, c = COEFFICIENTS
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -32,7 +34,7 @@ def orthogonalise(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """See the module's docstring. `dtype` is what the matrices are multiplied in."""
+    """Muon, as the module's docstring describes it. `dtype` is the precision in which it multiplies matrices."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, dtype: torch.dtype) -> None:
         super().__init__(parameters, {"lr": lr})
@@ -51,23 +53,26 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
                 direction = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
                 alike.setdefault((direction.shape[0], direction.shape[1]), []).append((parameter, direction))
-            for shape, members in alike.items():  # matrices of one shape in one go
+            for shape, members in alike.items():  # matrices of one shape are multiplied together
                 steps = orthogonalise(torch.stack([direction for _, direction in members]).to(self.dtype))
                 for (parameter, _), step in zip(members, steps, strict=True):
                     parameter.add_(step.view(parameter.shape), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
 
 
-def optimizers(
-    model: nn.Module, lr: float, beta2: float, dtype: torch.dtype, *, muon: bool
+def make_optimizers(
+    model: nn.Module, learning_rate: float, beta2: float, dtype: torch.dtype, *, muon: bool
 ) -> list[torch.optim.Optimizer]:
-    """AdamW (no decay) for the model's parameters; with `muon`, that takes the kernels of its convolutions."""
+    """AdamW, without weight decay, for the parameters of `model`; `muon`: and Muon for the kernels of its convolutions.
+
+    `dtype` is the precision in which Muon multiplies.
+    """
     kernels = [module.weight for module in model.modules() if muon and isinstance(module, nn.Conv2d)]
     taken = {id(kernel) for kernel in kernels}
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     chosen: list[torch.optim.Optimizer] = []
     if kernels:
-        chosen.append(Muon(kernels, lr, dtype))
+        chosen.append(Muon(kernels, learning_rate, dtype))
     if others:
         fused = others[0].device.type in ("cpu", "cuda")
-        chosen.append(torch.optim.AdamW(others, lr=lr, betas=(0.9, beta2), weight_decay=0.0, fused=fused))
+        chosen.append(torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, beta2), weight_decay=0.0, fused=fused))
     return chosen

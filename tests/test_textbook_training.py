@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw
 from aeimg import DataError, UsageError, process, zoo
 from aeimg.bench import bench_textbooks, table
 from aeimg.cli import TRAINED
-from aeimg.families import FAMILIES, Family, Stacked, active
 from aeimg.metrics import psnr
 from aeimg.models.variational import divergence
-from aeimg.train import OBJECTIVES, train
+from aeimg.training import train
+from aeimg.training.run import OBJECTIVES
+from aeimg.training.textbook_objectives import TEXTBOOKS, Stacked, Textbook, active
 
 # Enough for each loss to fall clearly; convolutions are slower, and gain more from each; few units take longer.
 STEPS = {"vanilla": 450, "sparse": 450, "conv": 260, "denoising": 130, "deep2d": 150}
@@ -76,24 +77,24 @@ def trained(digits, tmp_path_factory):
 
 def test_the_command_line_names_what_can_be_trained():
     assert tuple(OBJECTIVES) == TRAINED
-    assert set(FAMILIES) < set(TRAINED)
+    assert set(TEXTBOOKS) < set(TRAINED)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEXTBOOKS)
 def test_its_loss_falls(family, trained):
     _, card = trained(family)
     curve = card["curve"]
-    main = FAMILIES[family].main
+    metric = TEXTBOOKS[family].primary_metric
     assert card["objective"] == family
     assert card["dtype"] == "float32"
-    first, last = curve[main][0], curve[main][-1]
-    if FAMILIES[family].larger:
+    first, last = curve[metric][0], curve[metric][-1]
+    if TEXTBOOKS[family].higher_is_better:
         assert last > card["held_out"]["noisy"] + 3
     else:
         assert last < (0.97 if family == "stacked" else 0.9) * first
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "denoising"])
+@pytest.mark.parametrize("family", [name for name in TEXTBOOKS if name != "denoising"])
 def test_it_compresses_pictures_of_any_size_grey_and_colour(family, trained, small):
     weights, _ = trained(family)
     for pixels in (small, small[:40, :33, 0], small[:5, :3]):
@@ -143,7 +144,7 @@ def test_the_stacked_one_learns_layer_by_layer_then_all_of_it(digits):
     network = objective.model
 
     def moved(done):
-        objective.done = done
+        objective.progress = done
         network.zero_grad(set_to_none=True)
         objective.loss(batch, np.random.default_rng(0), False)[0].backward()
         return {name.rsplit(".", 1)[0] for name, value in network.named_parameters() if value.grad is not None}
@@ -167,10 +168,10 @@ def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
 @pytest.mark.parametrize("family", ["linear", "vanilla", "multilayer", "stacked", "deep2d", "sparse"])
 def test_a_fresh_one_begins_at_the_mean_image(family, tmp_path):
     folder = write_idx(tmp_path, strokes(200)[0], np.resize([1, 5, 6], 200).astype(np.uint8))
-    kind = FAMILIES[family]
+    kind = TEXTBOOKS[family]
     objective = kind(kind.source(folder, kind.recipe, {}), {}, kind.recipe)
     objective.prepare()
-    network, mean = objective.model, objective.seen().mean(0, keepdim=True)
+    network, mean = objective.model, objective.sample().mean(0, keepdim=True)
     code = network.encode(mean.clamp(1e-3, 1 - 1e-3))
     torch.testing.assert_close(code, torch.zeros_like(code), atol=1e-4, rtol=0)
     torch.testing.assert_close(network.decode(code), mean, atol=2e-3, rtol=0)
@@ -184,7 +185,7 @@ def test_hardly_a_unit_of_the_deep_one_is_dead(trained):
 
 @pytest.mark.parametrize("family", ["conv", "denoising"])
 def test_what_a_pixel_depends_on_lies_within_the_halo(family):
-    network = zoo.build(FAMILIES[family].architecture, {})
+    network = zoo.build(TEXTBOOKS[family].architecture, {})
     side = 8 * network.halo
     x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
     back = network(x, torch.zeros(1)) if family == "denoising" else network(x[:, :1])
@@ -242,7 +243,7 @@ def test_other_sizes_labels_and_families_are_refused_by_name(digits, tmp_path, t
     small = write_idx(tmp_path / "small", *strokes(40, 20))
     with pytest.raises(DataError, match=r"small: images of 20x20 pixels, but the network takes 28x28"):
         run("vanilla", small, out, steps=1, start=trained("vanilla")[0])
-    with pytest.raises(UsageError, match="another family"):
+    with pytest.raises(UsageError, match="another kind of autoencoder"):
         run("vanilla", digits, out, steps=1, start=trained("linear")[0])
     with pytest.raises(UsageError, match="holds another network"):
         run("conv", digits, out, steps=1, start=trained("linear")[0])
@@ -254,7 +255,7 @@ def test_a_sparse_one_may_start_from_a_plain_one(digits, tmp_path, trained):
     weights, card = trained("vanilla")
     header, lines = run("sparse", digits, tmp_path / "w.safetensors", steps=3, start=weights)
     assert header.card["start"].startswith("vanilla-1 (")
-    assert header.card["recipe"]["rate"] == pytest.approx(Family.recipe.rate / 3)
+    assert header.card["recipe"]["learning_rate"] == pytest.approx(Textbook.recipe.learning_rate / 3)
     before = next(line for line in lines if "held out:" in line)
     assert "step 0" in before
     assert header.card["curve"]["bce"][0] == pytest.approx(card["held_out"]["bce"], rel=1e-2)
