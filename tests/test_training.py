@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from aeimg import InvalidWeights, OutputError, TrainingDiverged, plots, zoo
-from aeimg.training import loop, train
+from aeimg.training import journal, loop, train
 from aeimg.training import run as run_module
 from aeimg.training.compress_objective import CompressObjective
 from aeimg.training.datasets import Digits, GreyPhotographs, Pairs, Photographs
@@ -101,8 +102,8 @@ class Stub(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, *inputs):
-        return self.answer(*inputs)
+    def forward(self, *inputs, **options):
+        return self.answer(*inputs, **options)
 
 
 def losses(objective, answers, batch, late=False):
@@ -134,14 +135,16 @@ def test_the_same_error_counts_more_where_the_noise_is_weak(flat):
     assert weak > 1.3 * strong
 
 
-def test_the_loss_of_the_codec_falls_with_the_error_and_with_the_bits_of_each_kind(flat):
+@pytest.mark.parametrize("perceptual", [0.0, 0.8])
+def test_the_loss_of_the_codec_falls_with_the_error_and_with_the_bits_of_each_kind(flat, perceptual):
     config = {"codes": 32, "width8": 8, "width16": 16, "hyper": 4, "features": 8, "context": 8}
-    objective = CompressObjective(Photographs(flat / "clean", min_side=32), config, RECIPE)
+    recipe = replace(RECIPE, perceptual=perceptual, decide=True)
+    objective = CompressObjective(Photographs(flat / "clean", min_side=32), config, recipe)
     batch = objective.batch(np.random.default_rng(0), False)
     zero, many = torch.zeros(8), torch.full((8,), 500.0)
 
     def answer(error, codes, side):
-        return lambda x, q: ((x + error).clone(), codes, side)
+        return lambda x, q, decide: ((x + error).clone(), codes, side)
 
     best, blurred, more_codes, more_side = losses(
         objective,
@@ -151,6 +154,27 @@ def test_the_loss_of_the_codec_falls_with_the_error_and_with_the_bits_of_each_ki
     assert best < min(blurred, more_codes, more_side)
     worse, worst = losses(objective, [answer(0.1, many, zero), answer(0.2, many, many)], batch)
     assert max(blurred, more_codes) < worse < worst
+
+
+def test_the_codec_s_phases_begin_when_the_recipe_says(flat):
+    """Squared error alone until `perceptual_from`; rounding by rate and distortion in the last phase only."""
+    recipe = replace(RECIPE, perceptual=0.8, perceptual_from=5, decide=True)
+    objective = CompressObjective(Photographs(flat / "clean", min_side=32), {"codes": 32, "width8": 8}, recipe)
+    batch = objective.batch(np.random.default_rng(0), False)
+    seen = []
+
+    def answer(x, q, decide):
+        seen.append(decide)
+        return x + 0.01, torch.zeros(len(x)), torch.zeros(len(x))
+
+    objective.model = Stub(answer)
+    terms = {}
+    for step, late in ((4, False), (5, False), (5, True)):
+        objective.step = step
+        terms[step, late] = set(objective.loss(batch, np.random.default_rng(0), late)[1])
+    assert "ssimulacra2" not in terms[4, False]
+    assert "ssimulacra2" in terms[5, False]
+    assert seen == [False, False, True]
 
 
 class Network(nn.Module):
@@ -235,6 +259,11 @@ def run(flat, out, lines=None, **options):
     options.setdefault("if_exists", "overwrite")
     log = (lines if lines is not None else []).append
     return train("vanilla", flat / "digits", out, device="cpu", recipe=recipe, log=log, **options)
+
+
+def test_a_held_learning_rate_falls_only_after_the_hold():
+    factors = [journal.learning_rate_factor(1000, progress, 10, hold=0.6) for progress in (0.0, 0.3, 0.6, 0.8, 1.0)]
+    assert factors == pytest.approx([1, 1, 1, 0.5, journal.MINIMUM_FACTOR])
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine_to_its_end(flat, tmp_path, recorded):
