@@ -35,6 +35,7 @@ from . import plots
 from .errors import DataError, InputError
 from .images import read_picture
 from .paths import find_images
+from .pixels import rgb_of
 
 Array = np.ndarray
 
@@ -49,10 +50,7 @@ def _rgb(path: Path) -> Array:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
     except InputError as error:
         raise DataError(str(error)) from error
-    if pixels.dtype != np.uint8:
-        peak = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        pixels = np.rint(np.clip(pixels / peak, 0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
+    return rgb_of(pixels)
 
 
 def _some(paths: Sequence[Path]) -> str:

@@ -33,7 +33,7 @@ from .errors import DataError, UsageError
 from .models.integer import QUALITIES
 from .models.variational import divergence
 from .objectives import AT_LEAST, Objective, Recipe
-from .tiles import pad, padded
+from .pixels import pad, padded
 from .zoo import build
 
 SYMBOLS = 127

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from .errors import AeimgError, OutputError, UnreadableImage, UnsupportedImage, UsageError
+from .pixels import UPRIGHT, interleaved, planar, split_alpha, to_eight_bits, with_alpha
 
 Array = np.ndarray
 
@@ -86,12 +87,7 @@ class Picture:
     @property
     def planes(self) -> Array:
         """Pixels, and alpha after them, as `[C,H,W]`."""
-        return self.pixels if self.alpha is None else np.concatenate([self.pixels, self.alpha[None]])
-
-    @property
-    def interleaved(self) -> Array:
-        """The same as `[H,W,C]`, in one piece."""
-        return np.ascontiguousarray(self.planes.transpose(1, 2, 0))
+        return with_alpha(self.pixels, self.alpha)
 
     @property
     def mode(self) -> str:
@@ -186,18 +182,6 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Callable[[], Ar
     return None
 
 
-# EXIF's orientation -> what undoes it, on `[...,H,W]`.
-_UPRIGHT: dict[int, Callable[[Array], Array]] = {
-    2: lambda x: x[..., ::-1],
-    3: lambda x: x[..., ::-1, ::-1],
-    4: lambda x: x[..., ::-1, :],
-    5: lambda x: x.swapaxes(-1, -2),
-    6: lambda x: np.rot90(x, -1, (-2, -1)),
-    7: lambda x: np.rot90(x, 2, (-2, -1)).swapaxes(-1, -2),
-    8: lambda x: np.rot90(x, 1, (-2, -1)),
-}
-
-
 def _deep_picture(image: Image.Image, values: Array, name: str) -> Picture:
     """16-bit `values`, decoded from the file that Pillow opened as `image`, with what else is in that file."""
     planar = values.ndim == 3 and values.shape[:2] != (image.height, image.width)  # a TIFF may hold plane after plane
@@ -206,12 +190,11 @@ def _deep_picture(image: Image.Image, values: Array, name: str) -> Picture:
         raise UnsupportedImage(f"{name}: {len(planes)} channels of 16 bits are not handled; convert it to RGB")
     exif = _exif(image)
     xmp = image.info.get("xmp")
-    turn = None if exif is None else _UPRIGHT.get(exif.pop(0x0112, 1))
+    turn = None if exif is None else UPRIGHT.get(exif.pop(0x0112, 1))
     if turn is not None and isinstance(xmp, bytes):
         xmp = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
     planes = np.ascontiguousarray(planes if turn is None else turn(planes), dtype=np.uint16)
-    pixels, alpha = (planes[:-1], planes[-1]) if len(planes) in (2, 4) else (planes, None)
-    return _picture(image, pixels, alpha, exif, xmp, image.info.get("icc_profile"))
+    return _picture(image, *split_alpha(planes), exif, xmp, image.info.get("icc_profile"))
 
 
 def _refuse_size_and_frames(image: Image.Image, name: str) -> None:
@@ -313,39 +296,18 @@ def _planes(image: Image.Image, name: str) -> tuple[Array, Array | None]:
         image = image.convert("RGB")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise UnsupportedImage(f"{name}: images of mode {mode} are not handled yet; convert it to RGB")
-    values = np.asarray(image)
-    if values.ndim == 2:
-        return values[None].copy(), None
-    planes = np.ascontiguousarray(values.transpose(2, 0, 1))
-    return (planes[:-1], planes[-1]) if image.mode in ("LA", "RGBA") else (planes, None)
+    return split_alpha(planar(np.asarray(image)))
 
 
 # -- writing ----------------------------------------------------------------------------------------------
 
 
-def to_eight_bits(values: Array) -> Array:
-    """Pixels or alpha of any of the three dtypes as uint8."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == np.uint16:
-        return (values >> 8).astype(np.uint8)
-    return np.asarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
-
-
 def to_pil(picture: Picture) -> Image.Image:
     """The picture as a Pillow image; float pixels become 8 bits. Raises `UnsupportedImage` for 16-bit colour."""
-    pixels, alpha = picture.pixels, picture.alpha
-    if pixels.dtype == np.float32:
-        pixels = to_eight_bits(pixels)
-        alpha = None if alpha is None else to_eight_bits(alpha)
-    if pixels.dtype == np.uint16:
-        if pixels.shape[0] != 1 or alpha is not None:
-            raise UnsupportedImage("Pillow has no 16-bit mode for colour or alpha; use numpy arrays or 8 bits")
-        return Image.fromarray(np.ascontiguousarray(pixels[0]))
-    planes = pixels if alpha is None else np.concatenate([pixels, alpha[None]])
-    if planes.shape[0] == 1:
-        return Image.fromarray(np.ascontiguousarray(planes[0]))
-    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)), picture.mode)
+    planes = picture.planes
+    if planes.dtype == np.uint16 and len(planes) > 1:
+        raise UnsupportedImage("Pillow has no 16-bit mode for colour or alpha; use numpy arrays or 8 bits")
+    return Image.fromarray(interleaved(planes if planes.dtype == np.uint16 else to_eight_bits(planes)))
 
 
 def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None = None) -> bytes:
@@ -388,7 +350,7 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
 
 def _encode_deep_png(picture: Picture) -> bytes:
     """A PNG of 16 bits; imagecodecs knows no metadata, so that is put in behind the header."""
-    data = bytes(importlib.import_module("imagecodecs").png_encode(picture.interleaved, level=6))
+    data = bytes(importlib.import_module("imagecodecs").png_encode(interleaved(picture.planes), level=6))
     chunks = []
     if picture.icc:
         chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
@@ -408,9 +370,8 @@ def _encode_tiff(picture: Picture) -> bytes:
     EXIF with directories of its own, as all cameras' is, beside pixels that are compressed."""
     if picture.pixels.dtype == np.uint16 and picture.mode == "LA":  # which few programs read, Pillow not among them
         raise OutputError(f"{picture.name or 'the image'}: TIFF of 16 bits can't hold grey with alpha; use png")
-    samples = picture.interleaved
-    if samples.dtype != np.uint16:
-        samples = to_eight_bits(samples)
+    planes = picture.planes
+    samples = np.atleast_3d(interleaved(planes if planes.dtype == np.uint16 else to_eight_bits(planes)))
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     exif = Image.Exif()
     if picture.exif:

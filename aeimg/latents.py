@@ -29,9 +29,9 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import InputError, ModelError, UsageError
-from .images import Picture, encode_picture, open_image, to_eight_bits
+from .images import Picture, encode_picture, open_image
 from .paths import write_atomic
-from .tiles import as_float
+from .pixels import as_float, to_eight_bits
 from .verbs import Item, Options, PictureVerb, open_source, stacked
 
 Array = np.ndarray
