@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import container, paths, zoo
 from .errors import AeimgError, InputError, OutputError, UsageError
-from .images import WRITABLE, open_image
+from .images import WRITABLE, left_out, open_image
 from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
@@ -271,7 +271,8 @@ class _ToFiles:
             paths.write_atomic(job.target, data)
         seconds = round(item.about.pop("seconds") + time.monotonic() - began, 4)
         about = {"width": item.picture.width, "height": item.picture.height, "seconds": seconds, **item.about}
-        warnings = [*item.picture.notes, *about.pop("warnings", ())]
+        lost = left_out(item.picture, job.target.suffix)
+        warnings = [*item.picture.notes, *lost, *about.pop("warnings", ())]
         if warnings:
             about["warnings"] = warnings
         return _Written(status.st_size, len(data), about)

@@ -426,7 +426,7 @@ class Compress(PictureVerb):
         return container.write(
             container.Coded(
                 picture.width, picture.height, picture.pixels.shape[0], depth, self.model.label, self.model.digest,
-                quality, self.model.to_bytes(latent, quality), item.alpha, picture.icc, picture.exif, picture.xmp,
+                quality, self.model.to_bytes(latent, quality), item.alpha, picture.metadata,
                 picture.name, picture.format,
             )
         )  # fmt: skip
@@ -539,7 +539,7 @@ class Decompress(_ModelVerb):
         zero = np.uint8(0) if latent.depth == 8 else np.uint16(0)
         empty = np.broadcast_to(zero, (latent.channels, latent.height, latent.width))
         alpha = None if latent.alpha is None else read_picture(latent.alpha, name).pixels[0]
-        picture = Picture(empty, alpha, latent.icc, latent.exif, latent.xmp, latent.format, latent.name)
+        picture = Picture(empty, alpha, latent.metadata, latent.format, latent.name)
         if alpha is not None and (alpha.shape, alpha.dtype) != (empty.shape[1:], empty.dtype):
             raise InputError(f"{name}: its alpha has another size or depth than its pixels")
         return Item(picture, kind, source, data, latent=Latent(codec, symbols, latent.quality))
