@@ -154,7 +154,9 @@ def read_picture(data: bytes, name: str = "the image") -> Picture:
     notes = []
     try:
         image = open_image(io.BytesIO(data), name)
-    except UnreadableImage:
+    except UnreadableImage as error:
+        if isinstance(error.__cause__, UnidentifiedImageError) and metadata.byte_order(data):
+            return _tiff_beyond_pillow(data, name)
         without = metadata.avif_without_exif(data) if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1") else None
         if without is None:
             raise
@@ -168,9 +170,15 @@ def read_picture(data: bytes, name: str = "the image") -> Picture:
         if deep is None:
             return _shallow_picture(image, found, data, name)
         planes = deep(found.notes)
-        if planes.shape[1:] != (image.height, image.width) or len(planes) > 4:
-            raise UnsupportedImage(f"{name}: {len(planes)} channels of 16 bits are not handled; convert it to RGB")
+        if image.format != "TIFF":  # of which Pillow gives the size that it has upright
+            _of_size(planes, image.height, image.width, name)
         return _picture(image, planes, found, data)
+
+
+def _of_size(planes: Array, height: int, width: int, name: str) -> Array:
+    if planes.shape[1:] != (height, width) or len(planes) > 4:
+        raise UnsupportedImage(f"{name}: {len(planes)} channels of 16 bits are not handled; convert it to RGB")
+    return planes
 
 
 def from_pil(image: Image.Image, name: str = "the image") -> Picture:
@@ -194,13 +202,17 @@ def _damage(name: str) -> Iterator[None]:
 
 
 def _refuse_size_and_frames(image: Image.Image, name: str) -> None:
-    if image.width * image.height > pixel_limit():
+    frames = getattr(image, "n_frames", 1)
+    _refuse(image.width * image.height, 1 if image.format == "MPO" else frames, name)  # further views are no frames
+
+
+def _refuse(pixels: int, frames: int, name: str) -> None:
+    if pixels > pixel_limit():
         raise UnreadableImage(
-            f"{name}: declares {image.width * image.height / 1e6:.0f} megapixels, more than the "
+            f"{name}: declares {pixels / 1e6:.0f} megapixels, more than the "
             f"{pixel_limit() / 1e6:.0f} that are taken for honest; raise PIL.Image.MAX_IMAGE_PIXELS for larger ones"
         )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # an MPO is a photo with other views of it behind
+    if frames > 1:
         raise UnsupportedImage(f"{name}: {frames} frames or pages are not handled yet; split it first")
 
 
@@ -237,7 +249,7 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Deep | None:
         if data[25] != 0 or "transparency" in image.info:
             return lambda _: planar(_imagecodecs("png_decode", data))
     elif image.format == "TIFF":
-        return _deep_tiff(name, image, data)
+        return None if image.mode == "F" else _deep_tiff(name, data)
     elif image.format == "AVIF":
         bits = _avif_bits(data)
         if bits > 8:
@@ -255,40 +267,50 @@ def _imagecodecs(function: str, data: bytes) -> Array:
     return np.asarray(getattr(importlib.import_module("imagecodecs"), function)(data))
 
 
-def _deep_tiff(name: str, image: Image.Image, data: bytes) -> Deep | None:
-    tags = getattr(image, "tag_v2", {})
-
-    def several(tag: int, default: int) -> tuple[int, ...]:
-        value = tags.get(tag, default)
-        return value if isinstance(value, tuple) else (value,)
-
-    depths, kinds, photometric = several(258, 1), set(several(339, 1)), tags.get(262)
-    if max(depths) <= 8 or image.mode == "F" or (image.mode == "I" and max(depths) == 32):
+def _deep_tiff(name: str, data: bytes) -> Deep | None:
+    """As `_deep_decoder`, for TIFF; None where nothing has more than 8 bits, and for 32 bits, which Pillow reads."""
+    tags = metadata.read_directory(data)
+    depths, kinds, photometric = tags.numbers(258) or [1], set(tags.numbers(339)) or {1}, tags.numbers(262)
+    if max(depths) <= 8 or max(depths) == 32:
         return None
     if kinds != {1}:
         what = "signed integers" if kinds == {2} else "numbers that are no integers"
-        raise UnsupportedImage(
-            f"{name}: {what} of {max(depths)} bits are not handled; convert it to 16 bits without sign"
-        )
-    if len(set(depths)) > 1 or max(depths) > 16 or photometric not in (0, 1, 2):
+        raise UnsupportedImage(f"{name}: {what} of {max(depths)} bits are not handled; convert it to 16 without sign")
+    if len(set(depths)) > 1 or max(depths) > 16 or photometric not in ([0], [1], [2]):
         raise UnsupportedImage(f"{name}: only RGB and grey of 8 to 16 bits are handled; convert it")
-    extras = several(338, 2) if len(depths) in (2, 4) or 338 in tags else ()
+    size = (tags.numbers(257) + [0])[0], (tags.numbers(256) + [0])[0]
+    extras = tags.numbers(338) or ([2] if len(depths) in (2, 4) else [])
 
     def decode(notes: list[str]) -> Array:
         values = importlib.import_module("tifffile").imread(io.BytesIO(data), key=0)
-        apart = values.ndim == 3 and values.shape[:2] != (
-            image.height,
-            image.width,
-        )  # a TIFF may hold plane after plane
-        planes = to_sixteen_bits(values if apart else planar(values), depths[0])
-        return _tiff_planes(planes, 3 if photometric == 2 else 1, extras, notes, white_is_zero=photometric == 0)
+        apart = values.ndim == 3 and values.shape[:2] != size  # plane after plane
+        planes = _of_size(to_sixteen_bits(values if apart else planar(values), depths[0]), *size, name)
+        return _tiff_planes(planes, 3 if photometric == [2] else 1, extras, notes, white_is_zero=photometric == [0])
 
     return decode
 
 
-def _tiff_planes(
-    planes: Array, colours: int, extras: tuple[int, ...], notes: list[str], *, white_is_zero: bool
-) -> Array:
+def _tiff_beyond_pillow(data: bytes, name: str) -> Picture:
+    """A TIFF that Pillow can't open, if it is one: 12 bits of colour, WhiteIsZero of 16 bits, and others."""
+    with _damage(name):
+        tags = metadata.read_directory(data)
+        stand_in = Image.new("L", (1, 1))
+        stand_in.format = "TIFF"
+        stand_in.info |= {key: tags.entries[tag].data for key, tag in (("icc_profile", 34675), ("xmp", 700))
+                          if tag in tags.entries}  # fmt: skip
+        (height, *_), (width, *_) = tags.numbers(257), tags.numbers(256)
+        with importlib.import_module("tifffile").TiffFile(io.BytesIO(data)) as file:
+            _refuse(width * height, len(file.pages), name)
+        deep = _deep_tiff(name, data)
+        if deep is None:
+            raise UnsupportedImage(
+                f"{name}: TIFF of this kind is not handled; convert it to RGB or grey of 8 or 16 bits"
+            )
+        found = metadata.read(stand_in, data)
+        return _picture(stand_in, deep(found.notes), found, data)
+
+
+def _tiff_planes(planes: Array, colours: int, extras: list[int], notes: list[str], *, white_is_zero: bool) -> Array:
     """The planes of a TIFF, whose samples beyond the colours are of the kinds `extras`, as colours and alpha."""
     pixels = ~planes[:colours] if white_is_zero else planes[:colours]
     alphas = [number for number, kind in enumerate(extras) if kind in (1, 2) and colours + number < len(planes)]

@@ -191,6 +191,14 @@ class Directory:
         code = {1: "B", _SHORT: "H", 4: "I"}[entry.kind]
         return Fraction(struct.unpack(self.order + code, entry.data[: _SIZES[entry.kind]])[0])
 
+    def numbers(self, tag: int) -> list[int]:
+        """The whole numbers of an entry; none where there is none."""
+        entry = self.entries.get(tag)
+        code = {1: "B", _SHORT: "H", 4: "I"}.get(entry.kind) if entry is not None else None
+        if entry is None or code is None:
+            return []
+        return list(struct.unpack(f"{self.order}{entry.length}{code}", entry.data))
+
     def put(self, tag: int, kind: int, *values: Any) -> None:
         """Sets an entry of shorts, longs, rationals (as fractions) or one of bytes."""
         if kind == _RATIONAL:
