@@ -26,9 +26,10 @@ from PIL import Image
 from . import zoo
 from .engine import process
 from .errors import DataError
+from .images import read_file, read_picture
 from .metrics import bd_rate, bits_per_pixel, psnr, roc_auc, ssim
 from .paths import find_images
-from .pixels import to_eight_bits
+from .pixels import rgb_of, to_eight_bits
 
 Figures = dict[str, Any]
 
@@ -45,7 +46,7 @@ def _images(data: Path, limit: int | None) -> list[tuple[Path, np.ndarray]]:
     paths = find_images(Path(data))[:limit]
     if not paths:
         raise DataError(f"{data}: no images to measure on")
-    return [(path, np.asarray(Image.open(path).convert("RGB"))) for path in paths]
+    return [(path, rgb_of(read_picture(read_file(path), str(path)).pixels)) for path in paths]
 
 
 def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Figures:

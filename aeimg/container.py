@@ -34,6 +34,7 @@ the built-in codec's holds a CRC of the symbols.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -42,10 +43,13 @@ from fractions import Fraction
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution
+from .paths import open_regular
 
 MAGIC = b"\x89AEI"
 VERSION = 1
 MAX_SIDE = (1 << 24) - 1
+MAX_FILE = 1 << 31
+"""How many bytes a latent file may have."""
 
 UNITS: tuple[Unit, ...] = ("", "inch", "centimetre", "metre")
 """Units of the resolution, by their numbers in section `r`."""
@@ -205,6 +209,18 @@ def _packed_resolution(about: Metadata) -> bytes | None:
         return None
     parts = [value.limit_denominator(10**6) for value in (stated.x, stated.y)]
     return struct.pack("<B4I", UNITS.index(stated.unit), *(n for part in parts for n in part.as_integer_ratio()))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a latent file, for `read`. Raises `InvalidLatent` for any other file before it is read whole, and
+    `UnreadableImage` for what can't be read or is no regular file."""
+    with open_regular(path) as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise InvalidLatent(f"{path}: not a latent file of aeimg")
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE:
+            raise InvalidLatent(f"{path}: has {size} bytes, more than the {MAX_FILE} that a latent file may have")
+        return MAGIC + file.read(size)
 
 
 def read(data: bytes, name: str = "the latent file") -> Coded | Stored:

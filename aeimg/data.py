@@ -33,8 +33,8 @@ from torch.nn import functional as F
 
 from . import plots
 from .errors import DataError, InputError
-from .images import read_picture
-from .paths import find_images
+from .images import open_image, read_file, read_picture
+from .paths import find_images, open_regular
 from .pixels import rgb_of
 
 Array = np.ndarray
@@ -45,9 +45,7 @@ log = logging.getLogger("aeimg")
 def _rgb(path: Path) -> Array:
     """The picture in a file as uint8 `[H,W,3]`, upright. Raises `DataError`."""
     try:
-        pixels = read_picture(path.read_bytes(), str(path)).pixels
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+        pixels = read_picture(read_file(path), str(path)).pixels
     except InputError as error:
         raise DataError(str(error)) from error
     return rgb_of(pixels)
@@ -78,12 +76,12 @@ class Photographs:
         small: list[Path] = []
         for path in find_images(self.folder):
             try:
-                with Image.open(path) as image:
+                with open_regular(path) as file, open_image(file, str(path)) as image:
                     if plots.is_curve(image):  # of a run whose weights lie among the images
                         continue
                     width, height = image.size
                     frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except InputError:
                 frames = 0
             if frames != 1:
                 unreadable.append(path)
@@ -301,9 +299,9 @@ class Pairs(Photographs):
                     f"{path}: has no partner {self._partner(path)}; noisy/ and clean/ must hold files of equal names"
                 )
             try:
-                with Image.open(path) as clean, Image.open(self._partner(path)) as noisy:
-                    sizes = clean.size, noisy.size
-            except OSError as error:
+                with open_regular(path) as file, open_regular(self._partner(path)) as other:
+                    sizes = open_image(file, str(path)).size, open_image(other, str(self._partner(path))).size
+            except InputError as error:
                 raise DataError(f"{self._partner(path)}: the partner of {path} can't be read ({error})") from error
             if sizes[0] != sizes[1]:
                 raise DataError(f"{path}: its noisy partner has another size, {sizes[1]} against {sizes[0]}")

@@ -281,7 +281,7 @@ class _ToFiles:
 def _kept(path: Path) -> str:
     """The suffix of the picture that a latent file was made of; PNG where that is not told, or never written."""
     try:
-        found = container.sections(path.read_bytes(), str(path))
+        found = container.sections(container.read_file(path), str(path))
     except (OSError, InputError):
         return ".png"  # to be reported when it is done
     suffix = Path(found.get("n", b"").decode("utf-8", "replace")).suffix
@@ -439,9 +439,9 @@ SAMPLE = 5
 def _declared(path: Path, task: str) -> int:
     """How many pixels a file says that it has. Raises `InputError` or an `OSError`."""
     if task != "decompress":
-        with open(path, "rb") as file, open_image(file, str(path)) as image:
+        with paths.open_regular(path) as file, open_image(file, str(path)) as image:
             return image.width * image.height
-    latent = container.read(path.read_bytes(), str(path))
+    latent = container.read(container.read_file(path), str(path))
     if isinstance(latent, container.Coded):
         return latent.width * latent.height
     with open_image(io.BytesIO(latent.data), str(path)) as image:

@@ -15,6 +15,7 @@ import functools
 import importlib
 import io
 import math
+import os
 import re
 import struct
 import zlib
@@ -26,8 +27,9 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import metadata
-from .errors import AeimgError, OutputError, UnreadableImage, UnsupportedImage, UsageError
+from .errors import AeimgError, InvalidLatent, OutputError, UnreadableImage, UnsupportedImage, UsageError
 from .metadata import Metadata
+from .paths import open_regular
 from .pixels import (
     UPRIGHT,
     interleaved,
@@ -61,6 +63,8 @@ WRITABLE = {
 """Suffix -> the Pillow format it is written as."""
 
 MAX_WEBP_SIDE = 16383
+BESIDES_PIXELS = 64 << 20
+"""How many bytes an image file may have besides 8 for each pixel: metadata, previews, a phone's moving picture."""
 KEEPS_ALPHA = frozenset({"PNG", "WEBP", "AVIF", "TIFF"})
 KEEPS_16_BITS = frozenset({"PNG", "TIFF"})
 
@@ -147,6 +151,43 @@ def open_image(file: BinaryIO, name: str = "the image") -> Image.Image:
         raise UnreadableImage(f"{name}: {error}") from error
     except Exception as error:  # each decoder has errors of its own
         raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file, for `read_picture`. Raises `UnreadableImage`, in little time and memory, for what is
+    no regular file, no image, or larger than any honest image of its size in pixels."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        most = 8 * pixel_limit() + BESIDES_PIXELS  # four channels of 16 bits
+        if size > BESIDES_PIXELS and size <= most:
+            most = _honest_size(file, str(path), most)
+        if size > most:
+            raise UnreadableImage(f"{path}: has {size} bytes, more than an image of its size in pixels can need")
+        return file.read(size + 1)
+
+
+def _honest_size(file: BinaryIO, name: str, most: float) -> float:
+    """How many bytes a large image file may have, by its header; `most` where Pillow does not understand that."""
+    try:
+        with open_image(file, name) as image:
+            return 8 * image.width * image.height + BESIDES_PIXELS
+    except UnreadableImage as error:
+        file.seek(0)
+        if isinstance(error.__cause__, UnidentifiedImageError) and not metadata.byte_order(file.read(4)):
+            raise
+        return most
+    finally:
+        file.seek(0)
+
+
+def read_plane(data: bytes, shape: tuple[int, int], dtype: Any, name: str) -> Array:
+    """The one plane `[H,W]` of a greyscale PNG, which must have that shape and dtype: by its header, before anything is
+    decoded. Raises `InvalidLatent`."""
+    image = open_image(io.BytesIO(data), name)
+    depth = 8 * np.dtype(dtype).itemsize
+    if image.format != "PNG" or (image.height, image.width) != shape or (data[24], data[25]) != (depth, 0):
+        raise InvalidLatent(f"{name}: its alpha has another size or depth than its pixels")
+    return read_picture(data, name).pixels[0]
 
 
 def read_picture(data: bytes, name: str = "the image") -> Picture:

@@ -408,15 +408,16 @@ def read(image: Image.Image, data: bytes | None = None) -> Found:
     """
     found = Found()
     parts: dict[str, Any] = {}
-    readers: dict[str, Callable[[bytes], dict[str, Any]]] = {"JPEG": _of_jpeg, "MPO": _of_jpeg, "PNG": _of_png}
     kind = image.format or ""
-    for reader in (
-        lambda: _of_info(image),
-        lambda: readers[kind](data) if data is not None and kind in readers else {},
-        lambda: _of_tiff(image, data, found.notes) if kind == "TIFF" else {},
-        lambda: _of_bmp(data) if data is not None and kind in ("BMP", "DIB") else {},
-        lambda: _of_avif(data) if data is not None and kind == "AVIF" else {},
-    ):
+    of_file: dict[str, Callable[[bytes], dict[str, Any]]] = {
+        "JPEG": _of_jpeg, "MPO": _of_jpeg, "PNG": _of_png, "BMP": _of_bmp, "DIB": _of_bmp, "AVIF": _of_avif,
+    }  # fmt: skip
+    readers: list[Callable[[], dict[str, Any]]] = [lambda: _of_info(image)]
+    if kind == "TIFF":
+        readers.append(lambda: _of_tiff(image, data, found.notes))
+    if data is not None and kind in of_file:
+        readers.append(lambda: of_file[kind](data))
+    for reader in readers:
         try:
             parts |= reader()
         except Exception as error:  # Pillow's parsers raise errors of every kind

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import container, zoo
 from .denoise import TILE, check, denoise, estimate_sigma, measure_noise
-from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
+from .errors import InputError, ModelError, UnsupportedImage, UsageError, WrongWeights
 from .images import (
     LOSSY,
     WRITABLE,
@@ -34,7 +34,9 @@ from .images import (
     encode_picture,
     from_pil,
     pixel_limit,
+    read_file,
     read_picture,
+    read_plane,
     to_pil,
 )
 from .manifest import digest
@@ -521,7 +523,7 @@ class Decompress(_ModelVerb):
         if isinstance(source, bytes | bytearray):
             name, data = "the latent file", bytes(source)
         else:
-            name, data = str(source), _read_file(source)
+            name, data = str(source), container.read_file(source)
         latent = container.read(data, name)
         kind = self.options.kind
         if isinstance(latent, container.Stored):
@@ -538,10 +540,8 @@ class Decompress(_ModelVerb):
         # Strides of zero: a place for the pixels that takes no memory before they are there.
         zero = np.uint8(0) if latent.depth == 8 else np.uint16(0)
         empty = np.broadcast_to(zero, (latent.channels, latent.height, latent.width))
-        alpha = None if latent.alpha is None else read_picture(latent.alpha, name).pixels[0]
+        alpha = None if latent.alpha is None else read_plane(latent.alpha, empty.shape[1:], empty.dtype, name)
         picture = Picture(empty, alpha, latent.metadata, latent.format, latent.name)
-        if alpha is not None and (alpha.shape, alpha.dtype) != (empty.shape[1:], empty.dtype):
-            raise InputError(f"{name}: its alpha has another size or depth than its pixels")
         return Item(picture, kind, source, data, latent=Latent(codec, symbols, latent.quality))
 
     def _codec(self, latent: container.Coded, name: str) -> Any:
@@ -590,17 +590,10 @@ class Decompress(_ModelVerb):
 # -- sources and results ------------------------------------------------------------------------------------------
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{path}: can't be read ({error.strerror})") from error
-
-
 def open_source(source: Any) -> Item:
     """Anything that `process` takes as one picture, as an item. Raises `UsageError` for anything else."""
     if isinstance(source, str | os.PathLike):
-        data = _read_file(source)
+        data = read_file(source)
         return Item(replace(read_picture(data, str(source)), name=Path(source).name), "pil", source, data)
     if isinstance(source, bytes | bytearray):
         return Item(read_picture(bytes(source)), "bytes", source, bytes(source))

@@ -71,7 +71,8 @@ def test_associated_alpha_of_sixteen_bits_is_undone_and_said():
 @pytest.mark.parametrize(
     ("values", "said"),
     [(DEEP[0].astype(np.int16), "signed integers of 16 bits"),
-     (DEEP[:3].astype(np.int16), "signed integers of 16 bits"), (DEEP[0].astype(np.uint32) * 9999, "integers of 32 bits")],
+     (DEEP[:3].astype(np.int16), "signed integers of 16 bits"),
+     (DEEP[0].astype(np.uint32) * 9999, "integers of 32 bits")],
 )  # fmt: skip
 def test_what_is_refused_is_named_rightly(values, said):
     values = values if values.ndim == 2 else values.transpose(1, 2, 0)
