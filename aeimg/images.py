@@ -290,13 +290,15 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Deep | None:
         if data[25] != 0 or "transparency" in image.info:
             return lambda _: planar(_imagecodecs("png_decode", data))
     elif image.format == "TIFF":
-        return None if image.mode == "F" else _deep_tiff(name, data)
+        return _deep_tiff(name, data)
     elif image.format == "AVIF":
         bits = _avif_bits(data)
         if bits > 8:
             return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data)), bits)
     elif image.format == "JPEG2000":
         return _deep_jpeg2000(name, data)
+    elif image.format == "JXL" and _imagecodecs("jpegxl_decode", data).dtype != np.uint8:  # of unknown depth
+        raise UnsupportedImage(f"{name}: JPEG XL of more than 8 bits is not handled; convert it to PNG or TIFF")
     elif image.format == "PPM" and image.mode == "RGB":
         maxval = re.match(rb"P\d(?:\s+|#[^\n]*\n)*\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)", data)
         if maxval is not None and int(maxval[1]) > 255:
@@ -312,10 +314,10 @@ def _deep_tiff(name: str, data: bytes) -> Deep | None:
     """As `_deep_decoder`, for TIFF; None where nothing has more than 8 bits, and for 32 bits, which Pillow reads."""
     tags = metadata.read_directory(data)
     depths, kinds, photometric = tags.numbers(258) or [1], set(tags.numbers(339)) or {1}, tags.numbers(262)
-    if max(depths) <= 8 or max(depths) == 32:
+    if (max(depths) <= 8 and kinds != {2}) or (max(depths) == 32 and kinds != {3}):
         return None
     if kinds != {1}:
-        what = "signed integers" if kinds == {2} else "numbers that are no integers"
+        what = {2: "signed integers", 3: "floats"}.get(min(kinds), "numbers of an unknown kind")
         raise UnsupportedImage(f"{name}: {what} of {max(depths)} bits are not handled; convert it to 16 without sign")
     if len(set(depths)) > 1 or max(depths) > 16 or photometric not in ([0], [1], [2]):
         raise UnsupportedImage(f"{name}: only RGB and grey of 8 to 16 bits are handled; convert it")
@@ -325,7 +327,9 @@ def _deep_tiff(name: str, data: bytes) -> Deep | None:
     def decode(notes: list[str]) -> Array:
         values = importlib.import_module("tifffile").imread(io.BytesIO(data), key=0)
         apart = values.ndim == 3 and values.shape[:2] != size  # plane after plane
-        planes = _of_size(to_sixteen_bits(values if apart else planar(values), depths[0]), *size, name)
+        planes = to_sixteen_bits(values if apart else planar(values), depths[0])
+        if planes.shape[1:] != size:
+            raise UnsupportedImage(f"{name}: its samples are laid out in a way that is not handled; convert it")
         return _tiff_planes(planes, 3 if photometric == [2] else 1, extras, notes, white_is_zero=photometric == [0])
 
     return decode
@@ -411,6 +415,8 @@ def _shallow_picture(image: Image.Image, found: metadata.Found, data: bytes | No
         planes = _planes(image, name)
     if image.mode == "1":
         found.notes.append("its 1 bit per pixel became 8")
+    if image.mode == "I" and image.format == "TIFF":
+        found.notes.append("its integers of 32 bits became 16: none is above 65535")
     return _picture(image, planes, found, data)
 
 

@@ -72,7 +72,8 @@ def test_associated_alpha_of_sixteen_bits_is_undone_and_said():
     ("values", "said"),
     [(DEEP[0].astype(np.int16), "signed integers of 16 bits"),
      (DEEP[:3].astype(np.int16), "signed integers of 16 bits"),
-     (DEEP[0].astype(np.uint32) * 9999, "integers of 32 bits")],
+     (DEEP[0].astype(np.uint32) * 9999, "integers of 32 bits"), (DEEP[0].astype(np.int8), "signed integers of 8 bits"),
+     (DEEP[:3] / 65535, "floats of 64 bits")],
 )  # fmt: skip
 def test_what_is_refused_is_named_rightly(values, said):
     values = values if values.ndim == 2 else values.transpose(1, 2, 0)
@@ -92,6 +93,20 @@ def test_tiffs_that_pillow_does_not_open_are_read_with_what_is_in_them(bits, byt
     assert metadata.of_exif(picture.metadata.exif).entries[315].data == b"Jos\xe9\0"
     with pytest.raises(UnsupportedImage, match="2 frames or pages"):
         read(tiff(np.stack([values, values]), bitspersample=bits, photometric="rgb", byteorder=byteorder))
+
+
+def test_thirty_two_bits_that_are_sixteen_are_read_as_such_and_said():
+    picture = read(tiff(DEEP[0].astype(np.uint32), photometric="minisblack"))
+    np.testing.assert_array_equal(picture.pixels[0], DEEP[0])
+    assert picture.notes == ("its integers of 32 bits became 16: none is above 65535",)
+
+
+def test_jpeg_xl_of_more_than_8_bits_is_refused():
+    pytest.importorskip("pillow_jxl", reason="pillow_jxl is not installed (an extra)")
+    images._readable()
+    data = imagecodecs.jpegxl_encode(np.ascontiguousarray(DEEP[:3].transpose(1, 2, 0)), lossless=True)
+    with pytest.raises(UnsupportedImage, match="JPEG XL of more than 8 bits"):
+        read(data)
 
 
 def test_one_bit_becomes_eight_and_says_so():
