@@ -461,7 +461,8 @@ def _planes(image: Image.Image, name: str) -> Array:
         image = image.convert("RGB")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise UnsupportedImage(f"{name}: images of mode {mode} are not handled yet; convert it to RGB")
-    return planar(np.asarray(image))
+    values = np.asarray(image)
+    return planar(values) if values.ndim == 3 else values[None].copy()  # Pillow's own may only be read
 
 
 # -- writing ----------------------------------------------------------------------------------------------

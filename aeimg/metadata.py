@@ -177,8 +177,8 @@ class Directory:
     """Byte order, for `struct`."""
     entries: dict[int, Entry] = field(default_factory=dict)
     below: dict[int, Directory] = field(default_factory=dict)
-    damaged: int = 0
-    """How many entries could not be read, here and below."""
+    damaged: set[tuple[int, int]] = field(default_factory=set)
+    """Entries, here and below, that lead behind the data: where their directory lies, and where they lie."""
 
     def number(self, tag: int) -> Fraction | None:
         """The first number of an entry; None where there is none."""
@@ -226,6 +226,7 @@ def read_directory(tiff: bytes, at: int | None = None, *, deep: int = 0) -> Dire
     try:
         if at is None:
             (at,) = struct.unpack_from(order + wide, tiff, 8 if big else 4)
+        start = at
         (count,) = struct.unpack_from(order + head, tiff, at)
         at += struct.calcsize(head)
         if at + count * entry > len(tiff):
@@ -240,14 +241,15 @@ def read_directory(tiff: bytes, at: int | None = None, *, deep: int = 0) -> Dire
         if size > inline:
             (where,) = struct.unpack_from(order + wide, tiff, where)
         if kind not in _SIZES or where + size > len(tiff) or size > budget:
-            found.damaged += kind not in (16, 17, 18)  # of BigTIFF; none of those describes a picture
+            if kind in _SIZES:  # of a type that nobody knows, it may be as it should
+                found.damaged.add((start, place))
             continue
         if tag in _BELOW and kind in (4, 13) and deep < 2:
             try:
                 found.below[tag] = read_directory(tiff, struct.unpack_from(order + "I", tiff, where)[0], deep=deep + 1)
-                found.damaged += found.below[tag].damaged
+                found.damaged |= found.below[tag].damaged
             except ValueError:
-                found.damaged += 1
+                found.damaged.add((start, place))
             continue
         budget -= size
         found.entries[tag] = Entry(kind, length, tiff[where : where + size])
@@ -353,27 +355,33 @@ def _clean_exif(exif: bytes, notes: list[str]) -> tuple[bytes | None, int]:
         exif = exif[6:]
     try:
         directory = read_directory(exif)
+        if exif[2:4] not in (b"*\0", b"\0*"):
+            raise ValueError("it is none but BigTIFF")
     except ValueError as error:
         notes.append(f"its EXIF data was left out: it is damaged ({error})")
         return None, 0
     stated = directory.number(ORIENTATION)
     orientation = int(stated) if stated is not None and 1 <= stated <= 8 else 0
     if directory.damaged:
-        notes.append(_DAMAGED.format(directory.damaged))
-        directory.entries.pop(ORIENTATION, None)
-        return as_exif(directory), orientation
+        notes.append(_DAMAGED.format(len(directory.damaged)))
     tiff, order = bytearray(exif), directory.order
     (at,) = struct.unpack_from(order + "I", tiff, 4)
     (count,) = struct.unpack_from(order + "H", tiff, at)
     _cut_thumbnail(tiff, order, at + 2 + 12 * count)
-    for place in range(at + 2, at + 2 + 12 * count, 12):
-        if struct.unpack_from(order + "H", tiff, place) == (ORIENTATION,):
-            end = min(at + 2 + 12 * count + 4, len(tiff))
-            tiff[place:end] = tiff[place + 12 : end] + bytes(12)
-            struct.pack_into(order + "H", tiff, at, count - 1)
-            break
+    cut = {(at, place) for place in range(at + 2, at + 2 + 12 * count, 12)
+           if struct.unpack_from(order + "H", tiff, place) == (ORIENTATION,)}  # fmt: skip
+    for start, place in sorted(cut | directory.damaged, reverse=True):
+        _cut_entry(tiff, order, start, place)
     empty = not directory.below and not directory.entries.keys() - {ORIENTATION}
     return None if empty else b"Exif\0\0" + bytes(tiff), orientation
+
+
+def _cut_entry(tiff: bytearray, order: str, at: int, place: int) -> None:
+    """Cuts the entry at `place` out of the directory at `at` of EXIF data; only the entries behind it move."""
+    (count,) = struct.unpack_from(order + "H", tiff, at)
+    end = min(at + 2 + 12 * count + 4, len(tiff))
+    tiff[place:end] = tiff[place + 12 : end] + bytes(12)
+    struct.pack_into(order + "H", tiff, at, count - 1)
 
 
 def _cut_thumbnail(tiff: bytearray, order: str, at: int) -> None:
@@ -412,7 +420,9 @@ def read(image: Image.Image, data: bytes | None = None) -> Found:
     of_file: dict[str, Callable[[bytes], dict[str, Any]]] = {
         "JPEG": _of_jpeg, "MPO": _of_jpeg, "PNG": _of_png, "BMP": _of_bmp, "DIB": _of_bmp, "AVIF": _of_avif,
     }  # fmt: skip
-    readers: list[Callable[[], dict[str, Any]]] = [lambda: _of_info(image)]
+    readers: list[Callable[[], dict[str, Any]]] = [
+        lambda: _of_info(image), lambda: _exif_of_info(image), lambda: _colour_of_info(image)
+    ]  # fmt: skip
     if kind == "TIFF":
         readers.append(lambda: _of_tiff(image, data, found.notes))
     if data is not None and kind in of_file:
@@ -448,32 +458,36 @@ def _bytes(value: Any, encoding: str = "utf-8") -> bytes | None:
 def _of_info(image: Image.Image) -> dict[str, Any]:
     """What Pillow keeps in an image's `info`, the mirror of `to_info`."""
     info = image.info
-    exif = _bytes(info.get("exif"))
+    photoshop, comment, dpi = info.get("photoshop"), _bytes(info.get("comment")), info.get("dpi")
+    return {
+        "icc": _bytes(info.get("icc_profile")), "xmp": _bytes(info.get("xmp")),
+        "iptc": _bytes(photoshop.get(0x0404)) if isinstance(photoshop, dict) else None,
+        "comments": (comment,) if comment else (), "resolution": _of_dpi(dpi) if dpi else None,
+    }  # fmt: skip
+
+
+def _exif_of_info(image: Image.Image) -> dict[str, Any]:
+    exif, profile = _bytes(image.info.get("exif")), image.info.get("Raw profile type exif")
     if image.format == "AVIF" and hasattr(image, "_decoder"):  # Pillow writes EXIF anew where the picture is turned
-        *_, raw, turned, _ = image._decoder.get_info()  # type: ignore[no-untyped-call]
+        *_, raw, turned, _ = image._decoder.get_info()
         exif = _with_orientation(raw or None, turned)
-    profile = info.get("Raw profile type exif")
     if exif is None and isinstance(profile, str):
         exif = bytes.fromhex("".join(profile.split("\n")[3:]))
     if exif is None and not hasattr(image, "tag_v2") and image.getexif():
         exif = image.getexif().tobytes()
-    dpi, gamma, primaries = info.get("dpi"), info.get("gamma"), info.get("chromaticity")
+    return {"exif": exif}
+
+
+def _colour_of_info(image: Image.Image) -> dict[str, Any]:
+    info = image.info
     colour: list[Chunk] = [(b"cICP", info["cicp"])] if isinstance(info.get("cicp"), bytes) else []
     if isinstance(info.get("srgb"), int):
         colour.append((b"sRGB", bytes([info["srgb"]])))
-    if gamma:
-        colour.append((b"gAMA", struct.pack(">I", round(100_000 * gamma))))
-    if primaries:
-        colour.append((b"cHRM", struct.pack(">8I", *(round(100_000 * value) for value in primaries))))
-    photoshop = info.get("photoshop")
-    comment = _bytes(info.get("comment"))
-    return {
-        "icc": _bytes(info.get("icc_profile")), "exif": exif, "xmp": _bytes(info.get("xmp")),
-        "iptc": _bytes(photoshop.get(0x0404)) if isinstance(photoshop, dict) else None,
-        "comments": (comment,) if comment else (),
-        "resolution": _of_dpi(dpi),
-        "colour": tuple(colour),
-    }  # fmt: skip
+    if info.get("gamma"):
+        colour.append((b"gAMA", struct.pack(">I", round(100_000 * info["gamma"]))))
+    if info.get("chromaticity"):
+        colour.append((b"cHRM", struct.pack(">8I", *(round(100_000 * value) for value in info["chromaticity"]))))
+    return {"colour": tuple(colour)}
 
 
 def _of_dpi(dpi: Any) -> Resolution | None:
@@ -668,7 +682,7 @@ def _of_tiff(image: Image.Image, data: bytes | None, notes: list[str]) -> dict[s
         return {"exif": _stated_by_pillow(image)}
     whole = read_directory(file)
     if whole.damaged:
-        notes.append(_DAMAGED.format(whole.damaged))
+        notes.append(_DAMAGED.format(len(whole.damaged)))
     described = {tag: whole.entries[tag] for tag in (*_TIFF_TAGS, ORIENTATION) if tag in whole.entries}
     kept = Directory(whole.order, described, whole.below)
     iptc, photoshop = whole.entries.get(_IPTC), whole.entries.get(_PHOTOSHOP)

@@ -371,6 +371,42 @@ def test_damaged_exif_is_left_out_and_said(pixels, suffix):
     assert any("EXIF data was left out: it is damaged" in note for note in picture.notes)
 
 
+def test_one_bad_field_costs_no_other(pixels):
+    image = Image.fromarray(pixels.transpose(1, 2, 0))
+    image.info |= {"icc_profile": ICC, "gamma": -1.0, "Raw profile type exif": "exif\n\n\nxyz", "dpi": ("a", None)}
+    picture = images.from_pil(image)
+    assert picture.metadata == Metadata(icc=ICC)
+    assert len(picture.notes) == 2
+    assert all("it is damaged" in note for note in picture.notes)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_entries_are_cut_out_and_the_rest_stays_in_its_place(pixels):
+    whole = bytearray(exif_of(orientation=6))
+    for tag in (0x010F, 0x9003):  # one in each directory leads behind the data
+        at = whole.index(struct.pack("<HH", tag, 2))
+        struct.pack_into("<I", whole, at + 8, 1 << 20)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "JPEG", exif=bytes(whole))
+    picture = images.read_picture(buffer.getvalue())
+    assert picture.notes == ("of its EXIF data 2 entries were left out: they are damaged",)
+    assert (picture.width, picture.height) == (40, 56)
+    found, exif = metadata.of_exif(picture.metadata.exif), picture.metadata.exif
+    assert (set(found.entries), set(found.below[0x8769].entries)) == ({0x013B}, {0x927C})
+    assert not found.damaged
+    assert exif.index(b"maker\0") == whole.index(b"maker\0")
+
+
+def test_a_comment_of_jpeg_that_ends_in_nul_is_a_text_in_png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "JPEG", comment=b"a text\0")
+    picture = images.read_picture(buffer.getvalue())
+    assert picture.metadata.comments == (b"a text\0",)
+    assert images.read_picture(images.encode_picture(picture, ".jpg")).metadata.comments == (b"a text\0",)
+    with Image.open(io.BytesIO(images.encode_picture(picture, ".png"))) as image:
+        assert image.text["Comment"] == "a text"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_directory_of_a_tiff_costs_what_is_damaged_alone(pixels):
     data = images.encode_picture(images.Picture(pixels, metadata=Metadata(exif=exif_of())), ".tif")
