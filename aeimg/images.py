@@ -2,10 +2,10 @@
 
 Pixels are numpy arrays, 1 channel (grey) or 3 (RGB), uint8, uint16 or float32 in [0,1]; alpha is kept
 apart, in the same dtype, and nothing is multiplied by it. Pictures are upright: the EXIF orientation is applied on
-reading. What Pillow would cut to 8 bits without a word goes through imagecodecs (PNG, AVIF, JPEG 2000) and tifffile
-(TIFF), and fills the range of 16 bits, whatever its depth was. Several frames are refused by name; what is converted
-(CMYK, 1 bit, associated alpha) or left out (gain maps, further views) is said in the notes. `docs/metadata.md` says
-what each format keeps.
+reading. What Pillow would cut to 8 bits without a word goes through imagecodecs (PNG, AVIF, JPEG 2000), tifffile (TIFF)
+and pillow-heif (HEIF), and fills the range of 16 bits, whatever its depth was. Several frames are refused by name; what
+is converted (CMYK, 1 bit, associated alpha) or left out (gain maps, further views) is said in the notes.
+`docs/metadata.md` says what each format keeps.
 """
 
 from __future__ import annotations
@@ -297,6 +297,8 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Deep | None:
             return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data)), bits)
     elif image.format == "JPEG2000":
         return _deep_jpeg2000(name, data)
+    elif image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
+        return lambda _: _deep_heif(data, image.info["bit_depth"])
     elif image.format == "JXL" and _imagecodecs("jpegxl_decode", data).dtype != np.uint8:  # of unknown depth
         raise UnsupportedImage(f"{name}: JPEG XL of more than 8 bits is not handled; convert it to PNG or TIFF")
     elif image.format == "PPM" and image.mode == "RGB":
@@ -388,6 +390,11 @@ def _deep_jpeg2000(name: str, data: bytes) -> Deep | None:
             f"{name}: JPEG 2000 of more than 8 bits is handled as grey or RGB of up to 16; convert it"
         )
     return lambda _: to_sixteen_bits(planar(_imagecodecs("jpeg2k_decode", data)), bits)
+
+
+def _deep_heif(data: bytes, bits: int) -> Array:
+    file = importlib.import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    return to_sixteen_bits(planar(np.asarray(file) >> (16 - bits)), bits)  # it fills up with zeros
 
 
 def _avif_bits(data: bytes) -> int:

@@ -481,6 +481,9 @@ def _exif_of_info(image: Image.Image) -> dict[str, Any]:
 def _colour_of_info(image: Image.Image) -> dict[str, Any]:
     info = image.info
     colour: list[Chunk] = [(b"cICP", info["cicp"])] if isinstance(info.get("cicp"), bytes) else []
+    stated = info.get("nclx_profile")  # of HEIF
+    if isinstance(stated, dict) and not info.get("icc_profile"):
+        colour += _cicp(int(stated["color_primaries"]), int(stated["transfer_characteristics"]))
     if isinstance(info.get("srgb"), int):
         colour.append((b"sRGB", bytes([info["srgb"]])))
     if info.get("gamma"):
@@ -704,11 +707,13 @@ def _of_avif(data: bytes) -> dict[str, Any]:
     at = data.find(b"colrnclx")
     if at < 0 or b"colrprof" in data[:65_536] or b"colrrICC" in data[:65_536]:
         return {}
-    primaries, transfer = struct.unpack_from(">HH", data, at + 8)
+    return {"colour": _cicp(*struct.unpack_from(">HH", data, at + 8))}
+
+
+def _cicp(primaries: int, transfer: int) -> tuple[Chunk, ...]:
+    """What PNG says of RGB of full range with these code points (ITU-T H.273); nothing where that is sRGB."""
     plain = primaries in (1, 2) and transfer in (1, 2, 6, 13)
-    return (
-        {} if plain or max(primaries, transfer) > 255 else {"colour": ((b"cICP", bytes([primaries, transfer, 0, 1])),)}
-    )
+    return () if plain or max(primaries, transfer) > 255 else ((b"cICP", bytes([primaries, transfer, 0, 1])),)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -101,6 +101,21 @@ def test_thirty_two_bits_that_are_sixteen_are_read_as_such_and_said():
     assert picture.notes == ("its integers of 32 bits became 16: none is above 65535",)
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heif_of_more_than_8_bits_is_read_whole(ten, orientation):
+    heif = pytest.importorskip("pillow_heif", reason="pillow_heif is not installed (an extra)")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    heif.encode("RGB;16", ten.shape[1::-1], (ten << 6).tobytes(), buffer, quality=-1, chroma=444, exif=exif.tobytes())
+    picture = read(buffer.getvalue())
+    expected = to_sixteen_bits(ten, 10).transpose(2, 0, 1)
+    expected = np.rot90(expected, -1, (1, 2)) if orientation == 6 else expected
+    assert picture.pixels.dtype == np.uint16
+    assert np.abs(picture.pixels.astype(int) - expected).mean() < 500
+    assert np.unique(picture.pixels).size > 256
+
+
 def test_jpeg_xl_of_more_than_8_bits_is_refused():
     pytest.importorskip("pillow_jxl", reason="pillow_jxl is not installed (an extra)")
     images._readable()
