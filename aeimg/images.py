@@ -323,7 +323,7 @@ def _deep_tiff(name: str, data: bytes) -> Deep | None:
         raise UnsupportedImage(f"{name}: {what} of {max(depths)} bits are not handled; convert it to 16 without sign")
     if len(set(depths)) > 1 or max(depths) > 16 or photometric not in ([0], [1], [2]):
         raise UnsupportedImage(f"{name}: only RGB and grey of 8 to 16 bits are handled; convert it")
-    size = (tags.numbers(257) + [0])[0], (tags.numbers(256) + [0])[0]
+    size = sum(tags.numbers(257)[:1]), sum(tags.numbers(256)[:1])
     extras = tags.numbers(338) or ([2] if len(depths) in (2, 4) else [])
 
     def decode(notes: list[str]) -> Array:

@@ -401,10 +401,10 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     try:
         # Without O_NONBLOCK, to open a pipe is already to wait for one who writes into it.
-        file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise UnreadableImage(f"{path}: can't be read ({error.strerror or error})") from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
         raise UnreadableImage(f"{path}: is no regular file but a pipe, a device or a folder; copy it to a file")
-    return file
+    return os.fdopen(number, "rb")
