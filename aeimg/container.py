@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
-from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution
+from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
 from .paths import open_regular
 
 MAGIC = b"\x89AEI"
@@ -207,7 +207,7 @@ def _packed_resolution(about: Metadata) -> bytes | None:
     stated = about.resolution
     if stated is None:
         return None
-    parts = [value.limit_denominator(10**6) for value in (stated.x, stated.y)]
+    parts = [rational(value) for value in (stated.x, stated.y)]
     return struct.pack("<B4I", UNITS.index(stated.unit), *(n for part in parts for n in part.as_integer_ratio()))
 
 

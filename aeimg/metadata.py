@@ -67,6 +67,11 @@ def as_resolution(x: Any, y: Any, unit: Unit | None) -> Resolution | None:
     return Resolution(across, down, unit) if sound and unit is not None else None
 
 
+def rational(value: Fraction) -> Fraction:
+    """The nearest fraction of two numbers of 32 bits."""
+    return next(near for most in (10**6, 1000, 1) if (near := value.limit_denominator(most)).numerator < 1 << 32)
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What came with a picture. Empty fields were not there."""
@@ -148,6 +153,13 @@ def capped(metadata: Metadata) -> tuple[Metadata, list[str]]:
         metadata = replace(metadata, **{name: nothing})
         sizes = metadata.sizes()
     return metadata, notes
+
+
+def sound(metadata: Metadata) -> tuple[Metadata, list[str]]:
+    """`metadata` of a latent file, which anybody may have written, without damaged EXIF data; and notes of that."""
+    notes: list[str] = []
+    exif = _clean_exif(metadata.exif, notes)[0] if metadata.exif else None
+    return replace(metadata, exif=exif), notes
 
 
 # -- directories of TIFF and EXIF -------------------------------------------------------------------------------------
@@ -307,7 +319,7 @@ def _stated_resolution(directory: Directory) -> Resolution | None:
 def put_resolution(directory: Directory, stated: Resolution) -> None:
     """States a resolution in a directory."""
     unit: Unit = "inch" if stated.unit == "metre" else stated.unit
-    values = [value.limit_denominator(10**6) for value in stated.per(unit)]
+    values = [rational(value) for value in stated.per(unit)]
     directory.put(X_RESOLUTION, _RATIONAL, values[0])
     directory.put(Y_RESOLUTION, _RATIONAL, values[1])
     directory.put(RESOLUTION_UNIT, _SHORT, {"": 1, "inch": 2, "centimetre": 3}[unit])

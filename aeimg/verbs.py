@@ -40,6 +40,7 @@ from .images import (
     to_pil,
 )
 from .manifest import digest
+from .metadata import sound
 from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
 from .paths import TEMPLATE, Selection, check_template
 from .pixels import continued, from_array, from_tensor, padded, to_array, to_eight_bits, to_tensor
@@ -541,7 +542,8 @@ class Decompress(_ModelVerb):
         zero = np.uint8(0) if latent.depth == 8 else np.uint16(0)
         empty = np.broadcast_to(zero, (latent.channels, latent.height, latent.width))
         alpha = None if latent.alpha is None else read_plane(latent.alpha, empty.shape[1:], empty.dtype, name)
-        picture = Picture(empty, alpha, latent.metadata, latent.format, latent.name)
+        about, notes = sound(latent.metadata)
+        picture = Picture(empty, alpha, about, latent.format, latent.name, tuple(notes))
         return Item(picture, kind, source, data, latent=Latent(codec, symbols, latent.quality))
 
     def _codec(self, latent: container.Coded, name: str) -> Any:

@@ -196,3 +196,24 @@ def test_a_resolution_that_is_none_is_refused(coded, body):
     data = whole[:-4] + b"r" + bytes([len(body)]) + body
     with pytest.raises(InvalidLatent, match="its resolution is not one"):
         container.read(data + struct.pack("<I", zlib.crc32(data)))
+
+
+@pytest.mark.parametrize("exif", [b"x", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0II+\0" + bytes(40), b"Exif\0\0"])
+def test_exif_that_is_none_costs_a_latent_nothing_but_that(tmp_path, coded, exif):
+    (tmp_path / "a.aei").write_bytes(container.write(replace(coded, metadata=replace(coded.metadata, exif=exif))))
+    assert "exif" not in process(tmp_path / "a.aei", "decompress").info
+    for suffix in ("png", "webp", "avif", "tif"):
+        summary = process(tmp_path / "a.aei", "decompress", out=tmp_path / suffix, format=suffix)
+        assert any("its EXIF data was left out" in said for said in summary.files[0]["warnings"])
+
+
+@pytest.mark.parametrize("dpi", [(2e9 + 1 / 3, 7.1), (1e-9, 1), (float("nan"), 1), (-3, 3), (72.0090001, 72)])
+def test_any_resolution_of_an_image_goes_through(small, dpi):
+    image = Image.fromarray(small)
+    image.info["dpi"] = dpi
+    back = process(process(image, "compress"), "decompress")
+    assert back.size == image.size
+    if dpi[0] > 0 and dpi[0] == dpi[0] and dpi[1] > 1:
+        assert back.info["dpi"] == pytest.approx(dpi, rel=1e-3)
+        for suffix in images.WRITABLE:
+            images.encode_picture(images.from_pil(back), suffix)
