@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .entropy import Decoder, Encoder, Tables, join_parts, split_parts
 from .errors import ChecksumMismatch, InvalidLatent
-from .tiles import as_float, as_pixels, pad, padded
+from .pixels import as_float, as_pixels, pad, padded
 
 BLOCK_SIDE = 512
 """Of the blocks that a network of convolutions codes one by one, in pixels."""

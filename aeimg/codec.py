@@ -28,7 +28,8 @@ from .entropy import LEVELS, Decoder, Encoder, Tables, join_parts, split_parts
 from .errors import ChecksumMismatch
 from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
 from .models.integer import QUALITIES, STEPS, IntegerScales, put, quality_to_q, take
-from .tiles import Tile, as_float, as_pixels, grid, pad, padded
+from .pixels import as_float, as_pixels, pad, padded
+from .tiles import Tile, grid
 
 TILE = 128
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""

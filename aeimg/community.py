@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidWeights, ModelError
-from .tiles import padded
+from .pixels import padded
 from .zoo import read_header
 
 OVERLAP = 64

@@ -18,28 +18,41 @@ upper case may not. The sections of version 1:
     P  payload  u8 quality (1..100), then what the model's coder wrote
     S  stored   the source file itself, or a lossless WebP or PNG of the pixels: where the model's code was larger
     A  alpha    a greyscale PNG of the picture's size and depth
-    C  ICC, E  EXIF, X  XMP: deflated (RFC 1950)
+    C  ICC, E  EXIF (`Exif\\0\\0` in front), X  XMP, i  IPTC-IIM: deflated (RFC 1950)
+    k  chunks, deflated: 4 bytes type, varint length, payload, and so on. `COM ` is a comment; others are the PNG chunks
+       tEXt, zTXt, iTXt, cICP, mDCV, cLLI, sRGB, gAMA, cHRM; a reader passes over others
+    r  resolution: u8 unit (0 none, a ratio; 1 inch, 2 centimetre, 3 metre), then pixels per unit across and down, each
+       as u32 numerator, u32 denominator
     n  name of the source file, without folders, UTF-8
     f  format of the source file, as Pillow names it
 
 Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
-metadata. A reader checks the CRC first, so that a damaged file is refused whole. What that can't catch, a decoder that
-decodes otherwise than the encoder did, the model's own data must: the built-in codec's holds a CRC of the symbols.
+metadata. All metadata together, inflated, is at most 16 MiB. A reader checks the CRC first, so that a damaged file is
+refused whole. What that can't catch, a decoder that decodes otherwise than the encoder did, the model's own data must:
+the built-in codec's holds a CRC of the symbols.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
+from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
+from .paths import open_regular
 
 MAGIC = b"\x89AEI"
 VERSION = 1
 MAX_SIDE = (1 << 24) - 1
-MAX_METADATA = 64 << 20
-"""What a deflated metadata section may grow to, in bytes."""
+MAX_FILE = 1 << 31
+"""How many bytes a latent file may have."""
+
+UNITS: tuple[Unit, ...] = ("", "inch", "centimetre", "metre")
+"""Units of the resolution, by their numbers in section `r`."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +70,7 @@ class Coded:
     quality: int
     data: bytes
     alpha: bytes | None = None
-    icc: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
     name: str = ""
     format: str = ""
 
@@ -82,10 +93,10 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _read_varint(data: bytes, at: int, name: str) -> tuple[int, int]:
+def _read_varint(data: bytes, at: int, name: str, end: int | None = None) -> tuple[int, int]:
     value = 0
     for n in range(5):
-        if at + n >= len(data):
+        if at + n >= (len(data) if end is None else end):
             raise TruncatedLatent(f"{name}: ends inside a number")
         byte = data[at + n]
         value |= (byte & 0x7F) << (7 * n)
@@ -104,9 +115,8 @@ def write(latent: Coded | Stored) -> bytes:
         sections += [
             (b"I", shape),
             (b"M", latent.digest + latent.label.encode()),
-            (b"C", zlib.compress(latent.icc, 9) if latent.icc else None),
-            (b"E", zlib.compress(latent.exif, 9) if latent.exif else None),
-            (b"X", zlib.compress(latent.xmp, 9) if latent.xmp else None),
+            *((tag.encode(), zlib.compress(part, 9) if part else None) for tag, part in _packed(latent.metadata)),
+            (b"r", _packed_resolution(latent.metadata)),
             (b"A", latent.alpha),
             (b"P", bytes([latent.quality]) + latent.data),
         ]
@@ -132,7 +142,7 @@ def sections(data: bytes, name: str = "the latent file") -> dict[str, bytes]:
     at, end = 5, len(data) - 4
     while at < end:
         tag = chr(data[at])
-        length, at = _read_varint(data[:end], at + 1, name)
+        length, at = _read_varint(data, at + 1, name, end)
         if length > end - at:
             raise TruncatedLatent(f"{name}: section {tag!r} ends behind the file")
         if tag in found:
@@ -144,17 +154,73 @@ def sections(data: bytes, name: str = "the latent file") -> dict[str, bytes]:
     return found
 
 
-def _inflate(data: bytes | None, what: str, name: str) -> bytes | None:
-    if data is None:
+_DEFLATED = {"C": "ICC", "E": "EXIF", "X": "XMP", "i": "IPTC", "k": "chunk"}
+"""The sections that are deflated, and what is in them."""
+
+
+def _packed(about: Metadata) -> Iterator[tuple[str, bytes | None]]:
+    """The deflated sections before they are, and where there is one the resolution (which deflates to more)."""
+    chunks = [*((b"COM ", comment) for comment in about.comments), *about.text, *about.colour]
+    yield from (("C", about.icc), ("E", about.exif), ("X", about.xmp), ("i", about.iptc))
+    yield "k", b"".join(kind + _varint(len(payload)) + payload for kind, payload in chunks)
+
+
+def _unpacked(found: dict[str, bytes], name: str) -> Metadata:
+    """The mirror of `_packed`. Raises `InvalidLatent`."""
+    plain, left = {}, MAX_METADATA
+    for tag, what in _DEFLATED.items():
+        if tag not in found:
+            continue
+        try:
+            inflater = zlib.decompressobj()
+            plain[tag] = inflater.decompress(found[tag], left + 1)
+        except zlib.error as error:
+            raise InvalidLatent(f"{name}: its {what} data can't be inflated ({error})") from error
+        left -= len(plain[tag])
+        if left < 0 or not inflater.eof:
+            raise InvalidLatent(f"{name}: its {what} data is cut short, or all metadata more than {MAX_METADATA} bytes")
+    chunks, at, packed = [], 0, plain.get("k", b"")
+    while at < len(packed):
+        kind = packed[at : at + 4]
+        length, at = _read_varint(packed, at + 4, name)
+        if length > len(packed) - at:
+            raise TruncatedLatent(f"{name}: a chunk ends behind its section")
+        chunks.append((kind, packed[at : at + length]))
+        at += length
+    stated = None
+    if "r" in found:
+        if len(found["r"]) != 17 or found["r"][0] >= len(UNITS):
+            raise InvalidLatent(f"{name}: its resolution is not one")
+        unit, *parts = struct.unpack("<B4I", found["r"])
+        if parts[1] and parts[3]:
+            stated = as_resolution(Fraction(parts[0], parts[1]), Fraction(parts[2], parts[3]), UNITS[unit])
+    return Metadata(
+        plain.get("C"), plain.get("E"), plain.get("X"), plain.get("i"),
+        tuple(payload for kind, payload in chunks if kind == b"COM "),
+        stated,
+        tuple(chunk for chunk in chunks if chunk[0] in TEXT_CHUNKS),
+        tuple(chunk for chunk in chunks if chunk[0] in COLOUR_CHUNKS),
+    )  # fmt: skip
+
+
+def _packed_resolution(about: Metadata) -> bytes | None:
+    stated = about.resolution
+    if stated is None:
         return None
-    try:
-        inflater = zlib.decompressobj()
-        plain = inflater.decompress(data, MAX_METADATA)
-        if not inflater.eof:
-            raise InvalidLatent(f"{name}: its {what} data is incomplete or larger than {MAX_METADATA} bytes")
-        return plain
-    except zlib.error as error:
-        raise InvalidLatent(f"{name}: its {what} data can't be inflated ({error})") from error
+    parts = [rational(value) for value in (stated.x, stated.y)]
+    return struct.pack("<B4I", UNITS.index(stated.unit), *(n for part in parts for n in part.as_integer_ratio()))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a latent file, for `read`. Raises `InvalidLatent` for any other file before it is read whole, and
+    `UnreadableImage` for what can't be read or is no regular file."""
+    with open_regular(path) as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise InvalidLatent(f"{path}: not a latent file of aeimg")
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE:
+            raise InvalidLatent(f"{path}: has {size} bytes, more than the {MAX_FILE} that a latent file may have")
+        return MAGIC + file.read(size)
 
 
 def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
@@ -182,10 +248,8 @@ def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
             raise InvalidLatent(f"{name}: declares quality {quality}, outside 1..100")
         return Coded(
             width, height, channels, depth, model[8:].decode(), model[:8], quality, payload[1:],
-            alpha=found.get("A"),
-            icc=_inflate(found.get("C"), "ICC", name),
-            exif=_inflate(found.get("E"), "EXIF", name),
-            xmp=_inflate(found.get("X"), "XMP", name),
+            found.get("A"),
+            _unpacked(found, name),
             **about,
         )  # fmt: skip
     except UnicodeDecodeError as error:

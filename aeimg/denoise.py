@@ -23,7 +23,8 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from .errors import InputError, ModelError
-from .tiles import as_float, as_pixels, mirror, padded, run_tiled
+from .pixels import as_float, as_pixels, mirror, padded, peak
+from .tiles import run_tiled
 
 Array = np.ndarray
 
@@ -52,10 +53,6 @@ class Denoiser(Protocol):
 # -- what is measured ------------------------------------------------------------------------------------------------
 
 
-def _peak(pixels: Array) -> float:
-    return 1.0 if np.issubdtype(pixels.dtype, np.floating) else float(np.iinfo(pixels.dtype).max)
-
-
 PATCHES = 20_000
 """How many patches a noise level is estimated from, at least, where a picture has so many."""
 
@@ -68,7 +65,7 @@ def _patches(pixels: Array) -> Array:
     windows = np.lib.stride_tricks.sliding_window_view(pixels, (side, side), axis=(1, 2))
     stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / PATCHES)))
     patches = windows[:, ::stride, ::stride].transpose(1, 2, 0, 3, 4).reshape(-1, pixels.shape[0] * side * side)
-    return patches.astype(np.float32) * np.float32(255.0 / _peak(pixels))
+    return patches.astype(np.float32) * np.float32(255.0 / peak(pixels.dtype))
 
 
 _controller = cache(ThreadpoolController)
@@ -123,7 +120,7 @@ def _bands(pixels: Array) -> Array:
     band = 4 * BLOCK
     step = max(1, height * width // SEEN) * band
     rows = np.concatenate([np.arange(top, min(top + band, height)) for top in range(0, height, step)])
-    return pixels[:, rows].astype(np.float32) * np.float32(255.0 / _peak(pixels))
+    return pixels[:, rows].astype(np.float32) * np.float32(255.0 / peak(pixels.dtype))
 
 
 def _blocks(plane: Array) -> Array:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import container, paths, zoo
 from .errors import AeimgError, InputError, OutputError, UsageError
-from .images import WRITABLE, open_image
+from .images import WRITABLE, left_out, open_image
 from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
@@ -271,7 +271,8 @@ class _ToFiles:
             paths.write_atomic(job.target, data)
         seconds = round(item.about.pop("seconds") + time.monotonic() - began, 4)
         about = {"width": item.picture.width, "height": item.picture.height, "seconds": seconds, **item.about}
-        warnings = [*item.picture.notes, *about.pop("warnings", ())]
+        lost = left_out(item.picture, job.target.suffix)
+        warnings = [*item.picture.notes, *lost, *about.pop("warnings", ())]
         if warnings:
             about["warnings"] = warnings
         return _Written(status.st_size, len(data), about)
@@ -280,7 +281,7 @@ class _ToFiles:
 def _kept(path: Path) -> str:
     """The suffix of the picture that a latent file was made of; PNG where that is not told, or never written."""
     try:
-        found = container.sections(path.read_bytes(), str(path))
+        found = container.sections(container.read_file(path), str(path))
     except (OSError, InputError):
         return ".png"  # to be reported when it is done
     suffix = Path(found.get("n", b"").decode("utf-8", "replace")).suffix
@@ -438,9 +439,9 @@ SAMPLE = 5
 def _declared(path: Path, task: str) -> int:
     """How many pixels a file says that it has. Raises `InputError` or an `OSError`."""
     if task != "decompress":
-        with open(path, "rb") as file, open_image(file, str(path)) as image:
+        with paths.open_regular(path) as file, open_image(file, str(path)) as image:
             return image.width * image.height
-    latent = container.read(path.read_bytes(), str(path))
+    latent = container.read(container.read_file(path), str(path))
     if isinstance(latent, container.Coded):
         return latent.width * latent.height
     with open_image(io.BytesIO(latent.data), str(path)) as image:

@@ -1,9 +1,11 @@
-"""Image file <-> pixels `[C,H,W]`, plus what must survive: EXIF, ICC, XMP, alpha, bit depth, orientation.
+"""Image file <-> pixels `[C,H,W]`, plus what must survive: alpha, bit depth, and the `Metadata` that came with it.
 
 Pixels are numpy arrays, 1 channel (grey) or 3 (RGB), uint8, uint16 or float32 in [0,1]; alpha is kept
-apart, in the same dtype. The EXIF orientation is applied on reading and removed from the EXIF data.
-Colour of 16 bits, which Pillow would cut to 8 without a word, goes through imagecodecs (PNG) and tifffile (TIFF);
-several frames are refused by name; CMYK is converted and the picture says so.
+apart, in the same dtype, and nothing is multiplied by it. Pictures are upright: the EXIF orientation is applied on
+reading. What Pillow would cut to 8 bits without a word goes through imagecodecs (PNG, AVIF, JPEG 2000), tifffile (TIFF)
+and pillow-heif (HEIF), and fills the range of 16 bits, whatever its depth was. Several frames are refused by name; what
+is converted (CMYK, 1 bit, associated alpha) or left out (gain maps, further views) is said in the notes.
+`docs/metadata.md` says what each format keeps.
 """
 
 from __future__ import annotations
@@ -13,17 +15,32 @@ import functools
 import importlib
 import io
 import math
+import os
 import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from .errors import AeimgError, OutputError, UnreadableImage, UnsupportedImage, UsageError
+from . import metadata
+from .errors import AeimgError, InvalidLatent, OutputError, UnreadableImage, UnsupportedImage, UsageError
+from .metadata import Metadata
+from .paths import open_regular
+from .pixels import (
+    UPRIGHT,
+    interleaved,
+    peak,
+    planar,
+    split_alpha,
+    to_eight_bits,
+    to_sixteen_bits,
+    unassociated,
+    with_alpha,
+)
 
 Array = np.ndarray
 
@@ -46,15 +63,10 @@ WRITABLE = {
 """Suffix -> the Pillow format it is written as."""
 
 MAX_WEBP_SIDE = 16383
+BESIDES_PIXELS = 64 << 20
+"""How many bytes an image file may have besides 8 for each pixel: metadata, previews, a phone's moving picture."""
 KEEPS_ALPHA = frozenset({"PNG", "WEBP", "AVIF", "TIFF"})
 KEEPS_16_BITS = frozenset({"PNG", "TIFF"})
-
-# Of a TIFF's tags, those that describe the picture; the others describe how that file was laid out.
-_TIFF_TAGS = (270, 271, 272, 282, 283, 296, 305, 306, 315, 33432)
-
-# Those that would make nonsense of pixels laid out otherwise, if some program has left them in EXIF data.
-_LAYOUT_TAGS = (254, 255, 266, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 338, 339, 340, 341, 347,
-                *range(512, 533), 700, 34675)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -65,9 +77,8 @@ class Picture:
     """`[C,H,W]`, C 1 or 3; uint8, uint16, or float32 in [0,1]."""
     alpha: Array | None = None
     """`[H,W]` of the same dtype."""
-    icc: bytes | None = None
-    exif: bytes | None = None
-    xmp: bytes | None = None
+    metadata: Metadata = field(default_factory=Metadata)
+    """What came with it."""
     format: str = ""
     """Pillow's name of the format it was read from; empty for pixels that never were a file."""
     name: str = ""
@@ -86,12 +97,7 @@ class Picture:
     @property
     def planes(self) -> Array:
         """Pixels, and alpha after them, as `[C,H,W]`."""
-        return self.pixels if self.alpha is None else np.concatenate([self.pixels, self.alpha[None]])
-
-    @property
-    def interleaved(self) -> Array:
-        """The same as `[H,W,C]`, in one piece."""
-        return np.ascontiguousarray(self.planes.transpose(1, 2, 0))
+        return with_alpha(self.pixels, self.alpha)
 
     @property
     def mode(self) -> str:
@@ -136,24 +142,91 @@ def open_image(file: BinaryIO, name: str = "the image") -> Image.Image:
     """An image file of an allowed format, of which only the header has been read. Raises `UnreadableImage`."""
     try:
         return Image.open(file, formats=_readable())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(f"{name}: {error}") from error
-    except (OSError, ValueError, SyntaxError, TypeError, struct.error) as error:
+    except UnidentifiedImageError as error:
         kinds = ", ".join(_readable())
         file.seek(0)
         hint = _missing_plugin(file.read(12))
         raise UnreadableImage(f"{name}: not an image in a format that aeimg reads ({kinds}){hint}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage(f"{name}: {error}") from error
+    except Exception as error:  # each decoder has errors of its own
+        raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file, for `read_picture`. Raises `UnreadableImage`, in little time and memory, for what is
+    no regular file, no image, or larger than any honest image of its size in pixels."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        most = 8 * pixel_limit() + BESIDES_PIXELS  # four channels of 16 bits
+        if size > BESIDES_PIXELS and size <= most:
+            most = _honest_size(file, str(path), most)
+        if size > most:
+            raise UnreadableImage(f"{path}: has {size} bytes, more than an image of its size in pixels can need")
+        return file.read(size + 1)
+
+
+def _honest_size(file: BinaryIO, name: str, most: float) -> float:
+    """How many bytes a large image file may have, by its header; `most` where Pillow does not understand that."""
+    try:
+        with open_image(file, name) as image:
+            return 8 * image.width * image.height + BESIDES_PIXELS
+    except UnreadableImage as error:
+        file.seek(0)
+        if isinstance(error.__cause__, UnidentifiedImageError) and not metadata.byte_order(file.read(4)):
+            raise
+        return most
+    finally:
+        file.seek(0)
+
+
+def read_plane(data: bytes, shape: tuple[int, int], dtype: Any, name: str) -> Array:
+    """The one plane `[H,W]` of a greyscale PNG, which must have that shape and dtype: by its header, before anything is
+    decoded. Raises `InvalidLatent`."""
+    image = open_image(io.BytesIO(data), name)
+    depth = 8 * np.dtype(dtype).itemsize
+    if image.format != "PNG" or (image.height, image.width) != shape or (data[24], data[25]) != (depth, 0):
+        raise InvalidLatent(f"{name}: its alpha has another size or depth than its pixels")
+    return read_picture(data, name).pixels[0]
 
 
 def read_picture(data: bytes, name: str = "the image") -> Picture:
     """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
-    image = open_image(io.BytesIO(data), name)
+    notes = []
+    try:
+        image = open_image(io.BytesIO(data), name)
+    except UnreadableImage as error:
+        if isinstance(error.__cause__, UnidentifiedImageError) and metadata.byte_order(data):
+            return _tiff_beyond_pillow(data, name)
+        without = metadata.avif_without_exif(data) if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1") else None
+        if without is None:
+            raise
+        image, data = open_image(io.BytesIO(without), name), without
+        notes.append("its EXIF data was left out: it is damaged")
     with image, _damage(name):
+        _refuse_size_and_frames(image, name)
+        found = metadata.read(image, data)
+        found.notes += notes
         deep = _deep_decoder(name, image, data)
         if deep is None:
-            return from_pil(image, name)
+            return _shallow_picture(image, found, data, name)
+        planes = deep(found.notes)
+        if image.format != "TIFF":  # of which Pillow gives the size that it has upright
+            _of_size(planes, image.height, image.width, name)
+        return _picture(image, planes, found, data)
+
+
+def _of_size(planes: Array, height: int, width: int, name: str) -> Array:
+    if planes.shape[1:] != (height, width) or len(planes) > 4:
+        raise UnsupportedImage(f"{name}: {len(planes)} channels of 16 bits are not handled; convert it to RGB")
+    return planes
+
+
+def from_pil(image: Image.Image, name: str = "the image") -> Picture:
+    """A Pillow image, which is not changed, as a `Picture`. Raises `UnreadableImage` or `UnsupportedImage`."""
+    with _damage(name):
         _refuse_size_and_frames(image, name)
-        return _deep_picture(image, deep(), name)
+        return _shallow_picture(image, metadata.read(image), None, name)
 
 
 @contextlib.contextmanager
@@ -161,24 +234,73 @@ def _damage(name: str) -> Iterator[None]:
     """Raises whatever a decoder raises, and each has errors of its own, as `UnreadableImage`."""
     try:
         yield
-    except (AeimgError, MemoryError):
+    except AeimgError:
         raise
+    except MemoryError as error:
+        raise UnreadableImage(f"{name}: needs more memory to be read than there is") from error
     except Exception as error:
         raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
 
 
-def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Callable[[], Array] | None:
-    """What decodes colour of more than 8 bits, which Pillow cuts to 8 without a word; None for all it keeps."""
-    if image.format == "PNG" and len(data) > 25:
-        if data[24] == 16 and data[25] != 0:  # IHDR: bit depth, colour type (0 is grey, which is read whole)
-            return lambda: importlib.import_module("imagecodecs").png_decode(data)  # type: ignore[no-any-return]
-    elif image.format == "TIFF" and image.mode not in ("I;16", "I;16B", "I;16L", "I", "F"):
-        tags = getattr(image, "tag_v2", {})
-        depths = tags.get(258, (8,))
-        if max(depths if isinstance(depths, tuple) else (depths,)) > 8:
-            if set(depths) != {16} or tags.get(262) not in (0, 1, 2):
-                raise UnsupportedImage(f"{name}: only RGB and grey of 8 or 16 bits are handled; convert it")
-            return lambda: importlib.import_module("tifffile").imread(io.BytesIO(data), key=0)  # type: ignore[no-any-return]
+def _refuse_size_and_frames(image: Image.Image, name: str) -> None:
+    frames = getattr(image, "n_frames", 1)
+    _refuse(image.width * image.height, 1 if image.format == "MPO" else frames, name)  # further views are no frames
+
+
+def _refuse(pixels: int, frames: int, name: str) -> None:
+    if pixels > pixel_limit():
+        raise UnreadableImage(
+            f"{name}: declares {pixels / 1e6:.0f} megapixels, more than the "
+            f"{pixel_limit() / 1e6:.0f} that are taken for honest; raise PIL.Image.MAX_IMAGE_PIXELS for larger ones"
+        )
+    if frames > 1:
+        raise UnsupportedImage(f"{name}: {frames} frames or pages are not handled yet; split it first")
+
+
+def _picture(image: Image.Image, planes: Array, found: metadata.Found, data: bytes | None) -> Picture:
+    """Planes `[C,H,W]`, decoded from the file that Pillow opened as `image`, with what else is in it, upright."""
+    turn = UPRIGHT.get(found.orientation)
+    planes = np.ascontiguousarray(planes if turn is None else turn(planes))
+    notes = (*found.notes, *_left_behind(image, data))
+    return Picture(*split_alpha(planes), found.metadata, image.format or "", notes=notes)
+
+
+def _left_behind(image: Image.Image, data: bytes | None) -> Iterator[str]:
+    """Notes of the pictures in the file that are not read: gain maps, and views that are more than previews."""
+    views = getattr(image, "mpinfo", {}).get(0xB002, ())[1:]
+    kinds = [str(view.get("Attribute", {}).get("MPType", "")) for view in views if isinstance(view, dict)]
+    if any(not kind.startswith("Large Thumbnail") for kind in kinds):
+        yield f"only the first of its {1 + len(kinds)} views was read"
+    head = (data or b"")[: 1 << 20]
+    gain = (b" hdrgm:Version=" in head or b"urn:iso:std:iso:ts:21496:-1" in head) if image.format in ("JPEG", "MPO") \
+        else b"tmap" in head[:4096] if image.format == "AVIF" else False  # fmt: skip
+    if gain:
+        yield "its gain map was left out: what is read is its standard dynamic range"
+
+
+# -- reading more than 8 bits -----------------------------------------------------------------------------------------
+
+Deep = Callable[[list[str]], Array]
+"""Decodes a file to planes `[C,H,W]`, uint16, and adds notes to a list."""
+
+
+def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Deep | None:
+    """What decodes more than 8 bits, which Pillow cuts to 8 without a word; None for all it keeps."""
+    if image.format == "PNG" and len(data) > 25 and data[24] == 16:  # IHDR: bit depth, colour type (0 is grey)
+        if data[25] != 0 or "transparency" in image.info:
+            return lambda _: planar(_imagecodecs("png_decode", data))
+    elif image.format == "TIFF":
+        return _deep_tiff(name, data)
+    elif image.format == "AVIF":
+        bits = _avif_bits(data)
+        if bits > 8:
+            return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data)), bits)
+    elif image.format == "JPEG2000":
+        return _deep_jpeg2000(name, data)
+    elif image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
+        return lambda _: _deep_heif(data, image.info["bit_depth"])
+    elif image.format == "JXL" and _imagecodecs("jpegxl_decode", data).dtype != np.uint8:  # of unknown depth
+        raise UnsupportedImage(f"{name}: JPEG XL of more than 8 bits is not handled; convert it to PNG or TIFF")
     elif image.format == "PPM" and image.mode == "RGB":
         maxval = re.match(rb"P\d(?:\s+|#[^\n]*\n)*\d+(?:\s+|#[^\n]*\n)+\d+(?:\s+|#[^\n]*\n)+(\d+)", data)
         if maxval is not None and int(maxval[1]) > 255:
@@ -186,78 +308,123 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Callable[[], Ar
     return None
 
 
-# EXIF's orientation -> what undoes it, on `[...,H,W]`.
-_UPRIGHT: dict[int, Callable[[Array], Array]] = {
-    2: lambda x: x[..., ::-1],
-    3: lambda x: x[..., ::-1, ::-1],
-    4: lambda x: x[..., ::-1, :],
-    5: lambda x: x.swapaxes(-1, -2),
-    6: lambda x: np.rot90(x, -1, (-2, -1)),
-    7: lambda x: np.rot90(x, 2, (-2, -1)).swapaxes(-1, -2),
-    8: lambda x: np.rot90(x, 1, (-2, -1)),
-}
+def _imagecodecs(function: str, data: bytes) -> Array:
+    return np.asarray(getattr(importlib.import_module("imagecodecs"), function)(data))
 
 
-def _deep_picture(image: Image.Image, values: Array, name: str) -> Picture:
-    """16-bit `values`, decoded from the file that Pillow opened as `image`, with what else is in that file."""
-    planar = values.ndim == 3 and values.shape[:2] != (image.height, image.width)  # a TIFF may hold plane after plane
-    planes = values if planar else values.transpose(2, 0, 1) if values.ndim == 3 else values[None]
-    if planes.shape[1:] != (image.height, image.width) or len(planes) not in (1, 2, 3, 4):
-        raise UnsupportedImage(f"{name}: {len(planes)} channels of 16 bits are not handled; convert it to RGB")
-    exif = _exif(image)
-    xmp = image.info.get("xmp")
-    turn = None if exif is None else _UPRIGHT.get(exif.pop(0x0112, 1))
-    if turn is not None and isinstance(xmp, bytes):
-        xmp = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
-    planes = np.ascontiguousarray(planes if turn is None else turn(planes), dtype=np.uint16)
-    pixels, alpha = (planes[:-1], planes[-1]) if len(planes) in (2, 4) else (planes, None)
-    return _picture(image, pixels, alpha, exif, xmp, image.info.get("icc_profile"))
+def _deep_tiff(name: str, data: bytes) -> Deep | None:
+    """As `_deep_decoder`, for TIFF; None where nothing has more than 8 bits, and for 32 bits, which Pillow reads."""
+    tags = metadata.read_directory(data)
+    depths, kinds, photometric = tags.numbers(258) or [1], set(tags.numbers(339)) or {1}, tags.numbers(262)
+    if (max(depths) <= 8 and kinds != {2}) or (max(depths) == 32 and kinds != {3}):
+        return None
+    if kinds != {1}:
+        what = {2: "signed integers", 3: "floats"}.get(min(kinds), "numbers of an unknown kind")
+        raise UnsupportedImage(f"{name}: {what} of {max(depths)} bits are not handled; convert it to 16 without sign")
+    if len(set(depths)) > 1 or max(depths) > 16 or photometric not in ([0], [1], [2]):
+        raise UnsupportedImage(f"{name}: only RGB and grey of 8 to 16 bits are handled; convert it")
+    size = sum(tags.numbers(257)[:1]), sum(tags.numbers(256)[:1])
+    extras = tags.numbers(338) or ([2] if len(depths) in (2, 4) else [])
+
+    def decode(notes: list[str]) -> Array:
+        values = importlib.import_module("tifffile").imread(io.BytesIO(data), key=0)
+        apart = values.ndim == 3 and values.shape[:2] != size  # plane after plane
+        planes = to_sixteen_bits(values if apart else planar(values), depths[0])
+        if planes.shape[1:] != size:
+            raise UnsupportedImage(f"{name}: its samples are laid out in a way that is not handled; convert it")
+        return _tiff_planes(planes, 3 if photometric == [2] else 1, extras, notes, white_is_zero=photometric == [0])
+
+    return decode
 
 
-def _refuse_size_and_frames(image: Image.Image, name: str) -> None:
-    if image.width * image.height > pixel_limit():
-        raise UnreadableImage(
-            f"{name}: declares {image.width * image.height / 1e6:.0f} megapixels, more than the "
-            f"{pixel_limit() / 1e6:.0f} that are taken for honest; raise PIL.Image.MAX_IMAGE_PIXELS for larger ones"
-        )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # an MPO is a phone's photo with a preview behind it
-        raise UnsupportedImage(f"{name}: {frames} frames or pages are not handled yet; split it first")
-
-
-def _picture(
-    image: Image.Image, pixels: Array, alpha: Array | None, exif: Image.Exif | None, xmp: Any, icc: bytes | None,
-    notes: tuple[str, ...] = (),
-) -> Picture:  # fmt: skip
-    return Picture(
-        pixels,
-        alpha,
-        icc=icc or None,
-        exif=exif.tobytes() if exif else None,
-        xmp=xmp.encode() if isinstance(xmp, str) else xmp or None,
-        format=image.format or "",
-        notes=notes,
-    )
-
-
-def from_pil(image: Image.Image, name: str = "the image") -> Picture:
-    """A Pillow image as a `Picture`, its orientation applied. Raises `UnreadableImage` or `UnsupportedImage`."""
+def _tiff_beyond_pillow(data: bytes, name: str) -> Picture:
+    """A TIFF that Pillow can't open, if it is one: 12 bits of colour, WhiteIsZero of 16 bits, and others."""
     with _damage(name):
-        _refuse_size_and_frames(image, name)
-        image.load()
-        exif = _exif(image)
-        xmp = image.info.get("xmp")
-        icc = image.info.get("icc_profile")
-        turned = ImageOps.exif_transpose(image) if exif is not None else image
-        notes: tuple[str, ...] = ()
-        if turned.mode == "CMYK":
-            turned, note = _from_cmyk(turned, icc)
-            notes, icc = (note,), None  # the profile was for CMYK; what is there now is sRGB
-        if exif is not None and 0x0112 in exif:
-            del exif[0x0112]
-            xmp = turned.info.get("xmp", xmp)
-        pixels, alpha = _planes(turned, name)
-        return _picture(image, pixels, alpha, exif, xmp, icc, notes)
+        tags = metadata.read_directory(data)
+        stand_in = Image.new("L", (1, 1))
+        stand_in.format = "TIFF"
+        stand_in.info |= {key: tags.entries[tag].data for key, tag in (("icc_profile", 34675), ("xmp", 700))
+                          if tag in tags.entries}  # fmt: skip
+        (height, *_), (width, *_) = tags.numbers(257), tags.numbers(256)
+        with importlib.import_module("tifffile").TiffFile(io.BytesIO(data)) as file:
+            _refuse(width * height, len(file.pages), name)
+        deep = _deep_tiff(name, data)
+        if deep is None:
+            raise UnsupportedImage(
+                f"{name}: TIFF of this kind is not handled; convert it to RGB or grey of 8 or 16 bits"
+            )
+        found = metadata.read(stand_in, data)
+        return _picture(stand_in, deep(found.notes), found, data)
+
+
+def _tiff_planes(planes: Array, colours: int, extras: list[int], notes: list[str], *, white_is_zero: bool) -> Array:
+    """The planes of a TIFF, whose samples beyond the colours are of the kinds `extras`, as colours and alpha."""
+    pixels = ~planes[:colours] if white_is_zero else planes[:colours]
+    alphas = [number for number, kind in enumerate(extras) if kind in (1, 2) and colours + number < len(planes)]
+    if len(planes) - colours > len(alphas[:1]):
+        notes.append(_UNSPECIFIED)
+    if not alphas:
+        return pixels
+    alpha = planes[colours + alphas[0]]
+    if extras[alphas[0]] == 1:
+        notes.append(_ASSOCIATED)
+        pixels = unassociated(pixels, alpha)
+    return with_alpha(pixels, alpha)
+
+
+_UNSPECIFIED = "its samples beyond colour and alpha were left out: the file does not say what they are"
+_ASSOCIATED = "its colours were multiplied by alpha (associated alpha); that was undone"
+
+
+def _deep_jpeg2000(name: str, data: bytes) -> Deep | None:
+    at = data.find(b"\xff\x4f\xff\x51")  # SOC and SIZ, which say the depth of each component
+    count = int.from_bytes(data[at + 40 : at + 42], "big")
+    depths = set(data[at + 42 : at + 42 + 3 * count : 3])
+    if at < 0 or max(depths, default=0) & 0x7F < 8:
+        return None
+    bits = 1 + (max(depths) & 0x7F)
+    space = data.find(b"colr")
+    known = space < 0 or (data[space + 4] == 1 and data[space + 7 : space + 11] in (b"\0\0\0\x10", b"\0\0\0\x11"))
+    if len(depths) > 1 or max(depths) & 0x80 or bits > 16 or not (known or data[space + 4] == 2) or count > 4:
+        raise UnsupportedImage(
+            f"{name}: JPEG 2000 of more than 8 bits is handled as grey or RGB of up to 16; convert it"
+        )
+    return lambda _: to_sixteen_bits(planar(_imagecodecs("jpeg2k_decode", data)), bits)
+
+
+def _deep_heif(data: bytes, bits: int) -> Array:
+    file = importlib.import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+    return to_sixteen_bits(planar(np.asarray(file) >> (16 - bits)), bits)  # it fills up with zeros
+
+
+def _avif_bits(data: bytes) -> int:
+    """Bits per channel of an AVIF file, by what its (first) AV1 configuration says."""
+    at = data.find(b"av1C")
+    flags = data[at + 6] if 0 <= at < len(data) - 6 else 0
+    return 12 if flags & 0x60 == 0x60 else 10 if flags & 0x40 else 8
+
+
+# -- reading what Pillow keeps ----------------------------------------------------------------------------------------
+
+
+def _shallow_picture(image: Image.Image, found: metadata.Found, data: bytes | None, name: str) -> Picture:
+    image.load()
+    if image.format == "TIFF":  # which Pillow turns itself
+        found.orientation = 1
+        extras = getattr(image, "tag_v2", {}).get(338, ())
+        found.notes += [note for kind, note in ((0, _UNSPECIFIED), (1, _ASSOCIATED)) if kind in np.atleast_1d(extras)]
+    if image.mode == "CMYK":
+        converted, note = _from_cmyk(image, found.metadata.icc)
+        found.notes.append(note)
+        found.metadata = replace(found.metadata, icc=None)  # it was for CMYK; what is there now is sRGB
+        planes = _planes(converted, name)
+    else:
+        planes = _planes(image, name)
+    if image.mode == "1":
+        found.notes.append("its 1 bit per pixel became 8")
+    if image.mode == "I" and image.format == "TIFF":
+        found.notes.append("its integers of 32 bits became 16: none is above 65535")
+    return _picture(image, planes, found, data)
 
 
 def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]:
@@ -274,24 +441,8 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> tuple[Image.Image, str]
     return image.convert("RGB"), "converted from CMYK to RGB without a profile: it has none"
 
 
-def _exif(image: Image.Image) -> Image.Exif | None:
-    exif = image.getexif()
-    if image.format != "TIFF":
-        return exif or None
-    kept = Image.Exif()
-    for tag in _TIFF_TAGS:
-        if tag in exif:
-            kept[tag] = exif[tag]
-    if exif.get(0x0112, 1) != 1:
-        kept[0x0112] = exif[0x0112]
-    for ifd in (0x8769, 0x8825):
-        values = exif.get_ifd(ifd)
-        if values:
-            kept.get_ifd(ifd).update(values)
-    return kept or None
-
-
-def _planes(image: Image.Image, name: str) -> tuple[Array, Array | None]:
+def _planes(image: Image.Image, name: str) -> Array:
+    """The pixels of a Pillow image as planes `[C,H,W]`: grey or RGB, uint8 or uint16, and alpha where it has some."""
     mode = image.mode
     if mode in ("1", "L"):
         if "transparency" in image.info:
@@ -303,165 +454,151 @@ def _planes(image: Image.Image, name: str) -> tuple[Array, Array | None]:
     elif mode == "RGB" and "transparency" in image.info:
         image = image.convert("RGBA")
     elif mode in ("I;16", "I;16L", "I;16B"):
-        return np.asarray(image).astype(np.uint16)[None], None
+        values = np.asarray(image).astype(np.uint16)[None]
+        clear = image.info.get("transparency")
+        return (
+            values if clear is None else np.concatenate([values, np.where(values == clear, 0, 65535).astype(np.uint16)])
+        )
     elif mode == "I":
         values = np.asarray(image)
         if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
             raise UnsupportedImage(f"{name}: integers of 32 bits are not handled; convert it to 16 bits")
-        return values.astype(np.uint16)[None], None
+        return values.astype(np.uint16)[None]
     elif mode == "YCbCr":
         image = image.convert("RGB")
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         raise UnsupportedImage(f"{name}: images of mode {mode} are not handled yet; convert it to RGB")
     values = np.asarray(image)
-    if values.ndim == 2:
-        return values[None].copy(), None
-    planes = np.ascontiguousarray(values.transpose(2, 0, 1))
-    return (planes[:-1], planes[-1]) if image.mode in ("LA", "RGBA") else (planes, None)
+    return planar(values) if values.ndim == 3 else values[None].copy()  # Pillow's own may only be read
 
 
 # -- writing ----------------------------------------------------------------------------------------------
 
 
-def to_eight_bits(values: Array) -> Array:
-    """Pixels or alpha of any of the three dtypes as uint8."""
-    if values.dtype == np.uint8:
-        return values
-    if values.dtype == np.uint16:
-        return (values >> 8).astype(np.uint8)
-    return np.asarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8))
-
-
 def to_pil(picture: Picture) -> Image.Image:
-    """The picture as a Pillow image; float pixels become 8 bits. Raises `UnsupportedImage` for 16-bit colour."""
-    pixels, alpha = picture.pixels, picture.alpha
-    if pixels.dtype == np.float32:
-        pixels = to_eight_bits(pixels)
-        alpha = None if alpha is None else to_eight_bits(alpha)
-    if pixels.dtype == np.uint16:
-        if pixels.shape[0] != 1 or alpha is not None:
-            raise UnsupportedImage("Pillow has no 16-bit mode for colour or alpha; use numpy arrays or 8 bits")
-        return Image.fromarray(np.ascontiguousarray(pixels[0]))
-    planes = pixels if alpha is None else np.concatenate([pixels, alpha[None]])
-    if planes.shape[0] == 1:
-        return Image.fromarray(np.ascontiguousarray(planes[0]))
-    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)), picture.mode)
+    """The picture as a Pillow image with its metadata in `info`; float pixels become 8 bits.
+
+    Raises `UnsupportedImage` for 16-bit colour.
+    """
+    image = _bare(picture)
+    image.info.update(metadata.to_info(picture.metadata))
+    return image
+
+
+def _bare(picture: Picture) -> Image.Image:
+    planes = picture.planes
+    if planes.dtype == np.uint16 and len(planes) > 1:
+        raise UnsupportedImage("Pillow has no 16-bit mode for colour or alpha; use numpy arrays or 8 bits")
+    return Image.fromarray(interleaved(planes if planes.dtype == np.uint16 else to_eight_bits(planes)))
+
+
+def left_out(picture: Picture, suffix: str) -> tuple[str, ...]:
+    """Notes of what a file of the format that `suffix` names can't hold, and `encode_picture` leaves out."""
+    kind = WRITABLE.get(suffix.lower())
+    if kind is None:
+        return ()
+    notes = [f"{kind} can't hold its {what}: left out" for what in metadata.lost(picture.metadata, kind)]
+    if kind in ("WEBP", "AVIF") and _opaque(picture):
+        notes.append(f"{kind} can't hold its alpha channel, which is opaque everywhere: left out")
+    return tuple(notes)
+
+
+def _opaque(picture: Picture) -> bool:
+    """Whether there is an alpha channel, and nothing to be seen of it."""
+    return picture.alpha is not None and bool((picture.alpha == peak(picture.alpha.dtype)).all())
 
 
 def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None = None) -> bytes:
-    """The picture as a file of the format that `suffix` names, metadata included.
+    """The picture as a file of the format that `suffix` names, with what of its metadata that can hold (`left_out`).
 
-    `image_quality`: 1..100 for JPEG, WebP and AVIF (default 95, with full chroma in JPEG). Raises `UsageError` for
-    an unknown suffix and `OutputError` where the format can't hold the picture (alpha, 16 bits, size).
+    `image_quality`: 1..100 for JPEG, WebP and AVIF (default 95, with full chroma in JPEG; alpha is lossless). Raises
+    `UsageError` for an unknown suffix and `OutputError` where the format can't hold the picture (alpha, 16 bits, size).
     """
     kind = WRITABLE.get(suffix.lower())
+    name = picture.name or "the image"
     if kind is None:
         raise UsageError(f"{suffix}: not a format that aeimg writes; use one of {', '.join(sorted(WRITABLE))}")
     if picture.alpha is not None and kind not in KEEPS_ALPHA:
-        raise OutputError(f"{picture.name or 'the image'}: {kind} can't hold its transparency; use --format png")
+        raise OutputError(f"{name}: {kind} can't hold its transparency; use --format png")
     if picture.pixels.dtype == np.uint16 and kind not in KEEPS_16_BITS:
-        raise OutputError(f"{picture.name or 'the image'}: {kind} can't hold its 16 bits; use --format png or tiff")
-    if kind == "TIFF":
-        return _encode_tiff(picture)
-    if picture.pixels.dtype == np.uint16 and (picture.alpha is not None or len(picture.pixels) == 3):
-        return _encode_deep_png(picture)
-    image = to_pil(picture)
-    options: dict[str, Any] = {}
-    if kind in ("JPEG", "WEBP", "AVIF"):
-        options["quality"] = 95 if image_quality is None else image_quality
-    if kind == "JPEG":
-        options["subsampling"] = "4:4:4"
-    if kind not in ("BMP", "PPM"):
-        if picture.icc:
-            options["icc_profile"] = picture.icc
-        if picture.exif:
-            options["exif"] = picture.exif
-        if picture.xmp:
-            options |= _xmp_option(kind, picture)
-    buffer = io.BytesIO()
+        raise OutputError(f"{name}: {kind} can't hold its 16 bits; use --format png or tiff")
     try:
-        image.save(buffer, kind, **options)
+        if kind == "TIFF":
+            return _encode_tiff(picture)
+        if kind == "PNG":
+            return _encode_png(picture)
+        if kind == "BMP":
+            return metadata.bmp_with_resolution(_saved(picture, kind), picture.metadata)
+        if kind == "PPM":
+            return _saved(picture, kind)
+        return _encode_lossy(picture, kind, 95 if image_quality is None else image_quality)
     except (OSError, ValueError, struct.error) as error:
-        raise OutputError(f"{picture.name or 'the image'}: can't be written as {kind} ({error})") from error
+        raise OutputError(f"{name}: can't be written as {kind} ({error})") from error
+
+
+def _saved(picture: Picture, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    _bare(picture).save(buffer, kind, **{key: value for key, value in options.items() if value is not None})
     return buffer.getvalue()
 
 
-def _encode_deep_png(picture: Picture) -> bytes:
-    """A PNG of 16 bits; imagecodecs knows no metadata, so that is put in behind the header."""
-    data = bytes(importlib.import_module("imagecodecs").png_encode(picture.interleaved, level=6))
-    chunks = []
-    if picture.icc:
-        chunks.append((b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc)))
-    if picture.exif:
-        chunks.append((b"eXIf", picture.exif.removeprefix(b"Exif\0\0")))
-    if picture.xmp:
-        chunks.append((b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + picture.xmp))
-    head = 8 + 25  # the signature and IHDR
-    more = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
-    )
-    return data[:head] + more + data[head:]
+def _encode_lossy(picture: Picture, kind: str, quality: int) -> bytes:
+    """JPEG, WebP or AVIF."""
+    about = picture.metadata
+    options: dict[str, Any] = {"quality": quality, "icc_profile": about.icc, "xmp": about.xmp}
+    if kind == "JPEG":
+        extra = metadata.jpeg_extra(about) or None
+        data = _saved(picture, kind, **options, exif=about.exif, subsampling="4:4:4", extra=extra)
+        return metadata.jpeg_with_density(data, about)
+    if kind == "AVIF" and picture.alpha is not None:
+        options |= {"codec": "aom", "advanced": {"alpha:lossless": "1"}}
+    return _saved(picture, kind, **options, exif=metadata.exif_with_resolution(about))
+
+
+def _encode_png(picture: Picture, **options: Any) -> bytes:
+    if picture.pixels.dtype == np.uint16 and len(picture.planes) > 1:  # beyond Pillow
+        data = bytes(importlib.import_module("imagecodecs").png_encode(interleaved(picture.planes), level=6))
+    else:
+        data = _saved(picture, "PNG", **options)
+    return metadata.png_with_metadata(data, picture.metadata)
 
 
 def _encode_tiff(picture: Picture) -> bytes:
-    """A TIFF in one deflated strip. Pillow, which writes the directory and metadata, can't itself write 16 bits, nor
-    EXIF with directories of its own, as all cameras' is, beside pixels that are compressed."""
+    """A TIFF in one deflated strip, in the byte order of its EXIF data. Pillow can't write 16 bits, nor keep EXIF data
+    byte for byte; tifffile knows no EXIF directories."""
     if picture.pixels.dtype == np.uint16 and picture.mode == "LA":  # which few programs read, Pillow not among them
         raise OutputError(f"{picture.name or 'the image'}: TIFF of 16 bits can't hold grey with alpha; use png")
-    samples = picture.interleaved
-    if samples.dtype != np.uint16:
-        samples = to_eight_bits(samples)
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
-    exif = Image.Exif()
-    if picture.exif:
-        exif.load(picture.exif)
-    for tag, value in exif.items():
-        if tag not in (0x8769, 0x8825, *_LAYOUT_TAGS):
-            directory[tag] = value
-    for tag in (0x8769, 0x8825):
-        if tag in exif:
-            directory[tag] = dict(exif.get_ifd(tag))
-    if picture.icc:
-        directory.tagtype[34675] = 7
-        directory[34675] = picture.icc
-    if picture.xmp:
-        directory.tagtype[700] = 1
-        directory[700] = picture.xmp
-    strip = zlib.compress(samples.astype(samples.dtype.newbyteorder("<")).tobytes(), 6)
+    planes = picture.planes
+    samples = np.atleast_3d(interleaved(planes if planes.dtype == np.uint16 else to_eight_bits(planes)))
+    directory = metadata.tiff_metadata(picture.metadata)
+    strip = zlib.compress(
+        samples.astype(samples.dtype.newbyteorder(">" if directory.order == ">" else "<")).tobytes(), 6
+    )
     height, width, count = samples.shape
     colours = len(picture.pixels)
-    layout = {256: width, 257: height, 258: (8 * samples.itemsize,) * count, 259: 8, 262: 2 if colours == 3 else 1,
-              273: 0, 277: count, 278: height, 279: len(strip), 284: 1}  # fmt: skip
+    short, long = 3, 4
+    for tag, kind, values in (
+        (256, long, (width,)), (257, long, (height,)), (258, short, (8 * samples.itemsize,) * count),
+        (259, short, (8,)), (262, short, (2 if colours == 3 else 1,)), (277, short, (count,)), (278, long, (height,)),
+        (279, long, (len(strip),)), (284, short, (1,)),
+    ):  # fmt: skip
+        directory.put(tag, kind, *values)
     if count > colours:
-        layout[338] = 2  # the extra sample is alpha that nothing was multiplied with
-    for tag, value in layout.items():
-        directory[tag] = value
-    buffer = io.BytesIO()
-    directory.save(buffer)
-    return buffer.getvalue() + strip
+        directory.put(338, short, 2)  # the extra sample is alpha that nothing was multiplied with
+    return metadata.tiff_file(directory, strip)
 
 
 def encode_lossless(picture: Picture) -> bytes:
-    """A picture of 8 bits, or grey of 16, as a lossless file: WebP for colour, else and beyond its size PNG."""
-    image = to_pil(picture)
-    metadata: dict[str, Any] = {"icc_profile": picture.icc, "exif": picture.exif}
-    metadata = {key: value for key, value in metadata.items() if value}
-    buffer = io.BytesIO()
-    if picture.pixels.shape[0] == 3 and max(image.size) <= MAX_WEBP_SIDE:
-        if picture.xmp:
-            metadata["xmp"] = picture.xmp
-        image.save(buffer, "WEBP", lossless=True, exact=True, method=4, quality=75, **metadata)
-    else:
-        if picture.xmp:
-            metadata |= _xmp_option("PNG", picture)
-        image.save(buffer, "PNG", optimize=True, **metadata)
-    return buffer.getvalue()
-
-
-def _xmp_option(kind: str, picture: Picture) -> dict[str, Any]:
-    assert picture.xmp is not None
-    if kind == "PNG":
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt("XML:com.adobe.xmp", picture.xmp.decode("utf-8", "replace"))
-        return {"pnginfo": info}
-    return {"xmp": picture.xmp}
+    """A picture of 8 bits, or grey of 16, as a lossless file, all its metadata included: WebP for colour where that can
+    hold it, otherwise PNG."""
+    if (
+        picture.pixels.shape[0] == 3
+        and max(picture.width, picture.height) <= MAX_WEBP_SIDE
+        and not left_out(picture, ".webp")
+    ):
+        about = picture.metadata
+        return _saved(
+            picture, "WEBP", lossless=True, exact=True, method=4, quality=75,
+            icc_profile=about.icc, xmp=about.xmp, exif=metadata.exif_with_resolution(about),
+        )  # fmt: skip
+    return _encode_png(picture, optimize=True)

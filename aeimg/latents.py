@@ -29,9 +29,10 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import InputError, ModelError, UsageError
-from .images import Picture, encode_picture, open_image, to_eight_bits
+from .images import Picture, encode_picture, open_image
+from .metadata import Metadata
 from .paths import write_atomic
-from .tiles import as_float
+from .pixels import as_float, to_eight_bits
 from .verbs import Item, Options, PictureVerb, open_source, stacked
 
 Array = np.ndarray
@@ -179,7 +180,7 @@ def draw(pixels: Array, suffix: str, command: str) -> bytes:
     any, `command` stands."""
     exif = Image.Exif()
     exif[SOFTWARE] = f"aeimg {command}"
-    return encode_picture(Picture(pixels, exif=exif.tobytes()), suffix)
+    return encode_picture(Picture(pixels, metadata=Metadata(exif=exif.tobytes())), suffix)
 
 
 def drawing_lies_at(path: Path, command: str) -> bool:

@@ -2,7 +2,7 @@
 
     find     folders, files, globs and lists -> the files to work on, each with the folder its place is relative to
     plan     found files -> jobs, each with a place of its own in the output folder
-    write_atomic
+    write_atomic, open_regular
 
 Three promises live here: the tree below an input folder is kept, no two inputs ever share an output
 name, and a file under its final name is always whole.
@@ -16,14 +16,16 @@ import glob
 import hashlib
 import os
 import secrets
+import stat
 import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from .errors import OutputError, UsageError
+from .errors import OutputError, UnreadableImage, UsageError
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .jp2 "
@@ -387,3 +389,22 @@ def write_atomic(target: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise OutputError(f"{target}: can't be written ({error.strerror or error})") from error
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file opened for reading, if it is a regular one: pipes would hang, and devices have no end.
+
+    Raises `UnreadableImage`.
+    """
+    try:
+        # Without O_NONBLOCK, to open a pipe is already to wait for one who writes into it.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise UnreadableImage(f"{path}: can't be read ({error.strerror or error})") from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UnreadableImage(f"{path}: is no regular file but a pipe, a device or a folder; copy it to a file")
+    return os.fdopen(number, "rb")

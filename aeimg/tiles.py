@@ -11,7 +11,6 @@ from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -57,42 +56,6 @@ def grid(height: int, width: int, tile: int, halo: int) -> Iterator[Tile]:
                 max(0, top - halo), min(height, bottom + halo), max(0, left - halo), min(width, right + halo),
                 top, bottom, left, right,
             )  # fmt: skip
-
-
-def padded(side: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is not below `side`."""
-    return -(-side // multiple) * multiple
-
-
-def pad(x: Tensor, height: int, width: int) -> Tensor:
-    """`x` `[N,C,h,w]` continued downwards and to the right by its last row and column, to `height` and `width`."""
-    return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
-
-
-def mirror(x: Tensor, height: int, width: int) -> Tensor:
-    """`x` `[N,C,h,w]` continued downwards and to the right by its mirror image, to `height` and `width`.
-
-    For what is done to noise: a last row that is repeated would be noise of another kind, and trained networks see that
-    from a hundred pixels away.
-    """
-    for dim, side in ((2, height), (3, width)):
-        if x.shape[dim] < side:
-            last = x.shape[dim] - 1
-            there = torch.arange(side, device=x.device) % max(2 * last, 1)
-            x = x.index_select(dim, torch.minimum(there, 2 * last - there))
-    return x
-
-
-def as_float(x: Tensor) -> Tensor:
-    """Pixels as float32, 1.0 for the largest integer; floats are not clipped."""
-    return x.float() if x.is_floating_point() else x.float() / torch.iinfo(x.dtype).max
-
-
-def as_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float pixels, on the CPU, for a tensor of `dtype`: rounded and clipped (as int32) for integers."""
-    if dtype.is_floating_point:
-        return x.cpu()
-    return (x.clamp(0, 1) * torch.iinfo(dtype).max).round().int().cpu()
 
 
 def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int) -> Tensor:

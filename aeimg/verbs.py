@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import container, zoo
 from .denoise import TILE, check, denoise, estimate_sigma, measure_noise
-from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
+from .errors import InputError, ModelError, UnsupportedImage, UsageError, WrongWeights
 from .images import (
     LOSSY,
     WRITABLE,
@@ -34,15 +34,17 @@ from .images import (
     encode_picture,
     from_pil,
     pixel_limit,
+    read_file,
     read_picture,
-    to_eight_bits,
+    read_plane,
     to_pil,
 )
 from .manifest import digest
+from .metadata import sound
 from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
 from .paths import TEMPLATE, Selection, check_template
+from .pixels import continued, from_array, from_tensor, padded, to_array, to_eight_bits, to_tensor
 from .stream import MEMORY, out_of_memory
-from .tiles import padded
 
 Array = np.ndarray
 
@@ -199,9 +201,9 @@ def _padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
 
 
 def stacked(items: list[Item], multiple: int, *, mirrored: bool = False) -> Tensor:
-    """The pixels of items of equal padded size as one batch; see `tiles.pad` and `tiles.mirror`."""
+    """The pixels of items of equal padded size as one batch; see `pixels.pad` and `pixels.mirror`."""
     height, width = _padded_size(items[0].picture, multiple)
-    pixels = [_continued(item.picture.pixels, height, width, "reflect" if mirrored else "edge") for item in items]
+    pixels = [continued(item.picture.pixels, height, width, "reflect" if mirrored else "edge") for item in items]
     # One large picture is not copied; one that may only be read must be, torch knows no such arrays.
     alone = len(pixels) == 1 and pixels[0].flags.writeable
     return torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
@@ -413,9 +415,7 @@ class Compress(PictureVerb):
         pixels = picture.pixels
         if pixels.dtype == np.float32:
             pixels = to_eight_bits(pixels)
-        return np.squeeze(pixels.transpose(1, 2, 0), 2) if len(pixels) == 1 else pixels.transpose(1, 2, 0), (
-            decoded[0] if len(decoded) == 1 else decoded.transpose(1, 2, 0)
-        )
+        return to_array(pixels), to_array(decoded)
 
     def _measure(self, item: Item, decoded: Array) -> None:
         pixels, decoded = self._against(item, decoded)
@@ -429,7 +429,7 @@ class Compress(PictureVerb):
         return container.write(
             container.Coded(
                 picture.width, picture.height, picture.pixels.shape[0], depth, self.model.label, self.model.digest,
-                quality, self.model.to_bytes(latent, quality), item.alpha, picture.icc, picture.exif, picture.xmp,
+                quality, self.model.to_bytes(latent, quality), item.alpha, picture.metadata,
                 picture.name, picture.format,
             )
         )  # fmt: skip
@@ -504,12 +504,6 @@ def _highest(excess: Callable[[int], float], slope: float) -> int:
     return low[0]
 
 
-def _continued(pixels: Array, height: int, width: int, how: Literal["edge", "reflect"]) -> Array:
-    """`pixels` `[C,h,w]` continued downwards and to the right."""
-    missing = (height - pixels.shape[1], width - pixels.shape[2])
-    return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode=how) if any(missing) else pixels
-
-
 def _flat(pixels: Array, limit: int) -> bool:
     """Whether lossless coding may come near `limit` bytes: tiny images, and where every 16th row deflates to little."""
     if pixels[0].size <= 64 * 64:
@@ -530,7 +524,7 @@ class Decompress(_ModelVerb):
         if isinstance(source, bytes | bytearray):
             name, data = "the latent file", bytes(source)
         else:
-            name, data = str(source), _read_file(source)
+            name, data = str(source), container.read_file(source)
         latent = container.read(data, name)
         kind = self.options.kind
         if isinstance(latent, container.Stored):
@@ -547,10 +541,9 @@ class Decompress(_ModelVerb):
         # Strides of zero: a place for the pixels that takes no memory before they are there.
         zero = np.uint8(0) if latent.depth == 8 else np.uint16(0)
         empty = np.broadcast_to(zero, (latent.channels, latent.height, latent.width))
-        alpha = None if latent.alpha is None else read_picture(latent.alpha, name).pixels[0]
-        picture = Picture(empty, alpha, latent.icc, latent.exif, latent.xmp, latent.format, latent.name)
-        if alpha is not None and (alpha.shape, alpha.dtype) != (empty.shape[1:], empty.dtype):
-            raise InputError(f"{name}: its alpha has another size or depth than its pixels")
+        alpha = None if latent.alpha is None else read_plane(latent.alpha, empty.shape[1:], empty.dtype, name)
+        about, notes = sound(latent.metadata)
+        picture = Picture(empty, alpha, about, latent.format, latent.name, tuple(notes))
         return Item(picture, kind, source, data, latent=Latent(codec, symbols, latent.quality))
 
     def _codec(self, latent: container.Coded, name: str) -> Any:
@@ -599,48 +592,20 @@ class Decompress(_ModelVerb):
 # -- sources and results ------------------------------------------------------------------------------------------
 
 
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImage(f"{path}: can't be read ({error.strerror})") from error
-
-
 def open_source(source: Any) -> Item:
     """Anything that `process` takes as one picture, as an item. Raises `UsageError` for anything else."""
     if isinstance(source, str | os.PathLike):
-        data = _read_file(source)
+        data = read_file(source)
         return Item(replace(read_picture(data, str(source)), name=Path(source).name), "pil", source, data)
     if isinstance(source, bytes | bytearray):
         return Item(read_picture(bytes(source)), "bytes", source, bytes(source))
     if isinstance(source, Image.Image):
         return Item(from_pil(source), "pil", source)
     if isinstance(source, np.ndarray):
-        return Item(_from_array(source), "numpy", source)
+        return Item(Picture(*from_array(source)), "numpy", source)
     if isinstance(source, Tensor):
-        if source.dim() != 3 or source.shape[0] not in (1, 3, 4) or not source.is_floating_point():
-            raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float, C 1, 3 or 4; this is {_shape(source)}")
-        values = source.detach().float().cpu().numpy()
-        alpha = values[3] if values.shape[0] == 4 else None
-        return Item(Picture(np.ascontiguousarray(values[:3]), alpha), "tensor", source)
+        return Item(Picture(*from_tensor(source)), "tensor", source)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
-
-
-def _shape(x: Any) -> str:
-    return f"{list(x.shape)} {x.dtype}"
-
-
-def _from_array(array: Array) -> Picture:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
-        raise UsageError(f"an array must be [H,W], [H,W,3] or [H,W,4]; this is {_shape(array)}")
-    if np.issubdtype(array.dtype, np.floating):
-        array = array.astype(np.float32)
-    elif array.dtype not in (np.uint8, np.uint16):
-        raise UsageError(f"an array must be uint8, uint16 or float; this is {_shape(array)}")
-    if array.ndim == 2:
-        return Picture(np.ascontiguousarray(array[None]))
-    planes = np.ascontiguousarray(array.transpose(2, 0, 1))
-    return Picture(planes[:3], planes[3] if array.shape[2] == 4 else None)
 
 
 def deliver(picture: Picture, item: Item, options: Options) -> Any:
@@ -650,16 +615,7 @@ def deliver(picture: Picture, item: Item, options: Options) -> Any:
     if item.kind in ("bytes", "file"):
         suffix = item.suffix or options.suffix or suffix_of(picture.format)
         return encode_picture(picture, suffix, image_quality=options.quality_of(suffix))
-    planes = picture.planes
-    if item.kind == "tensor":
-        if planes.dtype != np.float32:
-            planes = planes.astype(np.float32) / np.float32(np.iinfo(planes.dtype).max)
-        result = torch.from_numpy(np.ascontiguousarray(planes))
-        return result.to(item.origin.device, item.origin.dtype) if isinstance(item.origin, Tensor) else result
-    array = np.ascontiguousarray(planes[0] if planes.shape[0] == 1 else planes.transpose(1, 2, 0))
-    if isinstance(item.origin, np.ndarray) and np.issubdtype(item.origin.dtype, np.floating):
-        return array.astype(item.origin.dtype)
-    return array
+    return (to_tensor if item.kind == "tensor" else to_array)(picture.planes, item.origin)
 
 
 def suffix_of(kind: str) -> str:

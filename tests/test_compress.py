@@ -172,5 +172,5 @@ def test_the_profile_of_a_cmyk_image_is_used_where_it_has_one(photograph):
     buffer = io.BytesIO()
     Image.fromarray(photograph).convert("CMYK").save(buffer, "JPEG", icc_profile=icc)
     picture = read_picture(buffer.getvalue())
-    assert picture.icc is None
+    assert picture.metadata.icc is None
     assert "without its profile, which is unusable" in picture.notes[0]

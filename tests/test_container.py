@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aeimg import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion, container
+from aeimg.metadata import Metadata, Resolution
 
 CODED = container.Coded(
-    300, 70_000, 3, 8, "aeimg-codec-1", b"12345678", 50, b"payload" * 30, b"alpha", b"icc" * 99, b"exif",
-    b"<xmp/>", "ein Bild mit Umlaut ä.png", "PNG",
+    300, 70_000, 3, 8, "aeimg-codec-1", b"12345678", 50, b"payload" * 30, b"alpha",
+    Metadata(
+        b"icc" * 99, b"exif", b"<xmp/>", b"iptc", (b"first", b"second"),
+        Resolution(Fraction(11811), Fraction(72, 7), "metre"),
+        ((b"tEXt", b"Title\0x"), (b"iTXt", b"y")), ((b"gAMA", b"1234"), (b"cICP", b"abcd")),
+    ),
+    "ein Bild mit Umlaut ä.png", "PNG",
 )  # fmt: skip
 
 
@@ -70,8 +78,8 @@ def test_an_unknown_section_in_lower_case_is_passed_over():
 
 def test_metadata_that_inflates_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(container, "MAX_METADATA", 1000)
-    with pytest.raises(InvalidLatent, match="EXIF data is incomplete or larger"):
-        container.read(container.write(container.Coded(1, 1, 3, 8, "a", b"12345678", 1, b"", exif=bytes(5000))))
+    with pytest.raises(InvalidLatent, match="EXIF data is cut short, or all metadata more than 1000"):
+        container.read(container.write(replace(CODED, metadata=Metadata(exif=bytes(5000)))))
 
 
 @given(st.binary(max_size=200))

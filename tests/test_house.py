@@ -12,9 +12,9 @@ import pytest
 import aeimg
 
 ORDER = [
-    "errors", "paths", "manifest", "images", "tiles", "metrics", "plots", "container", "entropy", "models", "zoo",
-    "community", "denoise", "codec", "blocks", "stream", "verbs", "latents", "engine", "distributed", "training",
-    "bench", "report", "cli", "__main__",
+    "errors", "pixels", "metadata", "tiles", "paths", "manifest", "images", "metrics", "plots", "container", "entropy",
+    "models", "zoo", "community", "denoise", "codec", "blocks", "stream", "verbs", "latents", "engine", "distributed",
+    "training", "bench", "report", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(aeimg.__file__).parent
 

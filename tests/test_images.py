@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from aeimg import OutputError, UnreadableImage, UnsupportedImage, images
+from aeimg.metadata import Metadata
 
 ALPHA = np.linspace(0, 255, 101 * 143).reshape(101, 143).astype(np.uint8)
 
@@ -82,12 +83,12 @@ def test_sixteen_bit_colour_keeps_its_metadata_and_is_whole_to_others(suffix):
     exif.get_ifd(0x8769)[0x9003] = "2026:01:02 03:04:05"
     xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'></x:xmpmeta>"
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = images.Picture(DEEP[:3], icc=icc, exif=exif.tobytes(), xmp=xmp)
+    picture = images.Picture(DEEP[:3], metadata=Metadata(icc, exif.tobytes(), xmp))
     data = images.encode_picture(picture, suffix)
     back = images.read_picture(data)
-    assert (back.icc, back.xmp) == (icc, xmp)
+    assert (back.metadata.icc, back.metadata.xmp) == (icc, xmp)
     again = Image.Exif()
-    again.load(back.exif)
+    again.load(back.metadata.exif)
     assert again[0x010F] == "a camera"
     assert again.get_ifd(0x8769)[0x9003] == "2026:01:02 03:04:05"
     with Image.open(io.BytesIO(data)) as image:  # cut to 8 bits, but whole
@@ -108,13 +109,13 @@ def test_what_a_camera_says_is_kept_by_every_format(mode, suffix):
     alpha = planes[3] if "A" in mode else None
     if alpha is not None and suffix == ".jpg":
         return
-    picture = images.Picture(pixels, alpha, icc=icc, exif=exif.tobytes(), xmp=xmp)
+    picture = images.Picture(pixels, alpha, metadata=Metadata(icc, exif.tobytes(), xmp))
     back = images.read_picture(images.encode_picture(picture, suffix))
     again = Image.Exif()
-    again.load(back.exif)
+    again.load(back.metadata.exif)
     assert (again[0x010F], again.get_ifd(0x8769)[0x9003]) == ("a camera", "2026:01:02 03:04:05")
     assert again.get_ifd(0x8825)[1] == "N"
-    assert (back.icc, back.xmp) == (icc, xmp)
+    assert (back.metadata.icc, back.metadata.xmp) == (icc, xmp)
     if suffix in (".png", ".tiff"):
         np.testing.assert_array_equal(back.planes, picture.planes)
 
@@ -124,7 +125,7 @@ def test_a_layout_that_exif_tells_of_is_not_that_of_the_file_written():
     for tag, value in ((258, 4), (259, 7), (266, 2), (278, 1), (317, 2), (322, 16), (339, 3)):
         exif[tag] = value
     for pixels in (DEEP[:3], (DEEP[:3] >> 8).astype(np.uint8)):
-        data = images.encode_picture(images.Picture(pixels, exif=exif.tobytes()), ".tif")
+        data = images.encode_picture(images.Picture(pixels, metadata=Metadata(exif=exif.tobytes())), ".tif")
         np.testing.assert_array_equal(images.read_picture(data).pixels, pixels)
 
 
@@ -148,12 +149,12 @@ def test_damaged_exif_is_a_damaged_image_by_name(pixels):
 def test_orientation_of_sixteen_bit_colour_is_that_of_eight(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    deep = images.encode_picture(images.Picture(DEEP[:3], exif=exif.tobytes()), ".png")
+    deep = images.encode_picture(images.Picture(DEEP[:3], metadata=Metadata(exif=exif.tobytes())), ".png")
     buffer = io.BytesIO()
     Image.fromarray((DEEP[:3] >> 8).astype(np.uint8).transpose(1, 2, 0)).save(buffer, "PNG", exif=exif)
     shallow = images.read_picture(buffer.getvalue())
     np.testing.assert_array_equal(images.read_picture(deep).pixels >> 8, shallow.pixels)
-    assert images.read_picture(deep).exif is None
+    assert images.read_picture(deep).metadata.exif is None
 
 
 def test_a_cut_file_of_sixteen_bit_colour_is_unreadable():
@@ -208,12 +209,12 @@ def test_icc_exif_and_xmp_survive(small, suffix):
     exif = Image.Exif()
     exif[0x0110] = "model"
     xmp = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>hello</x:xmpmeta>"
-    picture = images.Picture(small.transpose(2, 0, 1), icc=icc, exif=exif.tobytes(), xmp=xmp)
+    picture = images.Picture(small.transpose(2, 0, 1), metadata=Metadata(icc, exif.tobytes(), xmp))
     again = reread(picture, suffix)
-    assert again.icc == icc
-    assert b"hello" in (again.xmp or b"")
+    assert again.metadata.icc == icc
+    assert b"hello" in (again.metadata.xmp or b"")
     loaded = Image.Exif()
-    loaded.load(again.exif)
+    loaded.load(again.metadata.exif)
     assert loaded[0x0110] == "model"
 
 

@@ -26,9 +26,9 @@ from PIL import Image
 from .. import zoo
 from ..engine import process
 from ..errors import DataError
-from ..images import to_eight_bits
 from ..metrics import psnr, roc_auc, ssim
 from ..paths import find_images
+from ..pixels import to_eight_bits
 from . import compress
 from .compress import bench_compress
 from .setting import Figures, circumstances, images_in

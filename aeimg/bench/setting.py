@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from .. import zoo
 from ..errors import DataError
+from ..images import read_file, read_picture
 from ..paths import find_images
+from ..pixels import rgb_of
 
 Figures = dict[str, Any]
 """Named figures that JSON can hold."""
@@ -21,7 +22,7 @@ def images_in(data: Path, limit: int | None) -> list[tuple[Path, np.ndarray]]:
     paths = find_images(Path(data))[:limit]
     if not paths:
         raise DataError(f"{data}: no images to measure on")
-    return [(path, np.asarray(Image.open(path).convert("RGB"))) for path in paths]
+    return [(path, rgb_of(read_picture(read_file(path), str(path)).pixels)) for path in paths]
 
 
 def circumstances(task: str, model: str | None, device: str, dtype: str) -> Figures:

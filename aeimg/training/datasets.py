@@ -28,8 +28,9 @@ from torch import Tensor
 
 from .. import plots
 from ..errors import DataError, InputError
-from ..images import read_picture
-from ..paths import find_images
+from ..images import open_image, read_file, read_picture
+from ..paths import find_images, open_regular
+from ..pixels import rgb_of
 
 Array = np.ndarray
 
@@ -39,15 +40,10 @@ log = logging.getLogger("aeimg")
 def _rgb(path: Path) -> Array:
     """The picture in a file as uint8 `[H,W,3]`, upright. Raises `DataError` where it can't be read."""
     try:
-        pixels = read_picture(path.read_bytes(), str(path)).pixels
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from error
+        pixels = read_picture(read_file(path), str(path)).pixels
     except InputError as error:
         raise DataError(str(error)) from error
-    if pixels.dtype != np.uint8:
-        peak = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-        pixels = np.rint(np.clip(pixels / peak, 0, 1) * 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0))
+    return rgb_of(pixels)
 
 
 def _some(paths: Sequence[Path]) -> str:
@@ -77,12 +73,12 @@ class Photographs:
         small: list[Path] = []
         for path in find_images(self.folder):
             try:
-                with Image.open(path) as image:
+                with open_regular(path) as file, open_image(file, str(path)) as image:
                     if plots.is_curve(image):  # the curve of a run whose weights lie among the images
                         continue
                     width, height = image.size
                     frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            except InputError:
                 frames = 0
             if frames != 1:
                 unreadable.append(path)
@@ -303,9 +299,9 @@ class Pairs(Photographs):
                     f"{path}: has no partner {self._partner(path)}; noisy/ and clean/ must hold files of equal names"
                 )
             try:
-                with Image.open(path) as clean, Image.open(self._partner(path)) as noisy:
-                    sizes = clean.size, noisy.size
-            except OSError as error:
+                with open_regular(path) as file, open_regular(self._partner(path)) as other:
+                    sizes = open_image(file, str(path)).size, open_image(other, str(self._partner(path))).size
+            except InputError as error:
                 raise DataError(f"{self._partner(path)}: the partner of {path} can't be read ({error})") from error
             if sizes[0] != sizes[1]:
                 raise DataError(f"{path}: its noisy partner has another size, {sizes[1]} against {sizes[0]}")

@@ -31,7 +31,7 @@ from ..entropy import LEVELS, SMALLEST, STEP, logistic_tables
 from ..errors import DataError, UsageError
 from ..models.integer import QUALITIES
 from ..models.variational import divergence
-from ..tiles import pad, padded
+from ..pixels import pad, padded
 from ..zoo import build
 from .datasets import Digits, GreyPhotographs
 from .objective import AT_LEAST, Objective, Recipe
