@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from . import zoo
+from . import devices, registry
 from .engine import process
 from .errors import DataError
 from .images import to_eight_bits
 from .metrics import bd_rate, bits_per_pixel, psnr, roc_auc, ssim
 from .paths import find_images
+from .weights import load_tensors, save_weights
 
 Figures = dict[str, Any]
 
@@ -52,8 +53,8 @@ def _circumstances(task: str, model: str | None, device: str, dtype: str) -> Fig
     """Which model was measured, where and how."""
     import torch
 
-    names = [model] if model is not None else list(zoo.CHOICES) if task == "denoise" else [zoo.DEFAULTS[task]]
-    measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
+    names = [model] if model is not None else list(registry.CHOICES) if task == "denoise" else [registry.DEFAULTS[task]]
+    measured = [registry.get(name, task, devices.pick_device(device)) for name in names]
     return {
         "models": {
             getattr(one, "label", str(name)): getattr(one, "digest", b"").hex()
@@ -304,7 +305,7 @@ def bench_engine(
 
     from .engine import _verb
     from .stream import stream
-    from .verbs import Options
+    from .tasks import Options
 
     paths = find_images(Path(data))[:limit]
     if not paths:
@@ -467,7 +468,7 @@ def _share_of_neighbours(points: np.ndarray, labels: np.ndarray) -> float:
 
 def write_card(weights: Path, data: Path, figures: Figures) -> None:
     """Adds what was measured on `data` to the card of a weights file; its digest stays what it is."""
-    header, tensors, _ = zoo.load_tensors(weights)
+    header, tensors, _ = load_tensors(weights)
     if figures["task"] == "compress":
         ours = figures["codecs"]["aeimg"]
         row = {"bd_rate": {k: round(v, 1) for k, v in ours["bd_rate"].items()}}
@@ -476,7 +477,7 @@ def write_card(weights: Path, data: Path, figures: Figures) -> None:
         parts |= {name: figures[name] for name in ("jpeg75", "clean") if name in figures}
         row = {part: {k: round(v, 2) for k, v in values.items()} for part, values in parts.items()}
     measured = {**header.card.get("figures", {}), Path(data).name: row}
-    zoo.save_weights(weights, tensors, replace(header, card={**header.card, "figures": measured}))
+    save_weights(weights, tensors, replace(header, card={**header.card, "figures": measured}))
 
 
 def table(figures: Figures) -> str:

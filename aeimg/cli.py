@@ -400,7 +400,8 @@ def _vectors(found: Iterable[Found], quiet: bool, **options: Any) -> tuple[list[
     """The images that have features, these as `[N,D]`, the label of the model, and how many images failed."""
     import numpy as np
 
-    from .zoo import get, pick_device
+    from .devices import pick_device
+    from .registry import get
 
     seen: list[Found] = []
     rows: list[Any] = []
@@ -424,7 +425,7 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .latents import FEATURE_SUFFIXES, features_lie_at, save_features
+    from .exports import FEATURE_SUFFIXES, features_lie_at, save_features
     from .paths import check_target
 
     if out.suffix.lower() not in FEATURE_SUFFIXES:
@@ -454,7 +455,7 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
     """
     from dataclasses import replace
 
-    from .latents import heatmap, save_scores, scores_lie_at
+    from .exports import heatmap, save_scores, scores_lie_at
     from .paths import check_target, folders, plan, write_atomic
 
     if out.suffix.lower() != ".csv":
@@ -498,8 +499,9 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
+    from .explore import plane
+    from .exports import draw, drawing_lies_at
     from .images import from_pil
-    from .latents import draw, drawing_lies_at, plane
     from .paths import write_atomic
     from .plots import scatter
 
@@ -525,14 +527,14 @@ def _check_suffix(out: Path) -> None:
 
 
 def _check_drawing(target: Path, command: str) -> None:
-    from .latents import drawing_lies_at
+    from .exports import drawing_lies_at
     from .paths import check_target
 
     check_target(target, lambda path: drawing_lies_at(path, command))
 
 
 def _drawn(out: Path, pictures: list[Any], stem: str, command: str, *inputs: Path) -> None:
-    from .latents import draw
+    from .exports import draw
     from .paths import write_atomic
 
     targets = [out / f"{stem}-{number:03}.png" for number in range(len(pictures))]
@@ -546,7 +548,8 @@ def _drawn(out: Path, pictures: list[Any], stem: str, command: str, *inputs: Pat
 
 
 def _decoder(model: str | None, device: str) -> tuple[Any, Any]:
-    from .zoo import get, pick_device
+    from .devices import pick_device
+    from .registry import get
 
     place = pick_device(device)
     return get(model, "compress", place), place
@@ -566,13 +569,13 @@ def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **opti
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from . import latents
+    from . import explore
 
     model, place = _decoder(**options)
     if grid is not None:
-        _drawn(out, [latents.walk(model, grid, place)], "grid", "sample")
+        _drawn(out, [explore.walk(model, grid, place)], "grid", "sample")
     else:
-        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample", "sample")
+        _drawn(out, explore.sample(model, count, place, seed=seed, side=side), "sample", "sample")
 
 
 @main.command()
@@ -586,10 +589,10 @@ def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from . import latents
+    from . import explore
 
     model, place = _decoder(**options)
-    _drawn(out, latents.between(model, a, b, steps, place), "between", "interpolate", a, b)
+    _drawn(out, explore.between(model, a, b, steps, place), "between", "interpolate", a, b)
 
 
 @main.command()
@@ -606,7 +609,8 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .latents import combine, draw
+    from .explore import combine
+    from .exports import draw
     from .paths import write_atomic
 
     _check_suffix(out)

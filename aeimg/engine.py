@@ -3,7 +3,7 @@
     sources ──find, plan──> jobs ──manifest──> what is left to do ──┐
     pictures, arrays, bytes ────────────────────────────────────────┴──stream, with a verb──> results, or files
 
-The verbs are those of `verbs`, the stream that of `stream`; here is the door, and what it takes to work on files:
+The verbs are those of `tasks`, the stream that of `stream`; here is the door, and what it takes to work on files:
 which of them still need it, what became of each, and how far it is.
 """
 
@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths, zoo
+from . import container, devices, paths, registry
 from .errors import AeimgError, InputError, OutputError, UsageError
+from .explore import Features, Score
 from .images import WRITABLE, open_image
-from .latents import Features, Score
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Verb, stream
-from .verbs import Compress, Decompress, Denoise, Options, suffix_of
+from .tasks import Compress, Decompress, Denoise, Options, suffix_of
 
 log = logging.getLogger("aeimg")
 
@@ -77,12 +77,12 @@ _VERBS: dict[str, Any] = {
 
 
 def _verb(task: str, model: Any, device: str, dtype: str, options: Options) -> Verb:
-    place = zoo.pick_device(device)
-    precision = zoo.pick_dtype(dtype, place)
+    place = devices.pick_device(device)
+    precision = devices.pick_dtype(dtype, place)
     if model is None and task in ("denoise", "decompress"):  # chosen for each picture; named by each latent file
         loaded = None
     else:
-        loaded = zoo.get(model, "denoise" if task == "denoise" else "compress", place)
+        loaded = registry.get(model, "denoise" if task == "denoise" else "compress", place)
     verb = _VERBS[task](loaded, place, precision, options)
     verb.asked = "" if model is None else os.fspath(model)
     return verb  # type: ignore[no-any-return]
@@ -107,7 +107,7 @@ def process(
             in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, float in [0,1]; the bytes of an image or of a latent
             file; or any iterable of these. Float input is not clipped.
         task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which give back a
-            vector, float32 `[D]`, or a `latents.Strangeness`, for each picture.
+            vector, float32 `[D]`, or a `explore.Strangeness`, for each picture.
         out: a folder to write to, and a `Summary` comes back; then `source` is a file, a folder, a glob, `@list.txt` (a
             file that lists them), or several of these. For one file, `out` may be the file to write.
         model: a registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network in a

@@ -11,7 +11,7 @@
     variational   a code that is a distribution
 
 They learn from images in the idx format, or from blocks of the images in a folder, in grey. All but `denoising` are
-codecs too: see `codec.BlockCodec`.
+codecs too: see `patch_codec.BlockCodec`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import block_step
 from .data import Digits, GreyPhotographs
 from .entropy import LEVELS, SMALLEST, STEP, logistic_tables
 from .errors import DataError, UsageError
 from .models.integer import QUALITIES
 from .models.variational import divergence
 from .objectives import AT_LEAST, Objective, Recipe
+from .patch_codec import block_step
 from .tiles import pad, padded
-from .zoo import build
+from .weights import build
 
 SYMBOLS = 127
 """The largest magnitude that the coder's tables hold: 8 standard deviations at the finest step."""

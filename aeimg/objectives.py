@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .codec import HyperpriorCodec
 from .data import Pairs, Photographs, add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
 from .entropy import LEVELS, REACH, fit_tables, logistic_tables
+from .hyperprior_codec import HyperpriorCodec
 from .models.hyperprior import Hyperprior, strength
 from .models.integer import QUALITIES, freeze
-from .zoo import build
+from .weights import build
 
 AT_LEAST = 10
 """Images, or pairs, that something is learned from."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from . import container, zoo
+from . import container, registry, weights
 from .engine import process
 from .errors import AeimgError, DataError, InputError, UsageError
 from .images import encode_picture, from_pil, open_image
@@ -34,7 +34,7 @@ def describe(path: Path) -> dict[str, Any]:
     if is_latent:
         return _describe_latent(path, size)
     if path.suffix == ".safetensors":
-        header, _, digest = zoo.load_tensors(path)
+        header, _, digest = weights.load_tensors(path)
         return {"file": str(path), "kind": "weights", "bytes": size, "label": header.label, "digest": digest.hex(),
                 **dataclasses.asdict(header)}  # fmt: skip
     raise UsageError(f"{path}: neither a latent file (.aei) nor a weights file (.safetensors)")
@@ -92,18 +92,18 @@ def kilomacs_per_pixel(task: str, model: Any) -> dict[str, float]:
 def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
     """Every registered model as a row; and what is wrong with the broken ones."""
     rows, broken = [], []
-    for entry in zoo.entries():
+    for entry in registry.entries():
         if isinstance(entry, AeimgError):
             broken.append(str(entry))
             continue
         row: dict[str, Any] = {"name": entry.name, "task": entry.task, "origin": entry.origin}
-        if entry.name in zoo.CHOICES:
-            row["default"] = f"for {entry.task}, {zoo.CHOICES[entry.name]}"
-        elif zoo.DEFAULTS[entry.task] == entry.name:
+        if entry.name in registry.CHOICES:
+            row["default"] = f"for {entry.task}, {registry.CHOICES[entry.name]}"
+        elif registry.DEFAULTS[entry.task] == entry.name:
             row["default"] = f"for {entry.task}"
         if entry.weights is not None:
-            header = zoo.read_header(entry.weights)
-            model = zoo.load_model(entry.weights)
+            header = weights.read_header(entry.weights)
+            model = registry.load_model(entry.weights)
             row |= {"label": header.label, "architecture": header.architecture}
             size = entry.weights.stat().st_size
             row["size"] = f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size / 1e3:.0f} kB"

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from . import plots
 from .data import Digits, Pairs
+from .devices import pick_device, pick_dtype
 from .errors import InvalidWeights, OutputError, UsageError
 from .families import FAMILIES
 from .objectives import (
@@ -44,7 +45,8 @@ from .objectives import (
 )
 from .optim import optimizers
 from .paths import check_writable, sweep, write_atomic
-from .zoo import Header, build, load_tensors, pick_device, pick_dtype, read_header, resolve, save_weights
+from .registry import resolve
+from .weights import Header, build, load_tensors, read_header, save_weights
 
 OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress": CompressObjective, **FAMILIES}
 """What can be trained: a denoiser and a codec as they ship, and the autoencoders of the textbooks."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from aeimg import zoo
+from aeimg import registry
 
 # The machines that run this are slow and shared: how long an example takes says nothing.
 settings.register_profile("aeimg", deadline=None)
@@ -23,7 +23,7 @@ DATA = Path(os.environ.get("AEIMG_TEST_DATA", Path(__file__).resolve().parents[2
 @pytest.fixture(autouse=True)
 def registered(monkeypatch) -> None:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(zoo, "_registered", dict(zoo._registered))
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 @pytest.fixture(scope="session")

@@ -126,13 +126,13 @@ def test_info_takes_names_that_are_no_text(folder):
 
 
 def test_info_describes_latents_and_weights_and_refuses_others(folder):
-    from aeimg import zoo
+    from aeimg import registry, weights
 
     run("compress", folder / "in", folder / "latents", "--quality", 60)
-    weights = zoo.find_weights(zoo.BUILTINS["aeimg-codec"][1])
+    weights = weights.find_weights(registry.BUILTINS["aeimg-codec"][1])
     done = run("info", "--json", folder / "latents/a.aei", weights)
     latent, about = (json.loads(line) for line in done.stdout.splitlines())
-    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", zoo.BUILTINS["aeimg-codec"][1], 60)
+    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", registry.BUILTINS["aeimg-codec"][1], 60)
     assert (latent["width"], latent["height"], latent["source"]) == (143, 101, "a.png")
     assert latent["weights"] == about["digest"]
     assert about["card"]["steps"] > 0

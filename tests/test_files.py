@@ -23,10 +23,10 @@ from PIL import Image
 import aeimg
 from aeimg import InputError, OutputError, UsageError, container, manifest, paths, process
 from aeimg.cli import main
-from aeimg.denoise import TILE
 from aeimg.engine import Interrupted
+from aeimg.noise import TILE
 from aeimg.stream import out_of_memory
-from aeimg.verbs import SMALLEST_TILE
+from aeimg.tasks import SMALLEST_TILE
 
 TAME = """
 import sys, time
@@ -128,7 +128,7 @@ def test_what_can_be_skipped_is_seen_before_anything_is_decoded(folder, tmp_path
     def fail(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("aeimg.verbs.read_picture", fail)
+    monkeypatch.setattr("aeimg.tasks.read_picture", fail)
     assert run(folder, out).skipped == 12
 
 
@@ -509,9 +509,9 @@ def test_what_never_fits_is_one_failure(small):
 
 @pytest.mark.parametrize(("given", "bytes_"), [("500M", 500 << 20), ("4G", 4 << 30), ("1.5 GiB", 3 << 29), (100, 100)])
 def test_memory_is_a_number_or_words(given, bytes_):
-    assert aeimg.verbs.Options(memory=given).memory_bytes == bytes_
+    assert aeimg.tasks.Options(memory=given).memory_bytes == bytes_
     with pytest.raises(UsageError, match="memory must be"):
-        aeimg.verbs.Options(memory="much")
+        aeimg.tasks.Options(memory="much")
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aeimg import DataError, InvalidWeights, OutputError, UsageError, data, plots, process, zoo
+from aeimg import DataError, InvalidWeights, OutputError, UsageError, data, plots, process, registry, weights
 from aeimg import train as module
 from aeimg.metrics import psnr
 from aeimg.objectives import SHAPE
@@ -87,7 +87,7 @@ def interrupted(kind, at):
 
 
 def equal(*paths):
-    a, b = (zoo.load_tensors(path)[1] for path in paths)
+    a, b = (weights.load_tensors(path)[1] for path in paths)
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -160,7 +160,7 @@ def test_patience_ends_a_run_finishes_the_decay_and_keeps_the_best(photographs, 
     assert done == sorted(done)
     assert done[-1] > 0.75
     assert max(np.diff(done[:37])) < 0.01
-    tensors = zoo.load_tensors(out)[1]
+    tensors = weights.load_tensors(out)[1]
     assert all(torch.equal(tensors[name], best[20][name]) for name in best[20])
 
 
@@ -238,19 +238,19 @@ def test_weights_are_specialised_with_their_own_config_at_a_third_of_the_rate(ph
 
 
 def test_a_new_denoiser_has_the_shape_of_the_shipped_one():
-    shipped = zoo.read_header(zoo.find_weights(zoo.BUILTINS[zoo.WHITE][1])).config
+    shipped = weights.read_header(weights.find_weights(registry.BUILTINS[registry.WHITE][1])).config
     assert {key: tuple(shipped[key]) for key in SHAPE} == SHAPE
 
 
 @pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
 def test_what_ships_can_be_specialised(photographs, tmp_path, model):
     out = tmp_path / "w.safetensors"
-    task = zoo.BUILTINS[model][0]
+    task = registry.BUILTINS[model][0]
     recipe = {"crop": 64, "batch": 1, "late_crop": 64, "late_batch": 1}
     header = train(task, photographs, out, start=model, steps=1, recipe=recipe, device="cpu", log=lambda line: None)
-    theirs = zoo.read_header(zoo.find_weights(zoo.BUILTINS[model][1]))
+    theirs = weights.read_header(weights.find_weights(registry.BUILTINS[model][1]))
     assert header.card["start"].startswith(theirs.label)
-    mine = zoo.read_header(out).config
+    mine = weights.read_header(out).config
     assert {key: mine[key] for key in theirs.config} == theirs.config
     figures = {"aeimg-denoise": "psnr25", "aeimg-denoise-blind": "camera", "aeimg-codec": "loss"}
     assert figures[model] in header.card["held_out"]

@@ -23,8 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, zoo
-from .denoise import TILE, check, denoise, estimate_sigma, measure_noise
+from . import container, registry
 from .errors import InputError, ModelError, UnreadableImage, UnsupportedImage, UsageError, WrongWeights
 from .images import (
     LOSSY,
@@ -40,6 +39,7 @@ from .images import (
 )
 from .manifest import digest
 from .metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
+from .noise import TILE, check, denoise, estimate_sigma, measure_noise
 from .paths import TEMPLATE, Selection, check_template
 from .stream import MEMORY, out_of_memory
 from .tiles import padded
@@ -271,19 +271,21 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
 
     A told level means white noise of that level. Without one, strong noise on which JPEG has left marks is for the
     model that knows such; noise that measures as white (more strictly so in a file of a format that loses something)
-    is for what `zoo.DEFAULTS` names; everything else, where no level could be trusted, is for the blind model.
+    is for what `registry.DEFAULTS` names; everything else, where no level could be trusted, is for the blind model.
     """
     if sigma != "auto":
-        return Choice(zoo.WHITE if free else None, float(sigma), "told sigma")
+        return Choice(registry.WHITE if free else None, float(sigma), "told sigma")
     if not free:
         return Choice(None, estimate_sigma(picture.pixels), "asked for")
     noise = measure_noise(picture.pixels)
     lossy = picture.format in LOSSY
     if noise.marked:
-        return Choice(zoo.JPEG, noise.sigma, f"JPEG has left marks on strong noise (steps of {noise.step:g})")
+        return Choice(registry.JPEG, noise.sigma, f"JPEG has left marks on strong noise (steps of {noise.step:g})")
     if noise.white(strictly=lossy):
-        return Choice(zoo.WHITE, noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
-    return Choice(zoo.BLIND, noise.sigma, "no white noise found" + (f" in this {picture.format} file" if lossy else ""))
+        return Choice(registry.WHITE, noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
+    return Choice(
+        registry.BLIND, noise.sigma, "no white noise found" + (f" in this {picture.format} file" if lossy else "")
+    )
 
 
 class Denoise(PictureVerb):
@@ -296,7 +298,7 @@ class Denoise(PictureVerb):
         self.tile = TILE
         # By name; None is the one that was asked for, if there was one.
         self.models = {None: model} if model is not None else {
-            name: zoo.get(zoo.BUILTINS[name][1], "denoise", device) for name in zoo.CHOICES
+            name: registry.get(registry.BUILTINS[name][1], "denoise", device) for name in registry.CHOICES
         }  # fmt: skip
 
     def read(self, source: Any) -> Item:
@@ -555,7 +557,7 @@ class Decompress(_ModelVerb):
 
     def _codec(self, latent: container.Coded, name: str) -> Any:
         try:
-            codec = self.model or zoo.get(latent.label, "compress", self.device)
+            codec = self.model or registry.get(latent.label, "compress", self.device)
         except ModelError as error:
             raise WrongWeights(f"{name}: was made with {latent.label}: {error}") from error
         if (codec.label, codec.digest) != (latent.label, latent.digest):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import InvalidWeights, ModelError
 from .tiles import padded
-from .zoo import read_header
+from .weights import read_header
 
 OVERLAP = 64
 """Halo of a network that may be tiled, in pixels. An assumption: spandrel states no receptive field."""

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageFilter
 from skimage import data as images
 
-from aeimg import InputError, process, zoo
+from aeimg import InputError, process, registry
 from aeimg.data import demosaic, mosaic, resized, through_jpeg
-from aeimg.denoise import check, denoise, estimate_sigma, measure_noise
 from aeimg.metrics import psnr
+from aeimg.noise import check, denoise, estimate_sigma, measure_noise
 
 CPU = torch.device("cpu")
 
@@ -130,9 +130,9 @@ def test_a_model_without_a_halo_is_never_tiled():
     assert seen == [(50, 40)]
 
 
-@pytest.mark.parametrize("name", zoo.CHOICES)
+@pytest.mark.parametrize("name", registry.CHOICES)
 def test_tiles_differ_from_the_whole_by_nothing_that_shows(photograph, name):
-    model = zoo.get(name, "denoise", CPU)
+    model = registry.get(name, "denoise", CPU)
     big = np.tile(photograph, (3, 2, 1))[:800, :800]
     x = torch.from_numpy(np.clip(noisy(big, 25), 0, 1)).permute(2, 0, 1)[None]
     sigma = torch.tensor([25.0])
@@ -226,7 +226,9 @@ def mixed(tmp_path, photograph):
 
 def test_each_picture_gets_the_model_that_its_noise_asks_for_and_is_told_why(mixed, tmp_path):
     records = chosen(mixed, tmp_path)
-    white, blind, jpeg = (zoo.get(name, "denoise", CPU).label for name in (zoo.WHITE, zoo.BLIND, zoo.JPEG))
+    white, blind, jpeg = (
+        registry.get(name, "denoise", CPU).label for name in (registry.WHITE, registry.BLIND, registry.JPEG)
+    )
     assert {name: record["model"] for name, record in records.items()} == {
         "white.png": white, "phone.jpg": blind, "clean.png": blind, "sent.jpg": jpeg, "saved again.png": jpeg,
     }  # fmt: skip
@@ -238,9 +240,9 @@ def test_each_picture_gets_the_model_that_its_noise_asks_for_and_is_told_why(mix
 
 
 def test_a_told_level_or_a_named_model_leaves_nothing_to_choose(mixed, tmp_path):
-    white = zoo.get(None, "denoise", CPU).label
+    white = registry.get(None, "denoise", CPU).label
     assert {record["model"] for record in chosen(mixed, tmp_path, sigma=20).values()} == {white}
-    named = chosen(mixed, tmp_path, model=zoo.BLIND)
+    named = chosen(mixed, tmp_path, model=registry.BLIND)
     assert {record["why"] for record in named.values()} == {"asked for"}
     assert len({record["model"] for record in named.values()} - {white}) == 1
 

@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import aeimg
-from aeimg import InvalidWeights, ModelError, zoo
-from aeimg.denoise import denoise
+from aeimg import InvalidWeights, ModelError, registry, weights
+from aeimg.noise import denoise
 
 spandrel = pytest.importorskip("spandrel")
 
 from spandrel.architectures import Compact, DnCNN, DRUNet, NAFNet, SCUNet  # noqa: E402
 
-from aeimg.community import Community, load_community  # noqa: E402
+from aeimg.spandrel_adapter import Community, load_community  # noqa: E402
 
 CPU = torch.device("cpu")
 NARROW = [4, 4, 4, 4]
@@ -142,7 +142,7 @@ def test_a_second_run_does_again_what_other_weights_have_made(tmp_path, small):
 def test_what_can_not_run_is_refused_with_the_reason(tmp_path):
     def refused(path, reason, kind=ModelError):
         with pytest.raises(kind, match=reason):
-            zoo.get(f"spandrel:{path}", "denoise", CPU)
+            registry.get(f"spandrel:{path}", "denoise", CPU)
 
     twofold = saved(tmp_path, "twofold", Compact.Compact(num_feat=8, num_conv=2, upscale=2))
     refused(twofold, "enlarges 2 times; aeimg keeps the size")
@@ -156,21 +156,24 @@ def test_what_can_not_run_is_refused_with_the_reason(tmp_path):
     (tmp_path / "text.safetensors").write_text("hello world")
     refused(tmp_path / "text.safetensors", "no safetensors file", InvalidWeights)
     refused(tmp_path / "none.safetensors", "no such file")
-    refused(zoo.find_weights(zoo.BUILTINS["aeimg-denoise"][1]), "a weights file of aeimg; name it without spandrel:")
+    refused(
+        weights.find_weights(registry.BUILTINS["aeimg-denoise"][1]),
+        "a weights file of aeimg; name it without spandrel:",
+    )
 
 
 def test_a_file_named_in_the_wrong_way_says_which_is_right(tmp_path):
     path = saved(tmp_path, "dncnn")
     with pytest.raises(InvalidWeights, match=f"no weights file of aeimg.*runs as spandrel:{path}"):
-        zoo.get(str(path), "denoise", CPU)
+        registry.get(str(path), "denoise", CPU)
     (tmp_path / "w.pth").write_bytes(b"cos")
     with pytest.raises(ModelError, match=r"w\.pth: is no .safetensors file; others are not loaded"):
-        zoo.get(str(tmp_path / "w.pth"), "denoise", CPU)
+        registry.get(str(tmp_path / "w.pth"), "denoise", CPU)
 
 
 def test_a_file_for_another_task_is_refused(tmp_path):
     with pytest.raises(ModelError, match="is for the task denoise, not for compress"):
-        zoo.get(f"spandrel:{saved(tmp_path, 'dncnn')}", "compress", CPU)
+        registry.get(f"spandrel:{saved(tmp_path, 'dncnn')}", "compress", CPU)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
@@ -178,18 +181,18 @@ def test_nothing_is_unpickled(tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(InvalidWeights, match=r"only .safetensors files are loaded.*convert it"):
-        zoo.get(f"spandrel:{path}", "denoise", CPU)
+        registry.get(f"spandrel:{path}", "denoise", CPU)
 
 
 def test_without_spandrel_the_error_says_what_to_install(tmp_path, monkeypatch):
     path = saved(tmp_path, "dncnn")
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ModelError, match=r"pip install 'aeimg\[spandrel\]'"):
-        zoo.get(f"spandrel:{path}", "denoise", CPU)
+        registry.get(f"spandrel:{path}", "denoise", CPU)
 
 
 def test_spandrel_is_imported_for_its_own_files_only():
-    code = "import sys, aeimg, aeimg.engine, aeimg.cli, aeimg.zoo; print('spandrel' in sys.modules)"
+    code = "import sys, aeimg, aeimg.engine, aeimg.cli, aeimg.registry; print('spandrel' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"False"
 
 
