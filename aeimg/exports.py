@@ -1,9 +1,10 @@
-"""What an encoder made of pictures, as files: features, scores, and drawings that say by which command they were drawn.
+"""Features, scores and drawings as files.
 
-save_features       vectors with names -> .safetensors, .npz or .csv
-save_scores         -> .csv
-draw, heatmap       pixels -> a picture file
-features_lie_at, scores_lie_at, drawing_lies_at     whether a file is one of these, and may be written anew
+    save_features       vectors with names -> .safetensors, .npz or .csv
+    save_scores         -> .csv
+    draw, heatmap       pixels -> the bytes of an image file that names the command that drew it
+
+`features_lie_at`, `scores_lie_at` and `drawing_lies_at` recognise these files: only they may be written over.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from .images import Picture, encode_picture, open_image, to_eight_bits
 from .paths import write_atomic
 
 if TYPE_CHECKING:
-    from .explore import Strangeness
+    from .tasks.score import Strangeness
 
 Array = np.ndarray
 
@@ -81,23 +80,23 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def features_lie_at(path: Path) -> bool:
-    """Whether `save_features` has written the file."""
+    """Returns whether `save_features` has written the file."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         if path.suffix.lower() == ".csv":
             return _first_line(path) == b"name" or _first_line(path).startswith(b"name,f0")
         if path.suffix.lower() == ".npz":
-            with zipfile.ZipFile(path) as file:
-                return sorted(file.namelist()) == ["features.npy", "names.npy"]
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, os.path.getsize(path))))
-            return sorted(header) == ["__metadata__", "features"] and "names" in header["__metadata__"]
-    except (OSError, ValueError, TypeError, struct.error, zipfile.BadZipFile):
+            with zipfile.ZipFile(path) as archive:
+                return sorted(archive.namelist()) == ["features.npy", "names.npy"]
+        with safe_open(path, "numpy") as file:
+            return list(file.keys()) == ["features"] and "names" in (file.metadata() or {})
+    except (OSError, SafetensorError, zipfile.BadZipFile):
         return False
 
 
 def scores_lie_at(path: Path) -> bool:
-    """Whether `save_scores` has written the file."""
+    """Returns whether `save_scores` has written the file."""
     try:
         return _first_line(path) == ",".join(SCORES).encode()
     except OSError:
@@ -114,15 +113,15 @@ SOFTWARE = 305
 
 
 def draw(pixels: Array, suffix: str, command: str) -> bytes:
-    """A picture, uint8 `[C,H,W]`, as a file of the format that `suffix` names, in whose EXIF data, where the format has
-    any, `command` stands."""
+    """Returns a picture, uint8 `[C,H,W]`, as a file of the format that `suffix` names. Its EXIF data, where the format
+    has any, name the command."""
     exif = Image.Exif()
     exif[SOFTWARE] = f"aeimg {command}"
     return encode_picture(Picture(pixels, exif=exif.tobytes()), suffix)
 
 
 def drawing_lies_at(path: Path, command: str) -> bool:
-    """Whether a file is a picture that `draw` has made for that command."""
+    """Returns whether a file is a picture that `draw` has made for that command."""
     try:
         with open(path, "rb") as file, open_image(file, str(path)) as image:
             return bool(image.getexif().get(SOFTWARE) == f"aeimg {command}")
@@ -131,5 +130,5 @@ def drawing_lies_at(path: Path, command: str) -> bool:
 
 
 def heatmap(error: Array) -> bytes:
-    """Squared errors `[H,W]` as a grey PNG: the root of each, 255 for an error as large as the range of pixels."""
+    """Returns the roots of squared errors `[H,W]` as a grey PNG; 255 is an error as large as the range of pixels."""
     return draw(to_eight_bits(np.sqrt(error))[None], ".png", "score")

@@ -73,7 +73,7 @@ def test_a_forgotten_output_is_told_in_words(folder, verb):
     (folder / "c.png").write_bytes((folder / "in" / "a.png").read_bytes())
     done = run(verb, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
     assert done.exit_code == 2
-    assert "c.png: is a file, and what is asked for goes to a folder" in done.stderr
+    assert "c.png: is a file, but the results need a folder" in done.stderr
 
 
 def test_options_come_from_the_environment_too(folder, monkeypatch):

@@ -18,13 +18,14 @@ from aeimg.metrics import roc_auc
 from aeimg.models.convolutional import Convolutional
 from aeimg.models.dense import Dense, DenseConfig
 from aeimg.models.variational import Variational
-from aeimg.patch_codec import BlockCodec
+from aeimg.patch_codec import PatchCodec
 from aeimg.plots import scatter
+from aeimg.tasks.score import Strangeness
 
 CPU = torch.device("cpu")
 
 
-def codec(network, values: int) -> BlockCodec:
+def codec(network, values: int) -> PatchCodec:
     """`network` as it would come of a weights file, knowing errors of 0 to 0.1."""
     tensors = {
         "code/centre": torch.zeros(values), "code/spread": torch.ones(values),
@@ -32,10 +33,10 @@ def codec(network, values: int) -> BlockCodec:
         "code/tables": torch.from_numpy(logistic_tables(127)[:, 127:]),
     }  # fmt: skip
     torch.manual_seed(0)
-    return BlockCodec(network.eval().requires_grad_(False), tensors, "small-1", b"12345678")
+    return PatchCodec(network.eval().requires_grad_(False), tensors, "small-1", b"12345678")
 
 
-def identity(side: int = 8) -> BlockCodec:
+def identity(side: int = 8) -> PatchCodec:
     """A linear autoencoder that gives back what it gets; its code is the picture."""
     network = Dense(DenseConfig(side, (side * side,), activation=False, rectified_code=False))
     with torch.no_grad():
@@ -45,7 +46,7 @@ def identity(side: int = 8) -> BlockCodec:
     return codec(network, side * side)
 
 
-def model(made: BlockCodec) -> str:
+def model(made: PatchCodec) -> str:
     """Registers a codec under a name."""
     registry.register("small", lambda: made, task="compress")
     return "small"
@@ -97,7 +98,7 @@ def test_a_model_without_known_errors_gives_scores_without_a_threshold(photograp
 
 
 def test_results_that_are_not_files_refuse_a_folder_for_files(tmp_path, small):
-    with pytest.raises(UsageError, match="leave out="):
+    with pytest.raises(UsageError, match="writes no files: leave out `out`"):
         process(small, "features", out=tmp_path)
 
 
@@ -125,7 +126,7 @@ def test_features_are_written_with_their_names(tmp_path, suffix):
 
 def test_scores_are_written_the_strangest_first(tmp_path):
     nothing = np.zeros((0, 0), np.float32)
-    found = [explore.Strangeness(0.1, 50.0, False, nothing), explore.Strangeness(0.3, 100.0, True, nothing)]
+    found = [Strangeness(0.1, 50.0, False, nothing), Strangeness(0.3, 100.0, True, nothing)]
     exports.save_scores(tmp_path / "s.csv", ["a", "b"], found)
     lines = (tmp_path / "s.csv").read_text().splitlines()
     assert lines == ["name,score,percentile,strange", "b,0.3,100.0,1", "a,0.1,50.0,0"]
@@ -156,37 +157,37 @@ def test_the_plane_is_two_values_as_they_are_or_the_principal_components():
 def test_between_two_pictures_the_ends_are_the_pictures():
     made = identity()
     a, b = picture(1), picture(2)
-    walk = explore.between(made, a, b, 5, CPU)
+    walk = explore.draw_between(made, a, b, 5, CPU)
     np.testing.assert_array_equal(walk[0][0], a)
     np.testing.assert_array_equal(walk[-1][0], b)
     np.testing.assert_allclose(walk[2][0], (a.astype(float) + b) / 2, atol=0.51)
     with pytest.raises(InputError, match="8x8 in 1 channels and 9x9"):
-        explore.between(made, a, picture(3, 9), 5, CPU)
+        explore.draw_between(made, a, picture(3, 9), 5, CPU)
 
 
 def test_arithmetic_of_codes():
     made = identity()
     a, b, c = (np.full((8, 8), value, np.uint8) for value in (100, 50, 20))
-    np.testing.assert_array_equal(explore.combine(made, a, b, c, CPU)[0], np.full((8, 8), 70))
+    np.testing.assert_array_equal(explore.draw_combination(made, a, b, c, CPU)[0], np.full((8, 8), 70))
 
 
 def test_samples_repeat_with_their_seed_and_a_model_without_a_decoder_says_so():
     made = codec(Variational(), 2)
-    first, again, other = (explore.sample(made, 3, CPU, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (explore.draw_samples(made, 3, CPU, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.stack(first).astype(int) - np.stack(other)).max() > 0
     assert first[0].shape == (1, 28, 28)
-    assert explore.walk(made, 4, CPU).shape == (1, 112, 112)
+    assert explore.draw_plane(made, 4, CPU).shape == (1, 112, 112)
     with pytest.raises(ModelError, match="two values"):
-        explore.walk(identity(), 4, CPU)
+        explore.draw_plane(identity(), 4, CPU)
     with pytest.raises(ModelError, match="small autoencoders"):
-        explore.sample(registry.get(None, "compress", CPU), 1, CPU)
+        explore.draw_samples(registry.get(None, "compress", CPU), 1, CPU)
 
 
 def test_samples_of_a_network_that_takes_any_size_are_of_the_size_asked_for():
     made = codec(Convolutional(), 8)
     for side in (20, 64, 600):  # no multiple of what it takes; one; more than one block
-        (drawn,) = explore.sample(made, 1, CPU, side=side)
+        (drawn,) = explore.draw_samples(made, 1, CPU, side=side)
         assert drawn.shape == (1, side, side)
 
 

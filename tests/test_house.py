@@ -13,8 +13,8 @@ import aeimg
 
 ORDER = [
     "errors", "paths", "manifest", "images", "tiles", "metrics", "plots", "container", "entropy", "models", "noise",
-    "weights", "devices", "hyperprior_codec", "patch_codec", "spandrel_adapter", "registry", "stream", "tasks",
-    "explore", "exports", "engine", "distributed", "data", "optim", "objectives", "families", "train", "bench",
+    "contract", "weights", "devices", "hyperprior_codec", "patch_codec", "spandrel_adapter", "registry", "stream",
+    "tasks", "engine", "exports", "explore", "distributed", "data", "optim", "objectives", "families", "train", "bench",
     "report",
     "cli", "__main__",
 ]  # fmt: skip

@@ -13,7 +13,8 @@ from skimage import data as images
 from aeimg import InputError, process, registry
 from aeimg.data import demosaic, mosaic, resized, through_jpeg
 from aeimg.metrics import psnr
-from aeimg.noise import check, denoise, estimate_sigma, measure_noise
+from aeimg.noise import check, estimate_sigma, measure_noise
+from aeimg.tasks.denoise import run_denoiser
 
 CPU = torch.device("cpu")
 
@@ -83,7 +84,7 @@ class Scaled:
 def test_a_tile_that_is_not_finite_is_computed_again_in_fp32():
     model = Scaled(torch.float32)
     x = torch.full((1, 3, 8, 8), 0.5)
-    result = denoise(model, x, torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16, tile=4)
+    result = run_denoiser(model, x, torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16, tile=4)
     assert model.precisions == [torch.bfloat16, torch.float32] * 4
     assert float(result.max()) == 0.25
 
@@ -100,13 +101,13 @@ def test_a_model_runs_in_fp32_where_it_does_not_state_the_precision():
     for stated, expected in (((torch.float32,), torch.float32), ((torch.float32, torch.bfloat16), torch.bfloat16)):
         model = Scaled(expected)
         model.dtypes = stated
-        denoise(model, torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
+        run_denoiser(model, torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
         assert model.precisions == [expected]
 
 
 def test_what_is_not_finite_in_fp32_either_is_reported():
     with pytest.raises(InputError, match="not finite"):
-        denoise(Scaled(None), torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
+        run_denoiser(Scaled(None), torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
 
 
 def test_an_image_with_values_that_are_not_finite_is_refused_by_itself(small):
@@ -126,7 +127,7 @@ def test_a_model_without_a_halo_is_never_tiled():
         return x
 
     x = torch.rand(1, 3, 50, 40)
-    assert torch.equal(denoise(whole, x, torch.tensor([1.0]), device=CPU, dtype=torch.float32, tile=16), x)
+    assert torch.equal(run_denoiser(whole, x, torch.tensor([1.0]), device=CPU, dtype=torch.float32, tile=16), x)
     assert seen == [(50, 40)]
 
 
@@ -136,8 +137,8 @@ def test_tiles_differ_from_the_whole_by_nothing_that_shows(photograph, name):
     big = np.tile(photograph, (3, 2, 1))[:800, :800]
     x = torch.from_numpy(np.clip(noisy(big, 25), 0, 1)).permute(2, 0, 1)[None]
     sigma = torch.tensor([25.0])
-    whole = denoise(model, x, sigma, device=CPU, dtype=torch.float32)
-    tiled = denoise(model, x, sigma, device=CPU, dtype=torch.float32, tile=256)
+    whole = run_denoiser(model, x, sigma, device=CPU, dtype=torch.float32)
+    tiled = run_denoiser(model, x, sigma, device=CPU, dtype=torch.float32, tile=256)
     difference = (whole - tiled).abs() * 255
     assert float(difference.max()) <= 1
     assert float(difference.mean()) <= 0.01

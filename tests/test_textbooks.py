@@ -125,7 +125,7 @@ def test_the_verbs_take_it_by_its_name(name, small):
     assert process(latent, "decompress", kind="numpy").shape == grey.shape  # its weights are found by their label
     assert np.isfinite(process(grey, "features", model=name)).all()
     assert process(grey, "score", model=name).strange in (True, False)
-    (drawn,) = explore.sample(registry.get(name, "compress", CPU), 1, CPU, side=32)
+    (drawn,) = explore.draw_samples(registry.get(name, "compress", CPU), 1, CPU, side=32)
     assert drawn.dtype == np.uint8 and drawn.std() > 1
 
 
