@@ -125,15 +125,15 @@ Sources = Iterable[Image.Image] | Iterable[Array] | Iterable[Tensor] | Iterable[
 
 @overload
 def process(
-    source: Name | Paths, task: Literal["denoise"], *, out: Name, **options: Unpack[DenoiseWords]
+    source: Name | Iterable[Name], task: Literal["denoise"], *, out: Name, **options: Unpack[DenoiseWords]
 ) -> Summary: ...
 @overload
 def process(
-    source: Name | Paths, task: Literal["compress"], *, out: Name, **options: Unpack[CompressWords]
+    source: Name | Iterable[Name], task: Literal["compress"], *, out: Name, **options: Unpack[CompressWords]
 ) -> Summary: ...
 @overload
 def process(
-    source: Name | Paths, task: Literal["decompress"], *, out: Name, **options: Unpack[DecompressWords]
+    source: Name | Iterable[Name], task: Literal["decompress"], *, out: Name, **options: Unpack[DecompressWords]
 ) -> Summary: ...
 @overload
 def process(

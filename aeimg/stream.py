@@ -11,6 +11,7 @@ item into that item's outcome.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import deque
@@ -165,13 +166,11 @@ def stream(
             preparing = sum(slot.future is not None and slot.item is None for slot in slots)
             # Until the first is prepared nobody knows how large they are; as many as there are threads must do.
             while more and len(slots) < window and (fits(held, preparing) if largest else preparing < jobs):
-                try:
-                    source = next(upcoming)
-                except StopIteration:
-                    more = False
-                    break
-                slots.append(_Slot(source, pool.submit(task.prepare, source)))
-                preparing += 1
+                more = False
+                for source in itertools.islice(upcoming, 1):
+                    slots.append(_Slot(source, pool.submit(task.prepare, source)))
+                    preparing += 1
+                    more = True
             if not slots:
                 return
             batch = _gather(slots, task, batch_size)
