@@ -57,7 +57,7 @@ __all__ = [
     "unregister",
 ]
 
-# torch takes a second to import; `import aeimg` and `aeimg --help` do not wait for it.
+# torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
 _LAZY = {"process": "engine", "Summary": "engine", "register": "registry", "unregister": "registry"}
 
 

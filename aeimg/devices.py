@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, then MPS, then the CPU. Raises `UsageError` where `device` is not there."""
+    """Returns the device of that name; "auto" is CUDA where there is one, then MPS, then the CPU.
+
+    Raises `UsageError` where the device is unknown or missing.
+    """
     import torch
 
     if device == "auto":
@@ -34,7 +37,8 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the processor multiplies it natively (elsewhere it is slower), else fp32."""
+    """Returns the precision of that name; "auto" is bf16 where the processor multiplies it natively (elsewhere bf16 is
+    slower), else fp32. Raises `UsageError` for an unknown name."""
     import torch
 
     if dtype == "auto":

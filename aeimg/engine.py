@@ -321,7 +321,7 @@ def process(
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
-            raise UsageError("out: an empty name stands for no file or folder")
+            raise UsageError("out: an empty name is no file or folder")
         return _FileRun(task, made, own, run, files).go(_names(source), Path(out), progress, dry_run)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")

@@ -260,7 +260,7 @@ def test_no_command_writes_over_what_it_has_not_made(pictures):
             path.write_bytes(data)
             done = command(*words, "-m", name)
             assert (done.exit_code, path.read_bytes()) == (2, data), done.output
-            assert f"{path}: is there already, and not what an earlier run has left" in done.output.replace("\n", " ")
+            assert f"{path}: is there already, and was not written by an earlier run" in done.output.replace("\n", " ")
         path.unlink()
         path.mkdir()
         done = command(*words, "-m", name)
@@ -311,7 +311,7 @@ def test_a_forgotten_output_costs_no_input(pictures):
     before = (pictures / "2.png").read_bytes()
     done = command("plot-latents", *(pictures / f"{number}.png" for number in range(3)), "-m", name)
     assert (done.exit_code, (pictures / "2.png").read_bytes()) == (2, before)
-    assert "give another name" in done.output
+    assert "choose another name" in done.output
 
 
 def test_features_of_one_command_are_no_scores_of_another(pictures):
@@ -420,3 +420,30 @@ def test_many_blocks_go_in_parts():
     latent = made.encode(torch.from_numpy(picture(1, 320))[None, None], 90, CPU, torch.float32)[0]
     assert len(latent.codes) == 1600
     assert torch.equal(made.from_bytes(made.to_bytes(latent, 90), 320, 320, 90).codes, latent.codes)
+
+
+# -- from Python, by the words of the command line --------------------------------------------------------------------
+
+
+def test_the_doors_do_from_python_what_the_commands_do(tmp_path):
+    name = model(identity())
+    for number in range(3):
+        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    found = explore.features(tmp_path, tmp_path / "f.csv", model=name)
+    assert (found.images, found.values, found.model) == (["0.png", "1.png", "2.png"], 64, "small-1")
+    assert [path.name for path, _ in found.failed] == ["broken.png"]
+    scored = explore.score(
+        [tmp_path / "0.png", tmp_path / "1.png"], tmp_path / "s.csv", model=name, heatmaps=tmp_path / "maps"
+    )
+    assert (scored.strange, sorted(path.name for path in (tmp_path / "maps").iterdir())) == (0, ["0.png", "1.png"])
+    drawn = explore.sample(tmp_path / "drawn", model=name, count=2, seed=3)
+    assert [path.name for path in drawn] == ["sample-000.png", "sample-001.png"]
+    steps = explore.interpolate(tmp_path / "0.png", tmp_path / "1.png", tmp_path / "steps", model=name, steps=3)
+    np.testing.assert_array_equal(np.asarray(Image.open(steps[0])), picture(0))
+    same = explore.arithmetic(*(tmp_path / f"{n}.png" for n in (2, 1, 1)), tmp_path / "sum.png", model=name)
+    np.testing.assert_array_equal(np.asarray(Image.open(same)), picture(2))
+    explore.plot_latents(tmp_path / "drawn", tmp_path / "map.png", model=name)
+    assert (tmp_path / "map.png").is_file()
+    with pytest.raises(UsageError, match="was not written by an earlier run"):
+        explore.features(tmp_path / "drawn", tmp_path / "s.csv", model=name)

@@ -106,7 +106,7 @@ def test_a_changed_option_or_model_redoes_and_a_changed_output_is_not_touched(fo
     again = run(folder, out, strength=0.5)
     assert (again.done, again.skipped) == (11, 1)
     (record,) = (r for r in again.files if r["status"] == "skipped")
-    assert "not known to be of aeimg" in record["warnings"][0]
+    assert "aeimg has no record of writing it" in record["warnings"][0]
     assert (out / "0" / "0.png").read_bytes() == b"retouched by hand"
     assert run(folder, out, strength=0.5, if_exists="overwrite").done == 12
     with pytest.raises(OutputError, match="is there already"):
@@ -550,7 +550,7 @@ def test_one_note_about_many_files_names_a_few(folder, tmp_path):
     (out / manifest.NAME).unlink()
     result = CliRunner().invoke(main, ["denoise", str(folder), str(out), "-m", "same", "--json", str(tmp_path / "s")])
     assert result.exit_code == 0
-    assert result.stderr.count("not known to be of aeimg") == 6
+    assert result.stderr.count("aeimg has no record of writing it") == 6
     assert "and 7 more" in result.stderr
     told = json.loads((tmp_path / "s").read_text())
     assert told["options"]["model"] == "same"

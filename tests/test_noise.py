@@ -10,11 +10,12 @@ import torch
 from PIL import Image, ImageFilter
 from skimage import data as images
 
-from aeimg import InputError, process, registry
+from aeimg import InputError, contract, process, registry
 from aeimg.data import demosaic, mosaic, resized, through_jpeg
 from aeimg.metrics import psnr
 from aeimg.noise import check, estimate_sigma, measure_noise
-from aeimg.tasks.denoise import run_denoiser
+from aeimg.tasks.denoise import Denoise, run_denoiser
+from aeimg.tasks.options import DenoiseOptions
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_integers_come_back_as_integers_of_the_same_depth(photograph, dtype):
     assert np.abs(clean / peak - np.clip(floats, 0, 1)).max() <= 0.51 / peak + 1e-6
 
 
-class Scaled:
+class Scaled(contract.Denoiser):
     """Stands for a network: halves what it gets, where that is not out of its depth."""
 
     multiple, halo = 4, 0
@@ -127,7 +128,8 @@ def test_a_model_without_a_halo_is_never_tiled():
         return x
 
     x = torch.rand(1, 3, 50, 40)
-    assert torch.equal(run_denoiser(whole, x, torch.tensor([1.0]), device=CPU, dtype=torch.float32, tile=16), x)
+    model = contract.complete(whole, "denoise")
+    assert torch.equal(run_denoiser(model, x, torch.tensor([1.0]), device=CPU, dtype=torch.float32, tile=16), x)
     assert seen == [(50, 40)]
 
 
@@ -240,12 +242,41 @@ def test_each_picture_gets_the_model_that_its_noise_asks_for_and_is_told_why(mix
     assert records["phone.jpg"]["sigma"] is None
 
 
-def test_a_told_level_or_a_named_model_leaves_nothing_to_choose(mixed, tmp_path):
+def test_a_given_level_or_a_named_model_leaves_nothing_to_choose(mixed, tmp_path):
     white = registry.get(None, "denoise", CPU).label
     assert {record["model"] for record in chosen(mixed, tmp_path, sigma=20).values()} == {white}
     named = chosen(mixed, tmp_path, model=registry.BLIND)
-    assert {record["why"] for record in named.values()} == {"asked for"}
+    assert {record["why"] for record in named.values()} == {"the model was given"}
     assert len({record["model"] for record in named.values()} - {white}) == 1
+
+
+def test_only_the_denoisers_that_a_run_needs_are_loaded(photograph, monkeypatch):
+    loaded = []
+    load = registry.load_model
+    monkeypatch.setattr(registry, "load_model", lambda path, task: loaded.append(path.stem) or load(path, task))
+    labels = {name: registry.BUILTINS[name][1] for name in registry.CHOICES}
+
+    def new(clean, **options):
+        monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+        loaded.clear()
+        process(clean[:96, :96], "denoise", **options)
+        return loaded
+
+    assert new(photograph, sigma=20) == [labels[registry.WHITE]]
+    assert new(photograph) == [labels[registry.BLIND]]
+    assert new(noisy(photograph, 20)) == [labels[registry.WHITE]]
+
+
+def test_the_recipe_covers_every_denoiser_whichever_are_loaded(photograph, monkeypatch):
+    monkeypatch.setattr(registry, "load_model", lambda *_: pytest.fail("a recipe needs no network"))
+    monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+    auto = Denoise(None, CPU, torch.float32, DenoiseOptions())
+    before = auto.recipe()
+    assert before == Denoise(None, CPU, torch.float32, DenoiseOptions()).recipe()
+    assert before != Denoise(None, CPU, torch.float32, DenoiseOptions(strength=0.5)).recipe()
+    other = {**registry.BUILTINS, registry.JPEG: ("denoise", registry.BUILTINS[registry.BLIND][1])}
+    monkeypatch.setattr(registry, "BUILTINS", other)
+    assert before != Denoise(None, CPU, torch.float32, DenoiseOptions()).recipe()
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------
@@ -265,14 +296,14 @@ def test_a_colour_shift_a_blur_and_noise_that_stays_are_warned_of(photograph):
     assert not check(clean, clean).warnings()
     greener = np.clip(clean.astype(int) + np.array([0, 2, 0])[:, None, None], 0, 255).astype(np.uint8)
     (shift,) = check(clean, greener).warnings()
-    assert "mean of a channel moved" in shift
+    assert "mean of a channel shifted" in shift
     (left,) = check(grainy, grainy).warnings()
     assert "noise is left" in left
     assert not check(grainy, grainy).warnings(strength=0)
     with Image.fromarray(photograph) as image:
         blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(2))).transpose(2, 0, 1)
     (detail,) = check(clean, blurred).warnings()
-    assert "detail may have gone" in detail
+    assert "detail may have been removed" in detail
 
 
 def test_tiny_and_grey_pictures_are_checked_too(photograph):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -186,6 +187,54 @@ def test_register_makes_a_model_available_once(small):
     aeimg.unregister("half")
     with pytest.raises(ModelError, match="unknown model 'half'; known: aeimg-codec"):
         registry.get("half", "denoise", CPU)
+
+
+def test_a_factory_is_called_once_for_each_device_and_anew_for_a_new_one(small):
+    made = []
+
+    class Same(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+        def forward(self, x, sigma):
+            return x
+
+    aeimg.register("same", Same, task="denoise")
+    for _ in range(2):
+        aeimg.process(small, "denoise", model="same")
+    assert made == [registry.get("same", "denoise", CPU)]
+    aeimg.unregister("same")
+    aeimg.register("same", Same, task="denoise")
+    assert registry.get("same", "denoise", CPU) is made[1]
+
+
+def test_a_model_that_somebody_holds_is_never_loaded_again(monkeypatch):
+    monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+    held = registry.get("vanilla", "compress", CPU)
+    let_go = id(registry.get("linear", "compress", CPU))
+    for name in ("conv", "sparse", "stacked", "multilayer", "variational"):
+        registry.get(name, "compress", CPU)
+    assert registry.KEPT == 4
+    assert registry.get("vanilla", "compress", CPU) is held
+    assert let_go not in {id(model) for model in registry._loaded._recent.values()}
+
+
+def test_the_header_of_a_weights_file_is_read_once_for_each_load(monkeypatch):
+    opened = []
+    safe_open = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda path, kind: opened.append(path) or safe_open(path, kind))
+    monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+    registry.get("vanilla", "compress", CPU)
+    assert len(opened) == 1
+
+
+def test_the_identity_of_a_model_needs_no_network(monkeypatch):
+    shipped = registry.get("vanilla", "compress", CPU)
+    monkeypatch.setattr(weights, "build", lambda *_: pytest.fail("no network was needed"))
+    assert registry.identity("vanilla", "compress", CPU) == (shipped.label, shipped.digest.hex())
+    aeimg.register("nameless", lambda: lambda x, sigma: x, task="denoise")
+    assert registry.identity("nameless", "denoise", CPU) == ("function", "nameless")
 
 
 def test_wrong_registrations_are_refused():

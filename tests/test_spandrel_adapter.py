@@ -167,7 +167,7 @@ def test_a_file_named_in_the_wrong_way_says_which_is_right(tmp_path):
     with pytest.raises(InvalidWeights, match=f"not a weights file of aeimg.*runs as spandrel:{path}"):
         registry.get(str(path), "denoise", CPU)
     (tmp_path / "w.pth").write_bytes(b"cos")
-    with pytest.raises(ModelError, match=r"w\.pth: is no .safetensors file; others are not loaded"):
+    with pytest.raises(ModelError, match=r"w\.pth: not a .safetensors file; others are not loaded"):
         registry.get(str(tmp_path / "w.pth"), "denoise", CPU)
 
 
