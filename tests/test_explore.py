@@ -436,7 +436,10 @@ def test_the_doors_do_from_python_what_the_commands_do(tmp_path):
     scored = explore.score(
         [tmp_path / "0.png", tmp_path / "1.png"], tmp_path / "s.csv", model=name, heatmaps=tmp_path / "maps"
     )
-    assert (scored.strange, sorted(path.name for path in (tmp_path / "maps").iterdir())) == (0, ["0.png", "1.png"])
+    assert (scored.strange, sorted(path.name for path in (tmp_path / "maps").iterdir())) == (
+        0,
+        ["0.png.png", "1.png.png"],
+    )
     drawn = explore.sample(tmp_path / "drawn", model=name, count=2, seed=3)
     assert [path.name for path in drawn] == ["sample-000.png", "sample-001.png"]
     steps = explore.interpolate(tmp_path / "0.png", tmp_path / "1.png", tmp_path / "steps", model=name, steps=3)
