@@ -49,7 +49,7 @@ class _Levels(click.ParamType):
 
     name = "level"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | dict[str, int]:
         try:
             if "=" not in value:
                 return int(value)

@@ -166,12 +166,12 @@ def defaults(task: str) -> dict[str, Any]:
 
 
 @overload
-def complete(model: Any, task: Literal["denoise"]) -> Denoiser: ...
+def complete(model: object, task: Literal["denoise"]) -> Denoiser: ...
 @overload
-def complete(model: Any, task: Literal["compress"]) -> Codec: ...
+def complete(model: object, task: Literal["compress"]) -> Codec: ...
 @overload
-def complete(model: Any, task: str) -> Any: ...
-def complete(model: Any, task: str) -> Any:
+def complete(model: object, task: str) -> Any: ...
+def complete(model: object, task: str) -> Any:
     """Returns `model` with every attribute of its protocol. Raises `ModelError` that lists what it states wrongly."""
     faults = list(_faults(model, task))
     if faults:
@@ -187,7 +187,7 @@ def complete(model: Any, task: str) -> Any:
     return model
 
 
-def _faults(model: Any, task: str) -> Iterator[str]:
+def _faults(model: object, task: str) -> Iterator[str]:
     """Yields what is wrong with what a model states of itself."""
     stated = {name: getattr(model, name, value) for name, value in defaults(task).items()}
     if not _is_whole(stated["multiple"], 1):
@@ -206,7 +206,7 @@ def _faults(model: Any, task: str) -> Iterator[str]:
         yield from _denoiser_faults(model, stated)
 
 
-def _denoiser_faults(model: Any, stated: dict[str, Any]) -> Iterator[str]:
+def _denoiser_faults(model: object, stated: dict[str, Any]) -> Iterator[str]:
     import torch
 
     if not callable(model):
@@ -219,5 +219,5 @@ def _denoiser_faults(model: Any, stated: dict[str, Any]) -> Iterator[str]:
         yield f"states the dtypes {stated['dtypes']!r}; torch.float32 must be among them"
 
 
-def _is_whole(value: Any, least: int) -> bool:
+def _is_whole(value: object, least: int) -> bool:
     return isinstance(value, int) and value >= least

@@ -328,7 +328,7 @@ def process(
     return _from_memory(source, task, made, run, files)
 
 
-def _from_memory(source: Any, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> Any:
+def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
     """Returns what `process` does without `out`."""
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
@@ -355,7 +355,7 @@ def _stream(
     return stream(sources, task, jobs=run.jobs, batch_size=run.batch_size, memory=run.memory_bytes, late=late)
 
 
-def _generate(sources: Iterable[Any], task: AnyTask, run: RunOptions) -> Iterator[Any]:
+def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iterator[object]:
     for outcome in _stream(sources, task, run):
         if outcome.error is not None and run.on_error == "continue":
             yield outcome.error
@@ -370,13 +370,14 @@ def _suffixes(task: str) -> Iterable[str]:
     return [paths.LATENT_SUFFIX] if task == "decompress" else paths.IMAGE_SUFFIXES
 
 
-def _names(source: Any) -> list[str]:
-    sources = [source] if isinstance(source, str | os.PathLike) else source
-    several = isinstance(sources, Iterable) and not isinstance(sources, bytes | bytearray | np.ndarray | Tensor)
-    sources = list(sources) if several else [sources]
-    if not all(isinstance(one, str | os.PathLike) for one in sources):
-        raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
-    return [os.fspath(one) for one in sources]
+def _names(source: object) -> list[str]:
+    several = isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray | np.ndarray | Tensor)
+    names = []
+    for one in source if several and isinstance(source, Iterable) else [source]:
+        if not isinstance(one, str | os.PathLike):
+            raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
+        names.append(os.fspath(one))
+    return names
 
 
 @dataclass

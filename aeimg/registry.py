@@ -318,7 +318,7 @@ def load_model(path: Path, task: str | None = None) -> Any:
     except RuntimeError as error:
         raise InvalidWeights(f"{path}: its tensors do not fit its config ({error})") from error
     network.eval().requires_grad_(False)
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.channels_last)
     model: Any = network
     if header.architecture in RUNNERS:
         module, runner = RUNNERS[header.architecture]
@@ -392,5 +392,5 @@ def identity(model: str | os.PathLike[str] | None, task: str, device: torch.devi
         _check_task(name, header.task, task)
         return header.label, digest.hex()
     made: Model = get(model, task, device)
-    # Of models that state no digest, one function is as good as another: then their names tell them apart.
+    # Of models that state no digest, one function is as good as another: then their names distinguish them.
     return made.label, made.digest.hex() or name

@@ -68,10 +68,10 @@ def test_wrong_calls_exit_with_two_and_one_clear_line(arguments, tmp_path, monke
     assert "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("verb", ["denoise", "compress"])
-def test_a_forgotten_output_is_told_in_words(folder, verb):
+@pytest.mark.parametrize("task", ["denoise", "compress"])
+def test_a_forgotten_output_is_told_in_words(folder, task):
     (folder / "c.png").write_bytes((folder / "in" / "a.png").read_bytes())
-    done = run(verb, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
+    done = run(task, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
     assert done.exit_code == 2
     assert "c.png: is a file, but the results need a folder" in done.stderr
 
@@ -155,7 +155,7 @@ def test_models_tells_task_size_cost_figures_and_origin():
     assert "held_out" in row
 
 
-def test_train_writes_weights_that_the_verbs_take(folder, tmp_path):
+def test_train_writes_weights_that_the_tasks_take(folder, tmp_path):
     from skimage import data
 
     (tmp_path / "train").mkdir()

@@ -93,7 +93,7 @@ def test_the_page_on_plug_ins_names_every_attribute_there_is():
     assert all(f"`{name}`" in rows for name in stated)
 
 
-def test_an_installed_package_adds_a_model_that_all_verbs_can_use(site, small):
+def test_an_installed_package_adds_a_model_that_all_tasks_can_use(site, small):
     install(site, "blurry", PLUGIN, {"blur": "blurry:Blur"})
     found = {entry.name: entry for entry in registry.entries() if isinstance(entry, registry.Entry)}
     assert (found["blur"].origin, found["blur"].task) == ("blurry", "denoise")

@@ -28,7 +28,7 @@ def _require(sound: bool, message: str) -> None:
         raise UsageError(message)
 
 
-def _require_quality(quality: Any) -> None:
+def _require_quality(quality: int) -> None:
     _require(quality in range(1, 101), f"quality must be a whole number of 1..100, not {quality!r}")
 
 
