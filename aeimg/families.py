@@ -11,7 +11,7 @@
     variational   a code that is a distribution
 
 They learn from images in the idx format, or from blocks of the images in a folder, in grey. All but `denoising` are
-codecs too: see `patch_codec.BlockCodec`.
+codecs too: see `patch_codec.PatchCodec`.
 """
 
 from __future__ import annotations
