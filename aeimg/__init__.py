@@ -32,7 +32,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .engine import Summary, process
-    from .zoo import register, unregister
+    from .registry import register, unregister
 
 __version__ = "0.1.0"
 
@@ -59,8 +59,8 @@ __all__ = [
     "unregister",
 ]
 
-# torch takes a second to import; `import aeimg` and `aeimg --help` do not wait for it.
-_LAZY = {"process": "engine", "Summary": "engine", "register": "zoo", "unregister": "zoo"}
+# torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
+_LAZY = {"process": "engine", "Summary": "engine", "register": "registry", "unregister": "registry"}
 
 
 def __getattr__(name: str) -> Any:

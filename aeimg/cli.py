@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -22,13 +21,16 @@ from .errors import AeimgError, UsageError
 
 if TYPE_CHECKING:
     from .engine import Summary
-    from .paths import Found
+    from .explore import Explored
 
 PATH = click.Path(path_type=Path)
+FileTask = Literal["denoise", "compress", "decompress"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class _Group(click.Group):
-    """Turns the package's errors into one line and an exit code."""
+    """A group of commands that turns the package's errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -43,17 +45,17 @@ class _Group(click.Group):
 
 
 class _Levels(click.ParamType):
-    """A level, or one for each format: `90`, `jpg=90,webp=80`."""
+    """A quality, or one for each format: `90`, `jpg=90,webp=80`."""
 
     name = "level"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | dict[str, int]:
         try:
             if "=" not in value:
                 return int(value)
             return {kind.strip(): int(level) for kind, level in (part.split("=") for part in value.split(","))}
         except (TypeError, ValueError):
-            self.fail(f"{value!r} is neither a level like 90 nor levels like jpg=90,avif=60", param, ctx)
+            self.fail(f"{value!r} is neither a number like 90 nor a list like jpg=90,avif=60", param, ctx)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
@@ -61,7 +63,7 @@ class _Levels(click.ParamType):
 def main() -> None:
     """Denoise and compress folders of images with learned autoencoders."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    # Pillow's warning comes at half the size that is an error here; see images.pixel_limit.
+    # Pillow warns at half the size that is an error here; see images.pixel_limit.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
@@ -71,16 +73,16 @@ _MODEL = [
     click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
 ]
 _SELECTION = [
-    click.option("--include", multiple=True, help="Only files whose name or path fits this pattern."),
-    click.option("--exclude", multiple=True, help="No files or folders whose name or path fits this pattern."),
-    click.option("--follow-symlinks", is_flag=True, help="Follow links in folders."),
+    click.option("--include", multiple=True, help="Take only files whose name or path fits this pattern."),
+    click.option("--exclude", multiple=True, help="Pass over files and folders whose name or path fits this pattern."),
+    click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
 ]
 
 
-def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
-    """Several options at once."""
+def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Returns one decorator that adds several options."""
 
-    def add(command: Callable[..., None]) -> Callable[..., None]:
+    def add(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
         return command
@@ -88,67 +90,80 @@ def _with(*options: Callable[..., Any]) -> Callable[..., Any]:
     return add
 
 
-def _shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of the three verbs that write files."""
-    return _with(  # type: ignore[no-any-return]
-        *[
-            *_MODEL,
-            *_SELECTION,
-            click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
-            click.option("-n", "--dry-run", is_flag=True, help="Write nothing; say what would be done and how long."),
-            click.option("--memory", help="What pictures on their way may hold, like 500M or 4G. [default: 2G]"),
-            click.option(
-                "-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores, at most 8]"
-            ),
-            click.option(
-                "-b",
-                "--batch-size",
-                type=click.IntRange(1),
-                default=8,
-                show_default=True,
-                help="How many images run at once at most.",
-            ),
-            click.option(
-                "--if-exists",
-                type=click.Choice(["skip", "overwrite", "error"]),
-                default="skip",
-                show_default=True,
-                help="What to do about outputs that are there: leave out what is still right, redo all, or refuse.",
-            ),
-            click.option(
-                "--on-error",
-                type=click.Choice(["continue", "stop"]),
-                default="continue",
-                show_default=True,
-                help="What to do after an image that fails.",
-            ),
-            click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
-            click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
-            click.option("-v", "--verbose", is_flag=True, help="A line for each image: what was done to it, and why."),
-        ]
-    )(command)
+_FOR_FILES = _with(
+    *_MODEL,
+    *_SELECTION,
+    click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
+    click.option(
+        "-n", "--dry-run", is_flag=True, help="Write nothing; list what would be done, and how long it takes."
+    ),
+    click.option("--memory", help="How much memory pictures may hold on their way: 500M, 4G. [default: 2G]"),
+    click.option(
+        "-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores, at most 8]"
+    ),
+    click.option(
+        "-b",
+        "--batch-size",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="How many images run at once, at most.",
+    ),
+    click.option(
+        "--if-exists",
+        type=click.Choice(["skip", "overwrite", "error"]),
+        default="skip",
+        show_default=True,
+        help="Outputs that are there: keep those that are still right, redo all, or refuse.",
+    ),
+    click.option(
+        "--on-error",
+        type=click.Choice(["continue", "stop"]),
+        default="continue",
+        show_default=True,
+        help="What to do after an image that fails.",
+    ),
+    click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
+    click.option("-v", "--verbose", is_flag=True, help="Print a line for each image: what was done to it, and why."),
+)
+"""The options of the three tasks that write files."""
+
+_IMAGE_QUALITY = click.option(
+    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
+)
 
 
 def _run(
-    sources: tuple[str, ...], out: str, task: str, quiet: bool, verbose: bool, json_file: Path | None, **options: Any
+    sources: tuple[str, ...],
+    out: str,
+    task: FileTask,
+    *,
+    quiet: bool,
+    verbose: bool,
+    json_file: Path | None,
+    **options: Any,
 ) -> None:
+    """Runs `process` over files, and prints what it did."""
     from .engine import Interrupted, process
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
     if out == "-":
         if options["dry_run"] or json_file is not None:
-            raise UsageError("--dry-run and --json are for files, not for what goes to standard output")
+            raise UsageError("--dry-run and --json are for files, and standard output is none")
         _pipe(sources, task, **options)
         return
+    if "-" in sources:
+        raise UsageError("what comes from standard input goes to standard output: give - for OUT as well")
     if json_file is not None:
         _check_json(json_file, "aeimg")
     interrupted = False
     try:
-        summary = process(_found(sources), task, out=out, progress=not (quiet or verbose), **options)
+        summary = process(list(sources), task, out=out, progress=not (quiet or verbose), **options)
     except Interrupted as error:
         summary, interrupted = error.summary, True
-    _tell(summary, task, quiet, dry=options["dry_run"])
+    _print_summary(summary, task, quiet=quiet, dry=options["dry_run"])
     if json_file is not None:
         _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
     if interrupted:
@@ -157,37 +172,30 @@ def _run(
         sys.exit(1)
 
 
-def _found(sources: tuple[str, ...]) -> list[Path | str]:
-    if "-" in sources:
-        raise UsageError("what comes from standard input goes to standard output: give - for OUT as well")
-    return list(sources)
+_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "if_exists", "on_error")
 
 
-_FOR_FILES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "if_exists", "on_error")
-
-
-def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
-    """One picture or latent file from standard input, or from a file, to standard output."""
+def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
+    """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
     from .engine import process
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
-    data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0])
-    kept = {key: value for key, value in options.items() if key not in _FOR_FILES}
-    if isinstance(data, Path):
-        try:
-            data = data.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{sources[0]}: can't be read ({error.strerror})") from error
+    try:
+        data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0]).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{sources[0]}: can't be read ({error.strerror})") from error
+    kept = {key: value for key, value in options.items() if key not in _NOT_FOR_PIPES}
     if task == "decompress":
-        kept["kind"] = "bytes"
-        kept.setdefault("format", "png")
-    sys.stdout.buffer.write(process(data, task, **kept))
+        result = process(data, task, kind="bytes", **{"format": "png", **kept})
+    else:
+        result = process(data, task, **kept)
+    sys.stdout.buffer.write(result)
     sys.stdout.buffer.flush()
 
 
 def _check_json(file: Path, key: str) -> None:
-    """Raises `UsageError` where the file is there already, and holds no JSON object with that key."""
+    """Raises `UsageError` where the file is there already and holds no JSON object with that key."""
     from .paths import check_target
 
     def ours(path: Path) -> bool:
@@ -210,15 +218,15 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
 
 
 def _plain(name: object) -> str:
-    """A file's name on one line, whatever is in it."""
+    """Returns a file's name on one line, whatever is in it."""
     return str(name).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
 
 
 SHOWN = 5
-"""Of how many files one and the same note is told by name."""
+"""How many files are named of those with one and the same note."""
 
 
-def _tell(summary: Summary, task: str, quiet: bool, dry: bool) -> None:
+def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) -> None:
     notes: dict[str, list[str]] = {}
     for record in summary.files:
         for warning in record.get("warnings", ()):
@@ -228,11 +236,8 @@ def _tell(summary: Summary, task: str, quiet: bool, dry: bool) -> None:
             click.echo(_plain(f"note: {name}: {warning}"), err=True)
         if len(names) > SHOWN:
             click.echo(f"note: and {len(names) - SHOWN} more: {warning}", err=True)
-    for path, reason in summary.failed:
-        click.echo(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"), err=True)
-    if quiet:
-        return
-    if dry:
+    _print_failed(summary.failed)
+    if dry and not quiet:
         for record in summary.files:
             if record["status"] == "planned":
                 click.echo(_plain(f"{record['input']} -> {record['output']}"))
@@ -240,7 +245,16 @@ def _tell(summary: Summary, task: str, quiet: bool, dry: bool) -> None:
         line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date; "
         line += f"about {expected['megapixels']:.1f} megapixels, {expected['seconds']:.0f} s, "
         click.echo(line + f"{_size(int(expected['bytes_out']))} to be written", err=True)
-        return
+    elif not quiet:
+        click.echo(_summary_line(summary, task), err=True)
+
+
+def _print_failed(failed: list[tuple[Path, str]]) -> None:
+    for path, reason in failed:
+        click.echo(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"), err=True)
+
+
+def _summary_line(summary: Summary, task: FileTask) -> str:
     line = f"{task}: {summary.done} done"
     if task == "denoise":
         models = Counter(record["model"] for record in summary.files if "model" in record)
@@ -262,7 +276,7 @@ def _tell(summary: Summary, task: str, quiet: bool, dry: bool) -> None:
         line += f", mean PSNR {sum(figures) / len(figures):.2f} dB"
     if not (summary.done or summary.skipped or summary.failed):
         line += "; no images found"
-    click.echo(line, err=True)
+    return line
 
 
 def _size(count: int) -> str:
@@ -272,13 +286,19 @@ def _size(count: int) -> str:
 @main.command()
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("out")
-@click.option("--sigma", default="auto", show_default=True, help="Noise level in 8-bit units, or auto to estimate it.")
-@click.option("--strength", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="0 leaves all as it is.")
-@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: that of the source]")
 @click.option(
-    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
+    "--sigma", default="auto", show_default=True, help="Level of the noise in 8-bit units, or auto to estimate it."
 )
-@_shared
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="0 leaves the images as they are, 1 removes all the noise.",
+)
+@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: that of the source]")
+@_IMAGE_QUALITY
+@_FOR_FILES
 def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Denoise the images in SOURCES into the folder OUT.
 
@@ -292,11 +312,19 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("out")
 @click.option(
-    "--quality", type=click.IntRange(1, 100), default=50, show_default=True, help="From the smallest to the best files."
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=50,
+    show_default=True,
+    help="1 makes the smallest files, 100 the best.",
 )
-@click.option("--target-bpp", type=float, help="Instead of --quality: the best file of at most so many bits per pixel.")
-@click.option("--max-bytes", type=int, help="Instead of --quality: the best file of at most so many bytes.")
-@click.option("--target-psnr", type=float, help="Instead of --quality: the smallest file of at least this PSNR (dB).")
+@click.option(
+    "--target-bpp", type=float, help="Instead of --quality: make the best file of at most so many bits per pixel."
+)
+@click.option("--max-bytes", type=int, help="Instead of --quality: make the best file of at most so many bytes.")
+@click.option(
+    "--target-psnr", type=float, help="Instead of --quality: make the smallest file of at least this PSNR (dB)."
+)
 @click.option(
     "--effort",
     type=click.IntRange(1, 9),
@@ -304,8 +332,10 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     show_default=True,
     help="From 2 on, refine each latent: smaller files, slower encoding, the same decoding.",
 )
-@click.option("--measure", is_flag=True, help="Decode again, and tell PSNR and SSIM (with --json, of each file).")
-@_shared
+@click.option(
+    "--measure", is_flag=True, help="Decode again, and print the mean PSNR (--json lists PSNR and SSIM of each file)."
+)
+@_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Compress the images in SOURCES into latent files (.aei) in the folder OUT.
 
@@ -322,10 +352,8 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     "--format",
     help="Suffix of the files written: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
-@click.option(
-    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
-)
-@_shared
+@_IMAGE_QUALITY
+@_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Turn the latent files in SOURCES back into images in the folder OUT.
 
@@ -340,78 +368,24 @@ _FOLDERS = _with(
     click.argument("out", type=PATH),
     *_MODEL,
     *_SELECTION,
-    click.option("-q", "--quiet", is_flag=True, help="No progress bar, no summary; failures are still named."),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
 )
 
 
-def _images(
-    sources: tuple[str, ...],
-    out: Path,
-    options: dict[str, Any],
-    without: Path | None = None,
-    ours: Callable[[Path], bool] | None = None,
-) -> dict[Found, str]:
-    """The images in SOURCES, and what each is called: its place below its source; where two have the same, its whole
-    path. Not those in the folder `without`, nor OUT where it is `ours`. What says which ones is taken out of `options`.
-    Raises `UsageError` where OUT is one of them."""
-    from .paths import IMAGE_SUFFIXES, Selection, find
-
-    if "-" in sources:
-        raise UsageError("-: this command takes files and folders, not standard input")
-    which = {key: options.pop(key) for key in ("include", "exclude", "follow_symlinks")}
-    found = find(list(sources), IMAGE_SUFFIXES, Selection(**which, without=without))
-    if ours is not None and ours(out):  # drawn into one of the folders
-        found = [one for one in found if os.path.realpath(one.path) != os.path.realpath(out)]
-    _spare([one.path for one in found], [out])
-    names = [one.relative.as_posix() for one in found]
-    count = Counter(names)
-    return {one: name if count[name] == 1 else one.path.as_posix() for name, one in zip(names, found, strict=True)}
+def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool) -> None:
+    """Prints what became of the images; exits with 1 where one has failed."""
+    _print_failed(explored.failed)
+    if not quiet:
+        line = f"{command}: {len(explored.images)} images{more if explored.images else ''}"
+        line += f", {len(explored.failed)} failed" if explored.failed else ""
+        click.echo(line + ("" if explored.images or explored.failed else "; no images found"), err=True)
+    if explored.failed:
+        sys.exit(1)
 
 
-def _told(command: str, count: int, failed: int, more: str) -> None:
-    more += f", {failed} failed" if failed else ""
-    click.echo(f"{command}: {count} images{more}" + ("" if count or failed else "; no images found"), err=True)
-
-
-def _spare(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
-    """Raises `UsageError` where one of `targets` is one of the inputs."""
-    there = [target for target in targets if os.path.exists(target)]
-    taken = {os.path.realpath(path) for path in inputs} if there else set()
-    for target in there:
-        if os.path.realpath(target) in taken:
-            raise UsageError(f"{target}: the output would overwrite an input")
-
-
-def _each(found: Iterable[Found], task: str, quiet: bool, take: Callable[[Found, Any], None], **options: Any) -> int:
-    """Gives `take` each image that has a result, and that; returns how many failed, each of which it names."""
-    from .engine import each
-
-    failed = 0
-    for one, result in each(list(found), task, progress=not quiet, **options):
-        if isinstance(result, Exception):
-            failed += 1
-            click.echo(_plain(f"failed: {one.path}: {str(result).removeprefix(f'{one.path}: ')}"), err=True)
-        else:
-            take(one, result)
-    return failed
-
-
-def _vectors(found: Iterable[Found], quiet: bool, **options: Any) -> tuple[list[Found], Any, str, int]:
-    """The images that have features, these as `[N,D]`, the label of the model, and how many images failed."""
-    import numpy as np
-
-    from .zoo import get, pick_device
-
-    seen: list[Found] = []
-    rows: list[Any] = []
-
-    def take(one: Found, row: Any) -> None:
-        seen.append(one)
-        rows.append(row)
-
-    failed = _each(found, "features", quiet, take, **options)
-    label = getattr(get(options["model"], "compress", pick_device(options["device"])), "label", "")
-    return seen, np.stack(rows) if rows else np.zeros((0, 0), np.float32), label, failed
+def _print_drawn(command: str, paths: list[Path]) -> None:
+    last = f" to {paths[-1].name}" if len(paths) > 1 else ""
+    click.echo(_plain(f"{command}: {paths[0]}{last}"), err=True)
 
 
 @main.command()
@@ -424,68 +398,37 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .latents import FEATURE_SUFFIXES, features_lie_at, save_features
-    from .paths import check_target
+    from . import explore
 
-    if out.suffix.lower() not in FEATURE_SUFFIXES:
-        raise UsageError(f"{out}: features go to {', '.join(FEATURE_SUFFIXES)}")
-    images = _images(sources, out, options)
-    check_target(out, features_lie_at)
-    found, rows, label, failed = _vectors(images, quiet, **options)
-    save_features(out, [images[one] for one in found], rows, label)
-    if not quiet:
-        _told("features", len(found), failed, f", {rows.shape[1]} values each by {label}" if found else "")
-    if failed:
-        sys.exit(1)
+    explored = explore.features(sources, out, progress=not quiet, **options)
+    _finish_explored("features", explored, f", {explored.values} values each by {explored.model}", quiet=quiet)
 
 
 @main.command()
 @_FOLDERS
-@click.option("--percentile", type=click.FloatRange(0, 100), default=99.0, show_default=True,
-              help="Of the errors of training images: what is above counts as strange.")  # fmt: skip
+@click.option(
+    "--percentile",
+    type=click.FloatRange(0, 100),
+    default=99.0,
+    show_default=True,
+    help="Of the errors of the training images: an image above it counts as strange.",
+)
 @click.option("--heatmaps", type=PATH, help="A folder for pictures of where the errors lie.")
-def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | None, **options: Any) -> None:
+def score(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
     """Write how strange each image in SOURCES is to a model to the file OUT (.csv), the strangest first.
 
-    A picture's score is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that has
-    learned one kind of image does badly on others.
+    The score of an image is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that
+    has learned one kind of image does badly on others.
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from dataclasses import replace
+    from . import explore
 
-    from .latents import heatmap, save_scores, scores_lie_at
-    from .paths import check_target, folders, plan, write_atomic
-
-    if out.suffix.lower() != ".csv":
-        raise UsageError(f"{out}: scores go to a .csv file")
-    if heatmaps is not None and os.path.realpath(heatmaps) in map(os.path.realpath, folders(sources)):
-        raise UsageError(f"{heatmaps}: holds the images themselves, for which heatmaps would pass; choose another")
-    images = _images(sources, out, options, without=heatmaps)
-    maps = {} if heatmaps is None else {
-        job.source: job.target for job in plan(images, heatmaps, lambda _: ".png", "{name}{suffix}")
-    }  # fmt: skip
-    check_target(out, scores_lie_at)
-    for target in maps.values():
-        _check_drawing(target, "score")
-    seen: list[Found] = []
-    scores: list[Any] = []
-
-    def take(one: Found, result: Any) -> None:
-        if maps:
-            write_atomic(maps[one.path], heatmap(result.error))
-        seen.append(one)
-        scores.append(replace(result, error=result.error[:0]))
-
-    failed = _each(images, "score", quiet, take, **options)
-    save_scores(out, [images[one] for one in seen], scores)
-    strange = sum(bool(one.strange) for one in scores)
-    if not quiet:
-        known = any(one.strange is not None for one in scores)
-        _told("score", len(seen), failed, "" if not seen else f", {strange} of them strange" if known else
-              ", no threshold: this model does not know the errors of its training images")  # fmt: skip
-    if failed:
-        sys.exit(1)
+    explored = explore.score(sources, out, progress=not quiet, **options)
+    more = ", no threshold: this model does not know the errors of its training images"
+    if explored.strange is not None:
+        more = f", {explored.strange} of them strange"
+    _finish_explored("score", explored, more, quiet=quiet)
 
 
 @main.command("plot-latents")
@@ -493,87 +436,36 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, heatmaps: Path | Non
 def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
     """Draw the images in SOURCES as points of a plane into the picture OUT, coloured by sub-folder.
 
-    Codes of two values are the plane; of longer vectors (see `aeimg features`) it is that of their two first
+    Codes of two values are the plane; for longer vectors (see `aeimg features`) it is that of their two first
     principal components.
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .images import from_pil
-    from .latents import draw, drawing_lies_at, plane
-    from .paths import write_atomic
-    from .plots import check_available, scatter
+    from . import explore
 
-    _check_suffix(out)
-    check_available()
-    images = _images(sources, out, options, ours=lambda path: drawing_lies_at(path, "plot-latents"))
-    _check_drawing(out, "plot-latents")
-    found, rows, label, failed = _vectors(images, quiet, **options)
-    points, labels = plane(rows)
-    groups = [one.relative.parts[0] if len(one.relative.parts) > 1 else "" for one in found]
-    picture = scatter(points, groups, title=f"{len(found)} images by {label}", labels=labels)
-    write_atomic(out, draw(from_pil(picture).pixels, out.suffix, "plot-latents"))
-    if not quiet:
-        _told("plot-latents", len(found), failed, f", {rows.shape[1]} values each by {label}")
-    if failed:
-        sys.exit(1)
-
-
-def _check_suffix(out: Path) -> None:
-    from .images import WRITABLE
-
-    if out.suffix.lower() not in WRITABLE:
-        raise UsageError(f"{out}: no format that aeimg writes; use one of {', '.join(WRITABLE)}")
-
-
-def _check_drawing(target: Path, command: str) -> None:
-    from .latents import drawing_lies_at
-    from .paths import check_target
-
-    check_target(target, lambda path: drawing_lies_at(path, command))
-
-
-def _drawn(out: Path, pictures: list[Any], stem: str, command: str, *inputs: Path) -> None:
-    from .latents import draw
-    from .paths import write_atomic
-
-    targets = [out / f"{stem}-{number:03}.png" for number in range(len(pictures))]
-    _spare(list(inputs), targets)
-    for target in targets:
-        _check_drawing(target, command)
-    for target, pixels in zip(targets, pictures, strict=True):
-        write_atomic(target, draw(pixels, ".png", command))
-    last = f" to {targets[-1].name}" if len(targets) > 1 else ""
-    click.echo(_plain(f"{command}: {targets[0]}{last}"), err=True)
-
-
-def _decoder(model: str | None, device: str) -> tuple[Any, Any]:
-    from .zoo import get, pick_device
-
-    place = pick_device(device)
-    return get(model, "compress", place), place
+    explored = explore.plot_latents(sources, out, progress=not quiet, **options)
+    _finish_explored("plot-latents", explored, f", {explored.values} values each by {explored.model}", quiet=quiet)
 
 
 @main.command()
 @click.argument("out", type=PATH)
 @_with(*_MODEL[:2])
-@click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True)
+@click.option("-n", "--count", type=click.IntRange(1), default=16, show_default=True, help="How many pictures.")
 @click.option(
     "--grid", type=click.IntRange(2), help="Instead: the plane of codes of two values, N by N, as one picture."
 )
-@click.option("--side", type=click.IntRange(8), default=64, show_default=True, help="Where the model has no own size.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **options: Any) -> None:
+@click.option(
+    "--side", type=click.IntRange(8), default=64, show_default=True, help="Side in pixels, where the model takes any."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal codes.")
+def sample(out: Path, **options: Any) -> None:
     """Decode random codes of a small autoencoder into pictures in the folder OUT.
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from . import latents
+    from . import explore
 
-    model, place = _decoder(**options)
-    if grid is not None:
-        _drawn(out, [latents.walk(model, grid, place)], "grid", "sample")
-    else:
-        _drawn(out, latents.sample(model, count, place, seed=seed, side=side), "sample", "sample")
+    _print_drawn("sample", explore.sample(out, **options))
 
 
 @main.command()
@@ -582,15 +474,14 @@ def sample(out: Path, count: int, grid: int | None, side: int, seed: int, **opti
 @click.argument("out", type=PATH)
 @_with(*_MODEL[:2])
 @click.option("--steps", type=click.IntRange(2), default=8, show_default=True, help="Pictures, A and B included.")
-def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None:
+def interpolate(a: Path, b: Path, out: Path, **options: Any) -> None:
     """Decode the codes between those of the images A and B into pictures in the folder OUT.
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from . import latents
+    from . import explore
 
-    model, place = _decoder(**options)
-    _drawn(out, latents.between(model, a, b, steps, place), "between", "interpolate", a, b)
+    _print_drawn("interpolate", explore.interpolate(a, b, out, **options))
 
 
 @main.command()
@@ -602,27 +493,21 @@ def interpolate(a: Path, b: Path, out: Path, steps: int, **options: Any) -> None
 def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
     """Decode the code of A minus that of B plus that of C into the picture OUT.
 
-    What comes of it makes sense where directions among codes mean something: of variational models, and of dense ones
-    on aligned pictures.
+    The result makes sense where directions among codes mean something: for variational models, and for dense ones on
+    aligned pictures.
 
     A file that is there already is written over only where an earlier run of this command has made it.
     """
-    from .latents import combine, draw
-    from .paths import write_atomic
+    from . import explore
 
-    _check_suffix(out)
-    _spare([a, b, c], [out])
-    _check_drawing(out, "arithmetic")
-    model, place = _decoder(**options)
-    write_atomic(out, draw(combine(model, a, b, c, place), out.suffix, "arithmetic"))
-    click.echo(_plain(f"arithmetic: {out}"), err=True)
+    _print_drawn("arithmetic", [explore.arithmetic(a, b, c, out, **options)])
 
 
 @main.command()
 @click.argument("files", type=PATH, nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def info(files: tuple[Path, ...], as_json: bool) -> None:
-    """Say what latent files (.aei) and weights files (.safetensors) say of themselves."""
+    """Print what latent files (.aei) and weights files (.safetensors) state of themselves."""
     from .report import describe
 
     failed = False
@@ -643,7 +528,7 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per model and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model and line.")
 def models(as_json: bool) -> None:
     """List the registered models: task, size, cost, figures, and where they come from."""
     from .report import describe_models
@@ -651,7 +536,7 @@ def models(as_json: bool) -> None:
     rows, broken = describe_models()
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row, default=str))  # a plug-in's card may hold anything
+            click.echo(json.dumps(row, default=str))  # the card of a plug-in may hold anything
     else:
         for row in rows:
             click.echo(row.pop("name"))
@@ -787,7 +672,7 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
 @main.command()
 @click.argument("out", type=PATH)
 def demo(out: Path) -> None:
-    """Denoise, compress and decompress real photographs into the folder OUT, and say how well it went.
+    """Denoise, compress and decompress real photographs into the folder OUT, and print how well it went.
 
     The photographs are those that come with scikit-image (`pip install 'aeimg[demo]'`).
     """

@@ -1,9 +1,9 @@
-"""What lies in an output folder, and what it was made of: so that a second run knows what is still right.
+"""What lies in an output folder and what it was made of, so that a second run knows which results are still right.
 
-A hidden file in the folder, `.aeimg-manifest.jsonl`, holds one line of JSON for each result, appended before the result
-gets its final name: which input (size, times of change, hash), by which recipe (task, models, options), which output
-(size, hash). Whatever instant a run is killed at, a file is therefore known for what it is, or is not there. Lines that
-were cut off, or are not understood, are passed over; the last line about a file counts.
+A hidden file in the folder, `.aeimg-manifest.jsonl`, holds one line of JSON for each result: the input (size, mtime,
+ctime, hash), the recipe (task, models, options) and the output (size, hash). The line is appended before the result
+gets its final name. Whenever a run is killed, each file in the folder is therefore one that the manifest knows. Lines
+that were cut off or can't be parsed are ignored; the last line about a file counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = ".aeimg-manifest.jsonl"
 
 
 def digest(data: bytes) -> str:
-    """What tells one content from another: 16 bytes of BLAKE2b, in hexadecimal."""
+    """Returns 16 bytes of BLAKE2b, in hexadecimal: they distinguish one content from another."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -35,31 +35,35 @@ class Record:
     recipe: str
     """Equal for equal task, models and options."""
     size: int
-    """Of the input: its bytes, its time of change in nanoseconds, its digest."""
-    changed: int
+    """The size of the input, in bytes."""
+    mtime: int
+    """When the content of the input was last changed, in nanoseconds."""
     source: str
+    """The digest of the input."""
     bytes: int
-    """Of the output: its bytes, its digest."""
+    """The size of the output, in bytes."""
     result: str
-    touched: int | None = None
-    """When the file system last changed the input in any way, in nanoseconds: unlike `changed` nobody can set it, so it
-    tells of an input exchanged for one of equal size and time. None in records of earlier versions."""
+    """The digest of the output."""
+    ctime: int | None = None
+    """When the file system last changed the input in any way, in nanoseconds. Unlike `mtime` nobody can set it, so it
+    reveals an input that was exchanged for one of equal size and mtime. None where it is unknown."""
 
 
 class State(Enum):
-    """What is found under a job's final name."""
+    """What lies at the target of a job."""
 
     MISSING = "missing"
+    """Nothing."""
     CURRENT = "current"
-    """What this recipe would make of this input."""
+    """The result that this recipe would make of this input."""
     STALE = "stale"
-    """A result of aeimg, by another recipe or of an input that has changed since."""
+    """A result of aeimg, made by another recipe, or of an input that has changed since."""
     FOREIGN = "foreign"
-    """Not of aeimg, or changed since: nothing to overwrite unasked."""
+    """A file that aeimg has not written, or that was changed since: it is not overwritten unasked."""
 
 
 class Manifest:
-    """The records of one output folder. May be read and added to from several threads, and by several runs at once."""
+    """The records of one output folder. Several threads, and several runs at once, may read it and add to it."""
 
     def __init__(self, out: Path) -> None:
         self.out = Path(out)
@@ -83,10 +87,10 @@ class Manifest:
         return job.target.relative_to(self.out).as_posix()
 
     def state(self, job: Job, recipe: str, *, renew: bool = False) -> State:
-        """What is there for `job`, decided by sizes and times; contents are read only where those leave it open.
+        """Returns what lies at the target of `job`. Sizes and times decide; contents are read only where those do not.
 
-        With `renew`, times that have changed though the content has not (a copy, a move, a `touch`) are entered, so
-        that the next run need not read it again.
+        With `renew`, times that have changed although the content has not (by a copy, a move, a `touch`) are entered,
+        so that the next run need not read the file again.
         """
         try:
             there = os.stat(job.target)
@@ -101,21 +105,21 @@ class Manifest:
         try:
             source = os.stat(job.source)
             if last.recipe == recipe and last.size == source.st_size:
-                if last.changed == source.st_mtime_ns and last.touched in (None, source.st_ctime_ns):
+                if last.mtime == source.st_mtime_ns and last.ctime in (None, source.st_ctime_ns):
                     return State.CURRENT
                 if last.source == digest(job.source.read_bytes()):
-                    with contextlib.suppress(OutputError):  # a folder that only is looked at may be read-only
+                    with contextlib.suppress(OutputError):  # the folder may be read-only
                         if renew:
-                            self.add(job, replace(last, changed=source.st_mtime_ns, touched=source.st_ctime_ns))
+                            self.add(job, replace(last, mtime=source.st_mtime_ns, ctime=source.st_ctime_ns))
                     return State.CURRENT
         except OSError:
-            pass  # reading it will tell what is wrong
-        # It is about to be written over: not if someone has worked on it since, whatever its size.
+            pass  # reading it will report what is wrong
+        # It would be written over: not if someone has worked on it since, even where its size is the same.
         return State.STALE if self._made(job, ours) else State.FOREIGN
 
     @staticmethod
     def _made(job: Job, records: list[Record]) -> list[Record]:
-        """Those of `records` whose result is what lies there, by its content."""
+        """Returns those of `records` whose result is what lies at the target, by its content."""
         try:
             found = digest(job.target.read_bytes())
         except OSError:
@@ -123,8 +127,8 @@ class Manifest:
         return [record for record in records if record.result == found]
 
     def add(self, job: Job, record: Record) -> None:
-        """Appends a record; `job`'s result may get its name after that. Raises `OutputError`."""
-        # The line break in front ends whatever another run may have left unfinished.
+        """Appends a record, after which the result of `job` may get its name. Raises `OutputError`."""
+        # The line break in front ends a line that another run may have left unfinished.
         line = "\n" + json.dumps({"out": self._key(job), **asdict(record)})
         with self._lock:
             try:

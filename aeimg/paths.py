@@ -1,11 +1,12 @@
 """Find the inputs, plan the outputs, write atomically.
 
-    find     folders, files, globs and lists -> the files to work on, each with the folder its place is relative to
-    plan     found files -> jobs, each with a place of its own in the output folder
-    write_atomic, open_regular
+    find           folders, files, globs and lists -> the files to work on, each with the folder of its source
+    plan           found files -> jobs, each with a place of its own in the output folder
+    write_atomic   bytes -> a file
+    open_regular   a regular file, for reading
 
-Three promises live here: the tree below an input folder is kept, no two inputs ever share an output
-name, and a file under its final name is always whole.
+This module keeps three promises: the tree below an input folder is kept, no two inputs ever share an output name, and a
+file under its final name is always whole.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 LATENT_SUFFIX = ".aei"
 LONGEST_NAME = 255
-"""Bytes of a file's name, on all common file systems."""
+"""The longest name of a file, in bytes, that all common file systems take."""
 
 
 # -- finding ---------------------------------------------------------------------------------------------------------
@@ -41,13 +42,16 @@ LONGEST_NAME = 255
 
 @dataclass(frozen=True)
 class Found:
-    """An input file, and the folder that its place in the tree is relative to."""
+    """An input file."""
 
     path: Path
+    """The file."""
     base: Path
+    """The folder to which its place in the tree is relative."""
 
     @property
     def relative(self) -> Path:
+        """The path of the file below `base`."""
         return self.path.relative_to(self.base)
 
 
@@ -55,27 +59,28 @@ class Found:
 class Selection:
     """Which files below folders are taken.
 
-    Patterns are for a file's name, or for its path below the folder; `*` stands for any characters.
+    A pattern fits a file's name, or its path below the folder; `*` stands for any characters.
     """
 
     include: Sequence[str] = ()
-    """Where there are any, one of them must fit."""
+    """If there are any, one of them must fit."""
     exclude: Sequence[str] = ()
-    """None of them may fit, neither the file nor a folder above it."""
+    """None of them may fit the file or a folder above it."""
     follow_symlinks: bool = False
+    """Whether symbolic links in folders are followed."""
     without: Path | None = None
-    """A folder that is passed over with all that is in it: the output folder, where it lies among the inputs."""
+    """A folder that is passed over with everything in it: the output folder, which may lie among the inputs."""
 
     @staticmethod
     def _fits(relative: Path, patterns: Sequence[str]) -> bool:
         return any(fnmatch.fnmatch(name, p) for p in patterns for name in (relative.name, relative.as_posix()))
 
     def takes(self, relative: Path) -> bool:
-        """Whether a file of that path below a source folder is taken."""
+        """Returns whether a file of that path below a source folder is taken."""
         return (not self.include or self._fits(relative, self.include)) and not self._fits(relative, self.exclude)
 
     def enters(self, folder: Path, relative: Path) -> bool:
-        """Whether a folder is looked into."""
+        """Returns whether a folder is searched."""
         inside = self.without is not None and os.path.realpath(folder) == os.path.realpath(self.without)
         return not inside and not self._fits(relative, self.exclude)
 
@@ -83,10 +88,11 @@ class Selection:
 def _walk(
     folder: Path, base: Path, suffixes: frozenset[str], selection: Selection, above: frozenset[tuple[int, int]]
 ) -> Iterator[Path]:
-    """Regular files below `folder` in sorted order; hidden files, and symbolic links unless asked for, are passed over.
+    """Yields regular files below `folder` in sorted order, but not hidden ones, and symbolic links only if they are
+    followed.
 
     `above` holds the folders on the way here, so that links can't lead around in circles. A folder below `base` that
-    can't be listed stands for the files in it: who reads it will be told what is wrong.
+    can't be listed stands for the files in it: reading it will report what is wrong.
     """
     try:
         status = os.stat(folder)
@@ -118,7 +124,7 @@ def _files_below(folder: Path, suffixes: frozenset[str], selection: Selection) -
 
 
 def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
-    """The files that fit `pattern`, of those that a walk through the folder that it fixes would come to."""
+    """Yields the files that fit `pattern`, of those that a search of the folder before its first `*` would find."""
     parts = Path(pattern).parts
     fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:fixed])
@@ -144,7 +150,7 @@ def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> It
 
 
 def _listed(name: str) -> list[Path]:
-    """The paths in a list file: one a line, or separated by NULs; relative ones start where aeimg runs."""
+    """Returns the paths in a list file: one in a line, or separated by NULs; relative ones start where aeimg runs."""
     try:
         data = Path(name).read_bytes()
     except OSError as error:
@@ -154,20 +160,20 @@ def _listed(name: str) -> list[Path]:
 
 
 def folders(sources: Iterable[str]) -> Iterator[Path]:
-    """The folders among `sources`, and among what the lists among them name."""
+    """Yields the folders among `sources`, and among the paths in the lists among them."""
     for source in sources:
         listed = source.startswith("@") and not os.path.lexists(source)
         yield from (path for path in (_listed(source[1:]) if listed else [Path(source)]) if os.path.isdir(path))
 
 
 def _common(files: list[Path]) -> Path:
-    """The deepest folder that holds all `files`."""
+    """Returns the deepest folder that holds all `files`."""
     return Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))
 
 
 def _from_source(source: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
     if not source:
-        raise UsageError("an empty name stands for no file or folder")  # Path would take it for the current folder
+        raise UsageError("an empty name is no file or folder")  # Path would take it for the current folder
     if source.startswith("@") and not os.path.lexists(source):
         listed = _listed(source[1:])
         files = [Path(os.path.abspath(path)) for path in listed if not os.path.isdir(path)]
@@ -193,12 +199,12 @@ def find(
     suffixes: Iterable[str],
     selection: Selection = Selection(),
 ) -> list[Found]:
-    """The files of `sources`, in order, each once.
+    """Returns the files of `sources`, in order, each once.
 
     A source is a folder, searched recursively for files with one of `suffixes`; a file, taken whatever its suffix;
-    a glob like `photos/**/*.jpg`, which finds what a search of the folder before its first `*` finds, as far as it
-    fits; or `@list.txt`, a file that lists files and folders. Hidden files (macOS's `._*` among them) are passed over
-    in folders. Raises `UsageError` where a source does not exist.
+    a glob like `photos/**/*.jpg`, which finds the files that fit among those that a search of the folder before its
+    first `*` finds; or `@list.txt`, a file that lists files and folders. Hidden files (macOS's `._*` among them) are
+    passed over in folders. Raises `UsageError` where a source does not exist.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
@@ -210,7 +216,7 @@ def find(
 
 
 def find_images(source: Path) -> list[Path]:
-    """The images below a folder, by their suffixes."""
+    """Returns the images below a folder, recognised by their suffixes."""
     return [one.path for one in find(source, IMAGE_SUFFIXES)]
 
 
@@ -219,19 +225,21 @@ def find_images(source: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Job:
-    """One input file and where its result goes."""
+    """One input file and its result."""
 
     source: Path
+    """The input file."""
     target: Path
+    """The file to be written."""
 
 
 def _key(path: Path | str) -> str:
-    """Equal for names that some file system takes for one: in case, and in how accents are composed."""
+    """Returns what is equal for names that some file system takes for one, whatever their case and accents."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def _fitted(name: str, suffix: str) -> str:
-    """`name`, which ends in `suffix`, cut to what file systems take; what was cut away is hashed into it."""
+    """Returns `name`, which ends in `suffix`, cut to what file systems take; a hash stands for what was cut."""
     if len(os.fsencode(name)) <= LONGEST_NAME:
         return name
     mark = "-" + hashlib.blake2b(os.fsencode(name), digest_size=6).hexdigest() + suffix
@@ -253,9 +261,9 @@ TEMPLATE = "{stem}{suffix}"
 
 
 def check_template(template: str) -> None:
-    """Raises `UsageError` where `template` is no template of a file's name."""
+    """Raises `UsageError` where `template` is not a template of file names."""
     try:
-        # Two names that differ in their last character only, and are as long as names can be.
+        # Two names that differ only in their last character, and are as long as names can be.
         name, other = (
             template.format(stem=stem, name=f"{stem}.b", suffix=".c")
             for stem in ("x" * LONGEST_NAME + end for end in "ab")
@@ -269,7 +277,7 @@ def check_template(template: str) -> None:
 
 
 def stem(path: Path) -> str:
-    """A file's name without its suffix."""
+    """Returns a file's name without its suffix."""
     return path.name.removesuffix(path.suffix)
 
 
@@ -280,12 +288,12 @@ def plan(
     template: str = TEMPLATE,
     stem: Callable[[Path], str] = stem,
 ) -> list[Job]:
-    """Gives every file its own place below `out`, the tree kept.
+    """Gives every file a place of its own below `out`, and keeps the tree.
 
     The name is `template` with the file's `stem(path)` (without its suffix), its `name` (with it) and `suffix(path)`,
     the new one. Where two names would be equal (`a.jpg` and `a.png`), also on a file system that ignores case, each of
-    them keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`. Names that would be too long are cut, and
-    told apart by a hash. Raises `UsageError` where an output would lie on an input.
+    them keeps its old suffix inside the new name: `a.jpg.aei`, `a.png.aei`. Names that would be too long are cut, and a
+    hash distinguishes them. Raises `UsageError` where an output would lie on an input.
     """
     check_template(template)
     files, out = list(files), Path(out)
@@ -332,11 +340,11 @@ def plan(
 
 PART = ".aeimg-part"
 ABANDONED = 24 * 3600.0
-"""Seconds after which a part that nobody has written to belongs to no run any more."""
+"""A part to which nobody has written for so many seconds no longer belongs to a run."""
 
 
 def sweep(folders: Iterable[Path]) -> None:
-    """Removes what runs that were killed have left unfinished in `folders`; what other runs are writing stays."""
+    """Removes what killed runs have left unfinished in `folders`, but not what other runs are writing."""
     now = time.time()
     for folder in folders:
         try:
@@ -345,11 +353,11 @@ def sweep(folders: Iterable[Path]) -> None:
                 if now - part.stat(follow_symlinks=False).st_mtime > ABANDONED:
                     os.unlink(part.path)
         except OSError:
-            continue  # it is a courtesy; what is really wrong with the folder comes up in writing
+            continue  # sweeping is a courtesy: writing will report what is wrong with the folder
 
 
 def check_writable(target: Path) -> None:
-    """Raises `OutputError` where nothing can be written beside `target`, whose folder is made."""
+    """Makes the folder of `target`, and raises `OutputError` where nothing can be written into it."""
     temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -360,12 +368,12 @@ def check_writable(target: Path) -> None:
 
 
 def check_target(target: Path, ours: Callable[[Path], bool]) -> None:
-    """Raises `UsageError` where `target` is a folder, or a file of which `ours` does not say that it may be written
-    over; `OutputError` where it can't be written."""
+    """Raises `UsageError` where `target` is a folder, or a file that `ours` does not recognise; `OutputError` where it
+    can't be written."""
     if target.is_dir():
         raise UsageError(f"{target}: is a folder; name a file in it")
     if os.path.lexists(target) and not ours(target):
-        raise UsageError(f"{target}: is there already, and not what an earlier run has left; give another name")
+        raise UsageError(f"{target}: is there already, and was not written by an earlier run; choose another name")
     check_writable(target)
 
 

@@ -1,4 +1,4 @@
-"""What files and models say of themselves, and the demonstration: text and pictures to look at."""
+"""What files and models state of themselves, and the demonstration: text and pictures to look at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from . import container, zoo
+from . import container, registry, weights
 from .engine import process
 from .errors import AeimgError, DataError, InputError, UsageError
 from .images import encode_picture, from_pil, open_image
@@ -23,7 +23,10 @@ from .paths import write_atomic
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What a latent file or a weights file says of itself. Raises a typed error for anything else."""
+    """Returns what a latent file or a weights file states of itself.
+
+    Raises `InputError`, `InvalidWeights`, and `UsageError` for any other file.
+    """
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -34,7 +37,7 @@ def describe(path: Path) -> dict[str, Any]:
     if is_latent:
         return _describe_latent(path, size)
     if path.suffix == ".safetensors":
-        header, _, digest = zoo.load_tensors(path)
+        header, _, digest = weights.load_tensors(path)
         return {"file": str(path), "kind": "weights", "bytes": size, "label": header.label, "digest": digest.hex(),
                 **dataclasses.asdict(header)}  # fmt: skip
     raise UsageError(f"{path}: neither a latent file (.aei) nor a weights file (.safetensors)")
@@ -59,9 +62,9 @@ def _describe_latent(path: Path, size: int) -> dict[str, Any]:
 
 
 def kilomacs_per_pixel(task: str, model: Any) -> dict[str, float]:
-    """Thousands of multiply-accumulates per pixel of each direction, counted over a run of 256x256 pixels.
+    """Returns the thousands of multiply-accumulates per pixel in each direction, counted over 256x256 pixels.
 
-    All of them, whatever they are computed in: a codec's integer scale network is among them, in both directions.
+    All operations count, whatever their precision: those of a codec's integer scale network too, in both directions.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -90,20 +93,20 @@ def kilomacs_per_pixel(task: str, model: Any) -> dict[str, float]:
 
 
 def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
-    """Every registered model as a row; and what is wrong with the broken ones."""
+    """Returns a row for each registered model, and what is wrong with the broken ones."""
     rows, broken = [], []
-    for entry in zoo.entries():
+    for entry in registry.entries():
         if isinstance(entry, AeimgError):
             broken.append(str(entry))
             continue
         row: dict[str, Any] = {"name": entry.name, "task": entry.task, "origin": entry.origin}
-        if entry.name in zoo.CHOICES:
-            row["default"] = f"for {entry.task}, {zoo.CHOICES[entry.name]}"
-        elif zoo.DEFAULTS[entry.task] == entry.name:
+        if entry.name in registry.CHOICES:
+            row["default"] = f"for {entry.task}, {registry.CHOICES[entry.name]}"
+        elif registry.DEFAULTS[entry.task] == entry.name:
             row["default"] = f"for {entry.task}"
         if entry.weights is not None:
-            header = zoo.read_header(entry.weights)
-            model = zoo.load_model(entry.weights)
+            header, _ = weights.identify(entry.weights)
+            model = registry.load_model(entry.weights)
             row |= {"label": header.label, "architecture": header.architecture}
             size = entry.weights.stat().st_size
             row["size"] = f"{size / 1e6:.1f} MB" if size >= 1_000_000 else f"{size / 1e3:.0f} kB"
@@ -127,7 +130,10 @@ DEMO_SIGMA = 25.0
 
 
 def run_demo(out: Path) -> str:
-    """Noise, `denoise`, `compress` and `decompress` over real photographs; returns the table, leaves the pictures."""
+    """Adds noise to real photographs, denoises, compresses and decompresses them into the folder `out`.
+
+    Returns a table of figures as text. Raises `DataError` where the photographs are missing.
+    """
     out = Path(out)
     originals = dict(_photographs())
     folders = {name: out / name for name in ("original", "noisy", "denoised", "latents", "decompressed")}
@@ -140,7 +146,7 @@ def run_demo(out: Path) -> str:
     denoised = process(folders["noisy"], "denoise", out=folders["denoised"], **again)
     compressed = process(folders["original"], "compress", out=folders["latents"], **again)
     decompressed = process(folders["latents"], "decompress", out=folders["decompressed"], **again)
-    lines = [f"white noise of sigma {DEMO_SIGMA:g}, estimated and taken away: PSNR in dB",
+    lines = [f"white noise of sigma {DEMO_SIGMA:g}, estimated and removed: PSNR in dB",
              f"    {'':12}{'noisy':>8}{'denoised':>10}"]  # fmt: skip
     for name, pixels in originals.items():
         before, after = (psnr(_pixels(folders[f] / f"{name}.png"), pixels) for f in ("noisy", "denoised"))
@@ -185,7 +191,8 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _best_under(size: int, pixels: np.ndarray, kind: str) -> np.ndarray | None:
-    """`pixels` through the largest file of `kind` that is not above `size` bytes; None where even the smallest is."""
+    """Returns `pixels` as they come back from the largest file of `kind` that has at most `size` bytes; None where even
+    the smallest file is larger."""
     options: dict[str, Any] = {"optimize": True, "progressive": True} if kind == "JPEG" else {"speed": 6}
     best = None
     low, high = 1, 95
@@ -201,7 +208,7 @@ def _best_under(size: int, pixels: np.ndarray, kind: str) -> np.ndarray | None:
 
 
 def _strip(pictures: dict[str, np.ndarray | None], side: int = 224) -> np.ndarray:
-    """The middles of the pictures side by side, each under its name."""
+    """Returns the middles of the pictures side by side, each under its name."""
     import torch
     from torchvision.utils import make_grid
 

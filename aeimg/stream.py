@@ -1,93 +1,146 @@
-"""Items through a verb, as a bounded stream: what `engine` runs everything with.
+"""Items through a task, as a bounded stream: `engine` runs everything with it.
 
-    sources ──read──> items ──gather──> batches ──run──> results ──write──> outcomes, in order
-             threads          by key              caller's          threads
-                                                  thread
+    sources ──prepare──> items ──gather──> batches ──run──> raw results ──finish──> outcomes, in order
+              threads            by key              caller's              threads
+                                                     thread
 
-It knows nothing of pictures: it moves items through the four functions of a `Verb`, never holds more than `window` of
-them or, once their sizes are known, more than about `memory` bytes, and turns whatever goes wrong with one item into
-that item's outcome.
+The stream knows nothing of images. It passes items through the four functions of a `Task`, never holds more than
+`window` of them or, once their sizes are known, more than about `memory` bytes, and turns whatever goes wrong with one
+item into that item's outcome.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-BATCH_PIXELS = 4 << 20
-"""A batch is not made larger than this, in pixels, unless one image alone is."""
+BATCH_WORK = 4 << 20
+"""The items of a batch hold no more work than this together, unless one item alone does. Pixels, for images."""
 MEMORY = 2 << 30
 """How many bytes the items on their way may hold, where nothing else is said."""
 
 
-class Verb(Protocol):
-    """What is done to each item. `small`*: whether what `write` returns is too small to count (default False)."""
+class Item(Protocol):
+    """What the stream has to know of an item."""
 
-    def read(self, source: Any) -> Any:
-        """In a thread: a source -> an item with `pixels` (how many it has) and `nbytes` (what it holds in memory)."""
+    @property
+    def work(self) -> int:
+        """How much there is to do, in units of the task's own. The time of a batch grows with it."""
         ...
 
-    def key(self, item: Any) -> Hashable:
-        """Items of equal key can run as one batch."""
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the item and its result hold in memory."""
         ...
 
-    def run(self, items: list[Any]) -> list[Any]:
-        """In the caller's thread: a batch through the model."""
+
+S = TypeVar("S")
+S_in = TypeVar("S_in", contravariant=True)
+I_any = TypeVar("I_any", bound=Item)
+M = TypeVar("M")
+R = TypeVar("R")
+R_out = TypeVar("R_out", covariant=True)
+
+
+class Task(Protocol[S_in, I_any, M, R_out]):
+    """What is done to each item."""
+
+    small: bool
+    """Whether what `finish` returns is too small to count as memory."""
+
+    def prepare(self, source: S_in, /) -> I_any:
+        """Runs in a thread: turns a source into an item, ready for the model."""
         ...
 
-    def write(self, item: Any, result: Any) -> Any:
-        """In a thread: an item and its result -> what the caller gets."""
+    def key(self, item: I_any, /) -> Hashable:
+        """Returns what items that can run as one batch have in common."""
+        ...
+
+    def run(self, items: list[I_any], /) -> Sequence[M]:
+        """Runs in the caller's thread: a batch through the model. Returns a raw result for each item."""
+        ...
+
+    def finish(self, item: I_any, raw: M, /) -> R_out:
+        """Runs in a thread: turns an item and its raw result into what the caller gets."""
         ...
 
 
 @dataclass
-class Outcome:
+class Outcome(Generic[S, R]):
     """What became of one source: a value or an error."""
 
-    source: Any
-    value: Any = None
+    source: S
+    value: R | None = None
+    """What `finish` returned; None where there is an error."""
     error: Exception | None = None
-    pixels: int = 0
+    """What went wrong, if anything."""
+    work: int = 0
+    """How much work the item held; 0 where it could not be prepared."""
+
+    def result(self) -> R:
+        """Returns the value, or raises the error."""
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # None is a value where R allows it
 
 
 @dataclass
 class _Slot:
-    """One item on its way. `future` is its read, then its write; `item` is there in between and while it is written."""
+    """One item on its way.
+
+    `future` is its `prepare`, then its `finish`; `item` is there in between and while it is finished.
+    """
 
     source: Any
     future: Future[Any] | None = None
     item: Any = None
-    outcome: Outcome | None = None
+    outcome: Outcome[Any, Any] | None = None
     nbytes: int = 0
 
-    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
+    def end(self, value: Any = None, error: BaseException | None = None) -> None:
+        """Enters the outcome; raises an error that is meant for the whole run (KeyboardInterrupt)."""
         if error is not None and not isinstance(error, Exception):
             raise error
-        self.outcome = Outcome(self.source, value, error, getattr(self.item, "pixels", 0))
+        self.outcome = Outcome(self.source, value, error, 0 if self.item is None else self.item.work)
         self.future = self.item = None
         if error is not None:
             self.nbytes = 0
 
+    def advance(self, small: bool) -> None:
+        """Takes note of what a future has brought, if it has."""
+        if self.future is None or not self.future.done():
+            return
+        error = self.future.exception()
+        if error is not None:
+            self.end(error=error)
+        elif self.item is None:
+            item: Item = self.future.result()
+            self.item, self.future, self.nbytes = item, None, item.nbytes
+        else:
+            self.end(self.future.result())
+            self.nbytes *= not small
+
 
 def stream(
-    sources: Iterable[Any],
-    verb: Verb,
+    sources: Iterable[S],
+    task: Task[S, I_any, M, R],
     *,
     jobs: int | None = None,
     batch_size: int = 8,
     memory: int = MEMORY,
-    late: list[Outcome] | None = None,
-) -> Iterator[Outcome]:
-    """Moves `sources` through `verb` and yields an `Outcome` for each, in their order.
+    late: list[Outcome[S, R]] | None = None,
+) -> Generator[Outcome[S, R], None, None]:
+    """Passes `sources` through `task` and yields an `Outcome` for each, in their order.
 
-    `jobs` threads read and write; `batch_size` bounds the items of a batch; reading pauses while the items on their
-    way hold more than `memory` bytes. Closing the generator ends the threads, once they are through with what they have
-    begun; what had come to its end by then, and was not yielded, is added to `late`.
+    `jobs` threads prepare and finish; `batch_size` bounds the items of a batch; no more sources are taken while the
+    items on their way hold more than `memory` bytes. Closing the generator ends the threads, once they have finished
+    what they have begun; outcomes that were reached by then, and were not yielded, are added to `late`.
     """
     jobs = jobs or min(8, os.cpu_count() or 1)
     # Results are given in order: while one size gathers a batch of its own, several batches of others go past it.
@@ -96,99 +149,89 @@ def stream(
     upcoming = iter(sources)
     more = True
     largest = 0
-    small = getattr(verb, "small", False)
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
 
-    def fits(held: int, reading: int) -> bool:
-        return not slots or held + (reading + 1) * largest <= memory
+    def fits(held: int, preparing: int) -> bool:
+        return not slots or held + (preparing + 1) * largest <= memory
 
     try:
         while True:
             for slot in slots:
-                if slot.future is not None and slot.future.done():
-                    error = slot.future.exception()
-                    if error is not None:
-                        slot.settle(error=error)
-                    elif slot.item is None:
-                        slot.item, slot.future = slot.future.result(), None
-                        slot.nbytes = slot.item.nbytes
-                        largest = max(largest, slot.nbytes)
-                    else:
-                        slot.settle(slot.future.result())
-                        slot.nbytes *= not small
+                slot.advance(task.small)
+                largest = max(largest, slot.nbytes if slot.item is not None else 0)
             while slots and slots[0].outcome is not None:
-                yield slots[0].outcome  # type: ignore[misc]
+                yield slots[0].outcome
                 slots.popleft()  # now that it has been taken
             held = sum(slot.nbytes for slot in slots)
-            reading = sum(slot.future is not None and slot.item is None for slot in slots)
-            # Until the first is read nobody knows how large they are; as many as there are threads must do.
-            while more and len(slots) < window and (fits(held, reading) if largest else reading < jobs):
-                try:
-                    source = next(upcoming)
-                except StopIteration:
-                    more = False
-                    break
-                slots.append(_Slot(source, pool.submit(verb.read, source)))
-                reading += 1
+            preparing = sum(slot.future is not None and slot.item is None for slot in slots)
+            # Until the first is prepared nobody knows how large they are; as many as there are threads must do.
+            while more and len(slots) < window and (fits(held, preparing) if largest else preparing < jobs):
+                more = False
+                for source in itertools.islice(upcoming, 1):
+                    slots.append(_Slot(source, pool.submit(task.prepare, source)))
+                    preparing += 1
+                    more = True
             if not slots:
                 return
-            batch = _gather(slots, verb, batch_size)
+            batch = _gather(slots, task, batch_size)
             if batch:
-                for slot, result in zip(batch, _run(verb, [slot.item for slot in batch]), strict=True):
-                    if isinstance(result, Exception):
-                        slot.settle(error=result)
+                for slot, raw in zip(batch, _run(task, [slot.item for slot in batch]), strict=True):
+                    if isinstance(raw, Exception):
+                        slot.end(error=raw)
                     else:
-                        slot.future = pool.submit(verb.write, slot.item, result)
+                        slot.future = pool.submit(task.finish, slot.item, raw)
             elif slots[0].outcome is None:
                 wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         if late is not None:
-            late += _settled(slots)
+            late += _ended(slots)
 
 
-def _settled(slots: Iterable[_Slot]) -> Iterator[Outcome]:
-    """The outcomes of those that were written, or have failed."""
+def _ended(slots: Iterable[_Slot]) -> Iterator[Outcome[Any, Any]]:
+    """Yields the outcomes of those that are finished or have failed."""
     for slot in slots:
         future = slot.future
         if future is not None and future.done() and not future.cancelled():
             error = future.exception()
             if isinstance(error, Exception):
-                slot.settle(error=error)
+                slot.end(error=error)
             elif error is None and slot.item is not None:
-                slot.settle(future.result())
+                slot.end(future.result())
         if slot.outcome is not None:
             yield slot.outcome
 
 
-def _gather(slots: Iterable[_Slot], verb: Verb, batch_size: int) -> list[_Slot]:
-    """A batch worth running now: a full one; or, when no read is under way that could fill one, the oldest.
+def _gather(slots: Iterable[_Slot], task: Task[Any, Any, Any, Any], batch_size: int) -> list[_Slot]:
+    """Returns the batch that should run now: a full one; or the oldest, when nothing that is being prepared could fill
+    one.
 
-    The oldest too when a batch's worth of items waits, of whatever sizes: the model must not stand still for the reads.
-    And when four batches' worth after it have been run: results are given in order, so those would fill the window.
+    The oldest runs too when as many items as a batch takes are waiting, of whatever keys: the model must not stand
+    still for the threads. And it runs when four times as many have gone past it: results are given in order, so those
+    would fill the window.
     """
     buckets: dict[Hashable, list[_Slot]] = {}
-    reading = False
+    preparing = False
     waiting = 0
     passed = 0
     for slot in slots:
         if slot.item is None:
-            reading |= slot.future is not None
+            preparing |= slot.future is not None
             passed += bool(buckets) and slot.outcome is not None
         elif slot.future is not None:
             passed += bool(buckets)
         else:
             waiting += 1
-            bucket = buckets.setdefault(verb.key(slot.item), [])
+            bucket = buckets.setdefault(task.key(slot.item), [])
             bucket.append(slot)
-            if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.pixels > BATCH_PIXELS:
+            if len(bucket) == batch_size or (len(bucket) + 1) * slot.item.work > BATCH_WORK:
                 return bucket
-    due = not reading or waiting >= batch_size or passed >= 4 * batch_size
+    due = not preparing or waiting >= batch_size or passed >= 4 * batch_size
     return next(iter(buckets.values())) if buckets and due else []
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory did not suffice; other errors of a device are not taken for it."""
+    """Returns whether an error says that memory did not suffice; other errors of a device don't count."""
     kinds: tuple[type[BaseException], ...] = (MemoryError,)
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -197,15 +240,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def _run(verb: Verb, items: list[Any]) -> list[Any]:
-    """Runs a batch; where that fails, its halves, so that memory may suffice, and only a guilty item is lost."""
+def _run(task: Task[Any, Any, Any, Any], items: list[Any]) -> list[Any]:
+    """Runs a batch and, where that fails, its halves: memory may suffice for those, and only a guilty item is lost."""
     try:
-        results = verb.run(items)
+        results = list(task.run(items))
         if len(results) != len(items):
             raise ValueError(f"the model gave {len(results)} results for {len(items)} items")
         return results
-    except Exception as error:  # whatever a model raises is this batch's failure, not the run's
+    except Exception as error:  # whatever a model raises is a failure of this batch, not of the run
         if len(items) == 1:
             return [error]
     half = len(items) // 2
-    return _run(verb, items[:half]) + _run(verb, items[half:])
+    return _run(task, items[:half]) + _run(task, items[half:])

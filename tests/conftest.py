@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
-from aeimg import zoo
+from aeimg import registry
 
 # The machines that run this are slow and shared: how long an example takes says nothing.
 settings.register_profile("aeimg", deadline=None)
@@ -24,7 +24,7 @@ DATA = "AEIMG_TEST_DATA"
 @pytest.fixture(autouse=True)
 def registered(monkeypatch) -> None:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(zoo, "_registered", dict(zoo._registered))
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
 @pytest.fixture(scope="session")

@@ -68,12 +68,12 @@ def test_wrong_calls_exit_with_two_and_one_clear_line(arguments, tmp_path, monke
     assert "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("verb", ["denoise", "compress"])
-def test_a_forgotten_output_is_told_in_words(folder, verb):
+@pytest.mark.parametrize("task", ["denoise", "compress"])
+def test_a_forgotten_output_is_told_in_words(folder, task):
     (folder / "c.png").write_bytes((folder / "in" / "a.png").read_bytes())
-    done = run(verb, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
+    done = run(task, folder / "in" / "a.png", folder / "in" / "sub" / "b.png", folder / "c.png")
     assert done.exit_code == 2
-    assert "c.png: is a file, and what is asked for goes to a folder" in done.stderr
+    assert "c.png: is a file, but the results need a folder" in done.stderr
 
 
 def test_options_come_from_the_environment_too(folder, monkeypatch):
@@ -126,13 +126,13 @@ def test_info_takes_names_that_are_no_text(folder):
 
 
 def test_info_describes_latents_and_weights_and_refuses_others(folder):
-    from aeimg import zoo
+    from aeimg import registry, weights
 
     run("compress", folder / "in", folder / "latents", "--quality", 60)
-    weights = zoo.find_weights(zoo.BUILTINS["aeimg-codec"][1])
+    weights = weights.find_weights(registry.BUILTINS["aeimg-codec"][1])
     done = run("info", "--json", folder / "latents/a.aei", weights)
     latent, about = (json.loads(line) for line in done.stdout.splitlines())
-    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", zoo.BUILTINS["aeimg-codec"][1], 60)
+    assert (latent["mode"], latent["model"], latent["quality"]) == ("coded", registry.BUILTINS["aeimg-codec"][1], 60)
     assert (latent["width"], latent["height"], latent["source"]) == (143, 101, "a.png")
     assert latent["weights"] == about["digest"]
     assert about["card"]["steps"] > 0
@@ -155,7 +155,7 @@ def test_models_tells_task_size_cost_figures_and_origin():
     assert "held_out" in row
 
 
-def test_train_writes_weights_that_the_verbs_take(folder, tmp_path):
+def test_train_writes_weights_that_the_tasks_take(folder, tmp_path):
     from skimage import data
 
     (tmp_path / "train").mkdir()

@@ -112,14 +112,25 @@ def test_what_is_no_picture_is_refused(small):
             process(wrong, "denoise")
     with pytest.raises(UsageError, match="unknown task 'sharpen'"):
         process(small, "sharpen")
-    with pytest.raises(UsageError, match="unknown option.*'sigmaa'"):
+    with pytest.raises(UsageError, match="the option 'sigmaa' is unknown; denoise knows .*sigma"):
         process(small, "denoise", sigmaa=3)
-    for option, value in [("sigma", -1), ("sigma", "loud"), ("strength", 2), ("quality", 0), ("quality", 50.5),
-                          ("target_bpp", float("inf")), ("kind", "gif"), ("jobs", 0), ("batch_size", 0)]:  # fmt: skip
-        with pytest.raises(UsageError, match=option):
-            process(small, "denoise", **{option: value})
-    with pytest.raises(UsageError, match="of another kind"):
+    with pytest.raises(UsageError, match="'quality' is an option of compress and score, not of denoise"):
+        process(small, "denoise", quality=3)
+    with pytest.raises(UsageError, match="has the wrong type"):
         process(small, "denoise", strength="0.5")
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "value"),
+    [("denoise", "sigma", -1), ("denoise", "sigma", "loud"), ("denoise", "strength", 2), ("compress", "quality", 0),
+     ("compress", "quality", 50.5), ("compress", "target_bpp", float("inf")), ("compress", "effort", 10),
+     ("decompress", "kind", "gif"), ("decompress", "format", "gif"), ("denoise", "image_quality", {"gif": 3}),
+     ("score", "percentile", 101), ("features", "jobs", 0), ("features", "batch_size", 0), ("score", "quality", 101),
+     ("denoise", "on_error", "pray"), ("denoise", "if_exists", "pray"), ("denoise", "include", "*.png")],
+)  # fmt: skip
+def test_an_option_out_of_range_is_refused_by_name(small, task, option, value):
+    with pytest.raises(UsageError, match=rf"^{option}\b.*(must|takes|does not write)"):
+        process(small, task, **{option: value})
 
 
 @pytest.mark.parametrize("task", ["denoise", "compress", "features", "score"])
@@ -167,21 +178,23 @@ def test_memory_bounds_what_is_on_its_way():
     alive, most = 0, 0
     lock = threading.Lock()
 
-    def read(number):
+    def prepare(number):
         nonlocal alive, most
         with lock:
             alive += 1
             most = max(most, alive)
-        return SimpleNamespace(number=number, nbytes=100, pixels=1)
+        return SimpleNamespace(number=number, nbytes=100, work=1)
 
-    def write(item, result):
+    def finish(item, result):
         nonlocal alive
         with lock:
             alive -= 1
         return result
 
-    verb = SimpleNamespace(read=read, key=lambda item: 0, run=lambda items: [i.number for i in items], write=write)
-    outcomes = list(stream(range(200), verb, jobs=4, batch_size=8, memory=500))
+    task = SimpleNamespace(
+        prepare=prepare, key=lambda item: 0, run=lambda items: [i.number for i in items], finish=finish, small=False
+    )
+    outcomes = list(stream(range(200), task, jobs=4, batch_size=8, memory=500))
     assert [outcome.value for outcome in outcomes] == list(range(200))
     assert most <= 5
 
@@ -190,14 +203,14 @@ def test_memory_bounds_what_is_on_its_way():
 def test_results_that_wait_for_their_turn_count_as_memory_unless_they_are_small(small_results):
     first, started = threading.Event(), []
 
-    def read(number):
+    def prepare(number):
         started.append(number)
         if number == 0:
             first.wait(10)
-        return SimpleNamespace(number=number, nbytes=100, pixels=1)
+        return SimpleNamespace(number=number, nbytes=100, work=1)
 
-    verb = SimpleNamespace(
-        read=read, key=lambda item: 0, run=lambda items: items, write=lambda item, result: item.number,
+    task = SimpleNamespace(
+        prepare=prepare, key=lambda item: 0, run=lambda items: items, finish=lambda item, result: item.number,
         small=small_results,
     )  # fmt: skip
     ahead = []
@@ -208,7 +221,7 @@ def test_results_that_wait_for_their_turn_count_as_memory_unless_they_are_small(
 
     timer = threading.Timer(1, look)
     timer.start()
-    outcomes = [outcome.value for outcome in stream(range(100), verb, jobs=2, batch_size=4, memory=500)]
+    outcomes = [outcome.value for outcome in stream(range(100), task, jobs=2, batch_size=4, memory=500)]
     assert outcomes == list(range(100))
     assert ahead[0] == 2 * 2 + 6 * 4 if small_results else 2 <= ahead[0] <= 5
 
@@ -219,68 +232,72 @@ def test_a_failing_batch_costs_only_the_guilty_item():
             raise RuntimeError("seven")
         return [item.number for item in items]
 
-    verb = SimpleNamespace(
-        read=lambda number: SimpleNamespace(number=number, nbytes=1, pixels=1),
-        key=lambda item: 0, run=run, write=lambda item, result: result,
+    task = SimpleNamespace(
+        prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1),
+        key=lambda item: 0, run=run, finish=lambda item, result: result,
+        small=False,
     )  # fmt: skip
-    outcomes = list(stream(range(20), verb, jobs=2, batch_size=8))
+    outcomes = list(stream(range(20), task, jobs=2, batch_size=8))
     assert [outcome.source for outcome in outcomes if outcome.error] == [7]
     assert [outcome.value for outcome in outcomes if not outcome.error] == [n for n in range(20) if n != 7]
 
 
 def test_a_model_that_gives_too_few_results_costs_its_items_and_not_the_run():
-    verb = SimpleNamespace(
-        read=lambda number: SimpleNamespace(number=number, nbytes=1, pixels=1), key=lambda item: item.number % 2,
-        run=lambda items: items[1:] if items[0].number % 2 else items, write=lambda item, result: item.number,
+    task = SimpleNamespace(
+        prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1), key=lambda item: item.number % 2,
+        run=lambda items: items[1:] if items[0].number % 2 else items, finish=lambda item, result: item.number,
+        small=False,
     )  # fmt: skip
-    outcomes = list(stream(range(8), verb, jobs=2, batch_size=2))
+    outcomes = list(stream(range(8), task, jobs=2, batch_size=2))
     assert [outcome.value for outcome in outcomes if not outcome.error] == [0, 2, 4, 6]
     assert "0 results for 1 items" in str(outcomes[1].error)
 
 
 def test_a_model_is_not_kept_waiting_for_pictures_that_fit_no_batch():
-    """Pictures of many sizes never fill a batch; the next reads must not hold up those that are there."""
+    """Pictures of many sizes never fill a batch; what is being prepared must not hold up those that are there."""
     ran, slow = threading.Event(), threading.Event()
 
-    def read(number):
-        if number == 12:  # is read only when something has run
+    def prepare(number):
+        if number == 12:  # is prepared only when something has run
             slow.set()
             assert ran.wait(20)
-        return SimpleNamespace(number=number, nbytes=1, pixels=1)
+        return SimpleNamespace(number=number, nbytes=1, work=1)
 
     def run(items):
         if slow.is_set():
             ran.set()
         return [item.number for item in items]
 
-    verb = SimpleNamespace(read=read, key=lambda item: item.number, run=run, write=lambda item, result: result)
-    outcomes = list(stream(range(30), verb, jobs=4, batch_size=4))
+    task = SimpleNamespace(
+        prepare=prepare, key=lambda item: item.number, run=run, finish=lambda item, result: result, small=False
+    )
+    outcomes = list(stream(range(30), task, jobs=4, batch_size=4))
     assert [outcome.value for outcome in outcomes] == list(range(30))
 
 
-def test_reading_and_writing_go_on_in_threads_while_the_model_runs():
-    """The model waits for the next picture to be read and the last one to be written: that must not stand still."""
-    read, written = threading.Event(), threading.Event()
+def test_items_are_prepared_and_finished_in_threads_while_the_model_runs():
+    """The model waits for the next item to be prepared and the last one to be finished: neither may stand still."""
+    prepared, finished = threading.Event(), threading.Event()
 
-    def reading(number):
+    def prepare(number):
         if number == 4:
-            read.set()
-        return SimpleNamespace(number=number, nbytes=1, pixels=1)
+            prepared.set()
+        return SimpleNamespace(number=number, nbytes=1, work=1)
 
-    def running(items):
+    def run(items):
         if items[0].number == 2:
-            assert read.wait(10)
+            assert prepared.wait(10)
         if items[0].number == 3:
-            assert written.wait(10)
+            assert finished.wait(10)
         return [item.number for item in items]
 
-    def writing(item, result):
+    def finish(item, result):
         if result == 2:
-            written.set()
+            finished.set()
         return result
 
-    verb = SimpleNamespace(read=reading, key=lambda item: 0, run=running, write=writing)
-    outcomes = list(stream(range(8), verb, jobs=2, batch_size=1))
+    task = SimpleNamespace(prepare=prepare, key=lambda item: 0, run=run, finish=finish, small=False)
+    outcomes = list(stream(range(8), task, jobs=2, batch_size=1))
     assert [outcome.value for outcome in outcomes] == list(range(8))
 
 

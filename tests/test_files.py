@@ -23,10 +23,10 @@ from PIL import Image
 import aeimg
 from aeimg import InputError, OutputError, UsageError, container, manifest, paths, process
 from aeimg.cli import main
-from aeimg.denoise import TILE
 from aeimg.engine import Interrupted
 from aeimg.stream import out_of_memory
-from aeimg.verbs import SMALLEST_TILE
+from aeimg.tasks.denoise import SMALLEST_TILE, TILE
+from aeimg.tasks.options import RunOptions
 
 TAME = """
 import sys, time
@@ -106,7 +106,7 @@ def test_a_changed_option_or_model_redoes_and_a_changed_output_is_not_touched(fo
     again = run(folder, out, strength=0.5)
     assert (again.done, again.skipped) == (11, 1)
     (record,) = (r for r in again.files if r["status"] == "skipped")
-    assert "not known to be of aeimg" in record["warnings"][0]
+    assert "aeimg has no record of writing it" in record["warnings"][0]
     assert (out / "0" / "0.png").read_bytes() == b"retouched by hand"
     assert run(folder, out, strength=0.5, if_exists="overwrite").done == 12
     with pytest.raises(OutputError, match="is there already"):
@@ -128,7 +128,7 @@ def test_what_can_be_skipped_is_seen_before_anything_is_decoded(folder, tmp_path
     def fail(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("aeimg.verbs.read_picture", fail)
+    monkeypatch.setattr("aeimg.tasks.pictures.read_picture", fail)
     assert run(folder, out).skipped == 12
 
 
@@ -228,7 +228,7 @@ def test_an_input_that_vanishes_is_one_failure(folder, tmp_path, monkeypatch):
 
 def test_an_output_folder_that_can_not_be_written_is_named_for_each_file_or_at_once(folder, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UsageError, match="file: is a file, and what is asked for goes to a folder"):
+    with pytest.raises(UsageError, match="file: is a file, but the results need a folder"):
         run(folder, tmp_path / "file")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "0").write_bytes(b"a file where a folder must be")
@@ -509,9 +509,9 @@ def test_what_never_fits_is_one_failure(small):
 
 @pytest.mark.parametrize(("given", "bytes_"), [("500M", 500 << 20), ("4G", 4 << 30), ("1.5 GiB", 3 << 29), (100, 100)])
 def test_memory_is_a_number_or_words(given, bytes_):
-    assert aeimg.verbs.Options(memory=given).memory_bytes == bytes_
+    assert RunOptions(memory=given).memory_bytes == bytes_
     with pytest.raises(UsageError, match="memory must be"):
-        aeimg.verbs.Options(memory="much")
+        RunOptions(memory="much")
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -550,7 +550,7 @@ def test_one_note_about_many_files_names_a_few(folder, tmp_path):
     (out / manifest.NAME).unlink()
     result = CliRunner().invoke(main, ["denoise", str(folder), str(out), "-m", "same", "--json", str(tmp_path / "s")])
     assert result.exit_code == 0
-    assert result.stderr.count("not known to be of aeimg") == 6
+    assert result.stderr.count("aeimg has no record of writing it") == 6
     assert "and 7 more" in result.stderr
     told = json.loads((tmp_path / "s").read_text())
     assert told["options"]["model"] == "same"

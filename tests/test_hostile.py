@@ -106,9 +106,8 @@ def test_every_error_of_a_decoder_is_that_files_error(tmp_path, small, png, monk
 
 
 def test_a_damaged_avif_ends_neither_a_dry_run_nor_training_nor_a_benchmark(tmp_path, small, png, avif):
-    from aeimg.data import Photographs, _rgb
-
     from aeimg.bench import _images
+    from aeimg.training.datasets import Photographs, _rgb
 
     at = avif.index(b"mdat") + 4
     damaged = avif[:at] + bytes(len(avif) - at)

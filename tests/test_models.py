@@ -87,7 +87,7 @@ def test_the_denoiser_reaches_no_further_than_it_says():
 
 
 def test_the_codecs_halo_covers_the_reach_of_both_transforms():
-    from aeimg.codec import HALO
+    from aeimg.hyperprior_codec import HALO
 
     torch.manual_seed(0)
     network = Hyperprior(SMALL)

@@ -47,9 +47,8 @@ def test_numpy_and_torch_make_the_same_floats_and_the_same_integers(dtype):
 
 
 def test_training_and_reading_agree_on_eight_bits(tmp_path):
-    from aeimg.data import _rgb
-
     from aeimg.images import Picture, encode_picture
+    from aeimg.training.datasets import _rgb
 
     (tmp_path / "a.png").write_bytes(encode_picture(Picture(ALL_16.reshape(1, 256, 256)), ".png"))
     np.testing.assert_array_equal(_rgb(tmp_path / "a.png")[:, :, 2].ravel(), pixels.to_eight_bits(ALL_16))

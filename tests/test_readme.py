@@ -189,13 +189,13 @@ def test_the_speeds_are_those_that_were_measured():
 def test_the_measured_weights_are_those_that_ship():
     import torch
 
-    from aeimg import zoo
+    from aeimg import registry
 
     def shipped(task, *names):
-        models = [zoo.get(name, task, torch.device("cpu")) for name in names]
+        models = [registry.get(name, task, torch.device("cpu")) for name in names]
         return {model.label: model.digest.hex() for model in models}
 
-    denoisers = shipped("denoise", *zoo.CHOICES)
+    denoisers = shipped("denoise", *registry.CHOICES)
     for name, models in (("compress", shipped("compress", None)), ("denoise", denoisers), ("pairs", denoisers)):
         assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())["models"] == models
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from aeimg import DataError, UsageError, process, zoo
+from aeimg import DataError, UsageError, process, registry, weights
 from aeimg.bench import bench_textbooks, table
 from aeimg.cli import TRAINED
 from aeimg.metrics import psnr
@@ -158,7 +158,7 @@ def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
     x = torch.from_numpy(strokes(300)[0])[:, None].float() / 255
 
     def share(family):
-        network = zoo.load_model(trained(family)[0]).network
+        network = registry.load_model(trained(family)[0]).network
         with torch.no_grad():
             return active(network.encode(x))
 
@@ -178,14 +178,14 @@ def test_a_fresh_one_begins_at_the_mean_image(family, tmp_path):
 
 
 def test_hardly_a_unit_of_the_deep_one_is_dead(trained):
-    network = zoo.load_model(trained("multilayer")[0]).network
+    network = registry.load_model(trained("multilayer")[0]).network
     first = network.encoder[0](torch.from_numpy(strokes(300)[0]).flatten(1).float() / 255)
     assert (first.amax(0) > 0).float().mean() > 0.9  # a quarter of them were, did it not begin at the mean image
 
 
 @pytest.mark.parametrize("family", ["conv", "denoising"])
 def test_what_a_pixel_depends_on_lies_within_the_halo(family):
-    network = zoo.build(TEXTBOOKS[family].architecture, {})
+    network = weights.build(TEXTBOOKS[family].architecture, {})
     side = 8 * network.halo
     x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
     back = network(x, torch.zeros(1)) if family == "denoising" else network(x[:, :1])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from aeimg import latents, process, zoo
+from aeimg import explore, process, registry, weights
 from aeimg.training.datasets import Digits
 from aeimg.training.textbook_objectives import TEXTBOOKS
 
-SHIPPED = [name for name in TEXTBOOKS if name in zoo.BUILTINS]
+SHIPPED = [name for name in TEXTBOOKS if name in registry.BUILTINS]
 CODECS = [name for name in SHIPPED if name != "denoising"]
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = (DOCS / "autoencoders.md").read_text()
@@ -22,8 +22,8 @@ MEASURED = json.loads((DOCS / "textbooks.json").read_text())
 CPU = torch.device("cpu")
 
 
-def weights(name: str) -> Path:
-    return zoo.find_weights(zoo.BUILTINS[name][1])
+def weights_of(name: str) -> Path:
+    return weights.find_weights(registry.BUILTINS[name][1])
 
 
 def row(name: str, card: dict) -> str:
@@ -47,13 +47,13 @@ def digits(data):
 
 def test_every_textbook_under_a_megabyte_ships():
     assert set(TEXTBOOKS) - set(SHIPPED) == {"deep2d"}  # 2.2 MB
-    assert all(weights(name).stat().st_size < 1e6 for name in SHIPPED)
+    assert all(weights_of(name).stat().st_size < 1e6 for name in SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_page_says_what_the_card_says(name):
-    size = weights(name).stat().st_size
-    assert f"{row(name, zoo.read_header(weights(name)).card)} {size / 1e3:.0f} kB |" in PAGE
+    size = weights_of(name).stat().st_size
+    assert f"{row(name, weights.read_header(weights_of(name)).card)} {size / 1e3:.0f} kB |" in PAGE
 
 
 def test_the_page_says_what_was_measured_of_models_that_do_not_ship():
@@ -63,7 +63,7 @@ def test_the_page_says_what_was_measured_of_models_that_do_not_ship():
 
 
 def test_the_sentences_below_the_tables_say_the_same():
-    cards = {name: zoo.read_header(weights(name)).card["held_out"] for name in SHIPPED}
+    cards = {name: weights.read_header(weights_of(name)).card["held_out"] for name in SHIPPED}
     deep, components = MEASURED["runs"]["deep2d"], MEASURED["components"]
     assert stated(r"principal subspace: it leaves mse ([\d.]+)") == cards["linear"]["mse"]
     assert stated(r"components of the same width: mse ([\d.]+)") == pytest.approx(components["linear"]["mse"], rel=1e-4)
@@ -78,7 +78,7 @@ def test_the_sentences_below_the_tables_say_the_same():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_its_weights_come_from_a_commit(name):
-    assert re.fullmatch(r"[0-9a-f]{7,}", zoo.read_header(weights(name)).card["commit"])
+    assert re.fullmatch(r"[0-9a-f]{7,}", weights.read_header(weights_of(name)).card["commit"])
 
 
 @pytest.fixture(scope="session")
@@ -88,8 +88,8 @@ def measured(digits):
 
     def of(name):
         if name not in found:
-            kind, model = TEXTBOOKS[name], zoo.load_model(weights(name))
-            header = zoo.read_header(weights(name))
+            kind, model = TEXTBOOKS[name], registry.load_model(weights_of(name))
+            header = weights.read_header(weights_of(name))
             objective = kind(kind.source(digits, kind.recipe, {}), header.config, kind.recipe)
             found[name] = objective.validate(model.network if name in CODECS else model)
         return found[name]
@@ -99,7 +99,7 @@ def measured(digits):
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_its_weights_give_the_figure_of_its_card(name, measured):
-    for key, value in zoo.read_header(weights(name)).card["held_out"].items():
+    for key, value in weights.read_header(weights_of(name)).card["held_out"].items():
         # The card was measured before rounding to fp16.
         assert measured(name)[key] == pytest.approx(value, rel=5e-3), key
 
@@ -113,7 +113,7 @@ def test_the_linear_one_is_as_good_as_principal_components(digits):
     axes = torch.linalg.eigh((seen - mean).T @ (seen - mean)).eigenvectors[:, -64:]
     pca = float(((held_out - mean) @ axes @ axes.T + mean - held_out).square().mean())
     assert MEASURED["components"]["linear"]["mse"] == pytest.approx(pca, rel=1e-4)
-    assert zoo.read_header(weights("linear")).card["held_out"]["mse"] == pytest.approx(pca, rel=0.01)
+    assert weights.read_header(weights_of("linear")).card["held_out"]["mse"] == pytest.approx(pca, rel=0.01)
     floor = float((torch.special.entr(held_out) + torch.special.entr(1 - held_out)).mean())
     assert stated(r"given back exactly, it is ([\d.]+)") == pytest.approx(floor, abs=6e-5)
 
@@ -135,7 +135,7 @@ def test_the_tasks_take_it_by_its_name(name, small):
     assert process(latent, "decompress", kind="numpy").shape == grey.shape  # its weights are found by their label
     assert np.isfinite(process(grey, "features", model=name)).all()
     assert process(grey, "score", model=name).strange in (True, False)
-    (drawn,) = latents.sample(zoo.get(name, "compress", CPU), 1, CPU, side=32)
+    (drawn,) = explore.draw_samples(registry.get(name, "compress", CPU), 1, CPU, side=32)
     assert drawn.dtype == np.uint8 and drawn.std() > 1
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from aeimg import DataError, InvalidWeights, OutputError, UsageError, plots, process, zoo
+from aeimg import DataError, InvalidWeights, OutputError, UsageError, plots, process, registry, weights
 from aeimg.metrics import psnr
 from aeimg.training import card, checkpoints, denoise_objectives, journal, loop, train
 from aeimg.training import run as run_module
@@ -93,7 +93,7 @@ def interrupted(kind, at):
 
 
 def equal(*paths):
-    a, b = (zoo.load_tensors(path)[1] for path in paths)
+    a, b = (weights.load_tensors(path)[1] for path in paths)
     return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -174,7 +174,7 @@ def test_patience_ends_a_run_finishes_the_decay_and_keeps_the_best(photographs, 
     assert done == sorted(done)
     assert done[-1] > 0.75
     assert max(np.diff(done[:37])) < 0.01
-    tensors = zoo.load_tensors(out)[1]
+    tensors = weights.load_tensors(out)[1]
     assert all(torch.equal(tensors[name], best[20][name]) for name in best[20])
 
 
@@ -252,7 +252,7 @@ def test_weights_are_fine_tuned_with_their_own_config_at_a_third_of_the_learning
 
 
 def test_a_new_denoiser_has_the_shape_of_the_shipped_one():
-    shipped = zoo.read_header(zoo.find_weights(zoo.BUILTINS[zoo.WHITE][1])).config
+    shipped = weights.read_header(weights.find_weights(registry.BUILTINS[registry.WHITE][1])).config
     assert {key: tuple(shipped[key]) for key in SHAPE} == SHAPE
 
 
@@ -260,12 +260,12 @@ def test_a_new_denoiser_has_the_shape_of_the_shipped_one():
 @pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
 def test_what_ships_can_be_fine_tuned(photographs, tmp_path, model):
     out = tmp_path / "w.safetensors"
-    task = zoo.BUILTINS[model][0]
+    task = registry.BUILTINS[model][0]
     recipe = {"crop": 64, "batch": 1, "late_crop": 64, "late_batch": 1}
     header = train(task, photographs, out, start=model, steps=1, recipe=recipe, device="cpu", log=lambda line: None)
-    theirs = zoo.read_header(zoo.find_weights(zoo.BUILTINS[model][1]))
+    theirs = weights.read_header(weights.find_weights(registry.BUILTINS[model][1]))
     assert header.card["start"].startswith(theirs.label)
-    mine = zoo.read_header(out).config
+    mine = weights.read_header(out).config
     assert {key: mine[key] for key in theirs.config} == theirs.config
     figures = {"aeimg-denoise": "psnr25", "aeimg-denoise-blind": "camera", "aeimg-codec": "loss"}
     assert figures[model] in header.card["held_out"]
@@ -612,7 +612,7 @@ def test_the_option_jpeg_trains_a_blind_denoiser_on_noise_saved_as_jpeg(photogra
     words = ["train", "denoise", photographs, "-o", out, "--jpeg", "--steps", 2, "--device", "cpu"]
     done = CliRunner().invoke(main, [*map(str, words), "--from", str(tmp_path / "white.safetensors")])
     assert done.exit_code == 0, done.output
-    header = zoo.read_header(out)
+    header = weights.read_header(out)
     assert header.card["recipe"]["jpeg"] is True
     assert header.config["assumed_sigma"] is not None
     assert set(header.card["held_out"]) == {"jpeg", "camera", "clean"}

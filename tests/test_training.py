@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from aeimg import InvalidWeights, OutputError, TrainingDiverged, plots, zoo
+from aeimg import InvalidWeights, OutputError, TrainingDiverged, plots
 from aeimg.training import journal, loop, train
 from aeimg.training import run as run_module
 from aeimg.training.compress_objective import CompressObjective
@@ -24,6 +24,7 @@ from aeimg.training.datasets import Digits, GreyPhotographs, Pairs, Photographs
 from aeimg.training.denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
 from aeimg.training.objective import Objective, Recipe
 from aeimg.training.textbook_objectives import TEXTBOOKS, Sparse, Vanilla, Variational
+from aeimg.weights import load_tensors, save_weights
 
 RECIPE = Recipe(crop=32, batch=8, learning_rate=1e-3, late=0.2, late_crop=32, late_batch=8, grey=0.0)
 UNET = {"channels": (8, 16), "blocks": (1, 1), "blocks_up": (1,)}
@@ -461,9 +462,9 @@ def test_a_checkpoint_with_values_that_are_not_finite_is_refused(flat, tmp_path,
 def test_weights_that_are_not_finite_are_no_start(flat, tmp_path):
     weights = tmp_path / "w.safetensors"
     run(flat, weights, steps=1)
-    header, tensors, _ = zoo.load_tensors(weights)
+    header, tensors, _ = load_tensors(weights)
     tensors["encoder.0.weight"].view(-1)[0] = math.nan
-    zoo.save_weights(weights, tensors, header)
+    save_weights(weights, tensors, header)
     with pytest.raises(InvalidWeights, match=r"w\.safetensors: encoder\.0\.weight is not finite"):
         run(flat, tmp_path / "v.safetensors", steps=1, start=weights)
 

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .. import zoo
 from ..engine import process
 from ..errors import DataError
 from ..metrics import psnr, roc_auc, ssim
 from ..paths import find_images
 from ..pixels import to_eight_bits
+from ..weights import load_tensors, save_weights
 from . import compress
 from .compress import bench_compress
 from .setting import Figures, circumstances, images_in
@@ -203,19 +203,21 @@ def bench_engine(
     """
     import tempfile
 
-    from ..engine import _verb
+    from ..engine import make_task
     from ..stream import stream
-    from ..verbs import Options
+    from ..tasks.options import OPTIONS
+    from ..tasks.pictures import FileSource
 
     paths = find_images(Path(data))[:limit]
     if not paths:
         raise DataError(f"{data}: no images to measure on")
-    verb: Any = _verb(task, None, device, dtype, Options())
+    sources = [FileSource(path, ".png") for path in paths]
+    whole: Any = make_task(task, None, device, dtype, OPTIONS[task]())
 
     def only(**parts: Any) -> Any:
-        """The verb, with nothing left of its parts but those that are given."""
-        nothing = {"run": lambda items: list(items), "write": lambda item, result: result}
-        return SimpleNamespace(**{"read": verb.read, "key": verb.key, "small": True, **nothing, **parts})
+        """The task, with nothing left of its steps but those that are given."""
+        nothing = {"run": lambda items: list(items), "finish": lambda item, result: result}
+        return SimpleNamespace(**{"prepare": whole.prepare, "key": whole.key, "small": True, **nothing, **parts})
 
     def timed(sources: Sequence[Any], parts: Any) -> tuple[float, list[Any]]:
         began = time.perf_counter()
@@ -225,24 +227,26 @@ def bench_engine(
     def given(item: Any) -> Any:
         return item
 
-    verb.run([verb.read(paths[0])])  # loading and warming up is not part of the speed
+    whole.run([whole.prepare(sources[0])])  # loading and warming up is not part of the speed
 
-    def write(item: Any, result: Any) -> int:
-        item.kind, item.suffix = "file", ".png"
-        return len(verb.write(item, result))
+    def finish(item: Any, result: Any) -> int:
+        return len(whole.finish(item, result).value)
 
-    reading, items = timed(paths, only())
-    running, made = timed(items, only(read=given, run=verb.run))
+    reading, items = timed(sources, only())
+    running, made = timed(items, only(prepare=given, run=whole.run))
     results = {item.picture.name: result for item, result in zip(items, made, strict=True)}
 
     def known(batch: list[Any]) -> list[Any]:
         return [results[item.picture.name] for item in batch]
 
-    writing, _ = timed(items, only(read=given, run=known, write=write))
+    writing, _ = timed(items, only(prepare=given, run=known, finish=finish))
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         options: dict[str, Any] = {"device": device, "dtype": dtype, "if_exists": "overwrite"}
-        process(paths, task, out=folder, format="png" if task == "denoise" else None, **options)
+        if task == "denoise":
+            process(paths, "denoise", out=folder, format="png", **options)
+        else:
+            process(paths, "compress", out=folder, **options)
         wall = time.perf_counter() - began
     each = 2 * (reading + writing) / len(items)
 
@@ -250,8 +254,8 @@ def bench_engine(
         time.sleep(each * len(batch))
         return known(batch)
 
-    often = list(paths) * -(-100 // len(paths))
-    asleep, done = timed(often, only(run=sleep, write=write))
+    often = sources * -(-100 // len(sources))
+    asleep, done = timed(often, only(run=sleep, finish=finish))
     return {
         "task": "engine",
         "verb": task,
@@ -368,7 +372,7 @@ def _share_of_neighbours(points: np.ndarray, labels: np.ndarray) -> float:
 
 def write_card(weights: Path, data: Path, figures: Figures) -> None:
     """Adds what was measured on `data` to the card of a weights file; its digest stays what it is."""
-    header, tensors, _ = zoo.load_tensors(weights)
+    header, tensors, _ = load_tensors(weights)
     if figures["task"] == "compress":
         ours = figures["codecs"]["aeimg"]
         row = {metric: {k: round(v, 1) for k, v in rates.items()} for metric, rates in ours["bd_rate"].items()}
@@ -377,7 +381,7 @@ def write_card(weights: Path, data: Path, figures: Figures) -> None:
         parts |= {name: figures[name] for name in ("jpeg75", "clean") if name in figures}
         row = {part: {k: round(v, 2) for k, v in values.items()} for part, values in parts.items()}
     measured = {**header.card.get("figures", {}), Path(data).name: row}
-    zoo.save_weights(weights, tensors, replace(header, card={**header.card, "figures": measured}))
+    save_weights(weights, tensors, replace(header, card={**header.card, "figures": measured}))
 
 
 def table(figures: Figures) -> str:

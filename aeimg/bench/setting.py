@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import zoo
+from .. import devices, registry
 from ..errors import DataError
 from ..images import read_file, read_picture
 from ..paths import find_images
@@ -29,8 +29,8 @@ def circumstances(task: str, model: str | None, device: str, dtype: str) -> Figu
     """Which model was measured, where and how."""
     import torch
 
-    names = [model] if model is not None else list(zoo.CHOICES) if task == "denoise" else [zoo.DEFAULTS[task]]
-    measured = [zoo.get(name, task, zoo.pick_device(device)) for name in names]
+    names = [model] if model is not None else list(registry.CHOICES) if task == "denoise" else [registry.DEFAULTS[task]]
+    measured = [registry.get(name, task, devices.pick_device(device)) for name in names]
     return {
         "models": {
             getattr(one, "label", str(name)): getattr(one, "digest", b"").hex()

@@ -35,7 +35,7 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(x)
-        return h + self.conv2(F.leaky_relu(h, self.slope))  # type: ignore[no-any-return]
+        return h + self.conv2(F.leaky_relu(h, self.slope))
 
 
 class Convolutional(nn.Module):
@@ -88,7 +88,7 @@ class Convolutional(nn.Module):
         h = code
         for level in self.outward:
             h = F.interpolate(F.leaky_relu(level(h), self.config.slope), scale_factor=2)
-        return self.last(h)  # type: ignore[no-any-return]
+        return self.last(h)
 
     def pixels_of(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)
@@ -131,4 +131,4 @@ class Denoising(nn.Module):
         return self.network.halo
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.network(x.mean(1, keepdim=True)).expand_as(x)  # type: ignore[no-any-return]
+        return self.network(x.mean(1, keepdim=True)).expand_as(x)

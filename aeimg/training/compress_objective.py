@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..codec import HyperpriorCodec
 from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
+from ..hyperprior_codec import HyperpriorCodec
 from ..models.hyperprior import Hyperprior, lagrange_multiplier
 from ..models.integer import QUALITIES, freeze
-from ..zoo import build
+from ..weights import build
 from .datasets import Photographs
 from .degradations import turn_grey
 from .objective import Objective, Recipe

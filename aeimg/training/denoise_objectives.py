@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..zoo import build
+from ..weights import build
 from .datasets import Pairs, Photographs
 from .degradations import add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
 from .objective import AT_LEAST, Objective, Recipe, middle

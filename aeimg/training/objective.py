@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..zoo import build
+from ..weights import build
 from .datasets import Photographs
 
 AT_LEAST = 10

@@ -8,7 +8,8 @@ from pathlib import Path
 from .. import plots
 from ..errors import InvalidWeights, UsageError
 from ..paths import check_writable, sweep
-from ..zoo import read_header, resolve
+from ..registry import resolve
+from ..weights import read_header
 from .checkpoints import steps_of_checkpoint
 
 

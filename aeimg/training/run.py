@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import plots
+from ..devices import pick_device, pick_dtype
 from ..errors import InvalidWeights, OutputError, TrainingDiverged, UsageError
-from ..zoo import Header, build, load_tensors, pick_device, pick_dtype, resolve, save_weights
+from ..registry import resolve
+from ..weights import Header, build, load_tensors, save_weights
 from .card import commit, make_card
 from .checkpoints import not_finite, read_checkpoint, restore, under
 from .compress_objective import CompressObjective

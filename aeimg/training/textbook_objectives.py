@@ -11,7 +11,7 @@
     variational   a code that is a distribution
 
 They learn from images in the idx format, or from blocks of the images in a folder, in grey. All but `denoising` are
-codecs, too: see `BlockCodec`.
+codecs too: see `patch_codec.PatchCodec`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..blocks import block_step
 from ..entropy import LEVELS, SMALLEST, STEP, logistic_tables
 from ..errors import DataError, UsageError
 from ..models.integer import QUALITIES
 from ..models.variational import divergence
+from ..patch_codec import block_step
 from ..pixels import pad, padded
-from ..zoo import build
+from ..weights import build
 from .datasets import Digits, GreyPhotographs
 from .objective import AT_LEAST, Objective, Recipe
 

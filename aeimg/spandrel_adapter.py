@@ -1,7 +1,7 @@
-"""Networks in the community's layouts, as denoisers: what the package `spandrel` makes of a safetensors file.
+"""Networks of other projects as denoisers: what the package `spandrel` makes of a safetensors file.
 
-`--model spandrel:FILE` is such a file. Which architecture it holds is for spandrel to find; aeimg asks of it that
-pictures keep their size, and runs it as any other denoiser. `docs/plugins.md` tells what is assumed. Nothing is ever
+`--model spandrel:FILE` names such a file. spandrel finds out which architecture it holds; aeimg requires that pictures
+keep their size, and runs the network as any other denoiser. `docs/plugins.md` says what is assumed. Nothing is ever
 unpickled.
 """
 
@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .contract import Denoiser
 from .errors import InvalidWeights, ModelError
 from .pixels import padded
-from .zoo import read_header
+from .weights import read_header
 
 OVERLAP = 64
-"""Halo of a network that may be tiled, in pixels. An assumption: spandrel states no receptive field."""
+"""The halo of a network that may be tiled, in pixels. It is an assumption: spandrel states no receptive field."""
 SIDE = 64
-"""Of the pictures that a network is tried with, at least."""
+"""The least side of the pictures on which a network is tried, in pixels."""
 
 
-class Community:
-    """A network that spandrel knows, as a `denoise.Denoiser`.
+class SpandrelDenoiser(Denoiser):
+    """A network that spandrel knows, as a `contract.Denoiser`.
 
-    Raises `ModelError` where it does not make one picture of 1 or 3 channels of one of the same shape.
+    Raises `ModelError` for a network that does not turn a picture of 1 or 3 channels into one of the same shape.
     """
 
     def __init__(self, descriptor: Any, name: str, digest: bytes) -> None:
@@ -38,7 +39,7 @@ class Community:
         self.digest = digest
         channels = descriptor.input_channels, descriptor.output_channels
         if not isinstance(descriptor, ImageModelDescriptor):
-            raise ModelError(f"{self.label}: needs a mask beside the picture, which aeimg has not")
+            raise ModelError(f"{self.label}: needs a mask beside the picture, and aeimg has none")
         if descriptor.scale != 1:
             raise ModelError(f"{self.label}: enlarges {descriptor.scale} times; aeimg keeps the size of pictures")
         if channels not in ((1, 1), (3, 3)):
@@ -53,20 +54,20 @@ class Community:
             *([torch.bfloat16] if descriptor.supports_bfloat16 else []),
             *([torch.float16] if descriptor.supports_half else []),
         )
-        # spandrel tells these two a level of 15, always; they are asked without it.
+        # spandrel always announces a level of 15 to these two, so they are called without it.
         self.blind = not (architecture == "DRUNet" or (architecture == "DnCNN" and "FDnCNN" in descriptor.tags))
         self._descriptor = descriptor.eval()
         descriptor.model.requires_grad_(False)
-        self._batches = True  # for `_try_out`
+        self._batches = True  # which `_try_out` relies on
         self._batches = self._try_out(padded(max(SIDE, descriptor.size_requirements.minimum), self.multiple))
 
-    def to(self, device: torch.device) -> Community:
-        """Moves the network."""
+    def to(self, device: torch.device) -> SpandrelDenoiser:
+        """Moves the network to `device`."""
         self._descriptor.to(device)
         return self
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """`x` `[N,channels,H,W]` float in [0,1], `sigma` `[N]` in 8-bit units -> the clean images, same shape."""
+        """See `contract.Denoiser`."""
         x = x.contiguous()  # networks may view it as rows, which channels last does not allow
         if self._batches or len(x) == 1:
             return self._run(x, sigma)
@@ -80,7 +81,7 @@ class Community:
 
     @torch.inference_mode()
     def _try_out(self, side: int) -> bool:
-        """Whether two pictures at once come out as one by one, which spandrel does not promise."""
+        """Returns whether two pictures at once come out as they do one by one, which spandrel does not promise."""
         x = torch.rand(2, self.channels, side, side, generator=torch.Generator().manual_seed(0))
         sigma = torch.tensor([15.0, 50.0])
         try:
@@ -98,20 +99,20 @@ class Community:
         return both.shape == x.shape and torch.allclose(both, single, atol=1e-4)
 
 
-def load_community(path: Path) -> Community:
-    """The denoiser of a safetensors file that spandrel knows, in fp32 on the CPU, ready for use.
+def load_spandrel(path: Path) -> SpandrelDenoiser:
+    """Returns the denoiser of a safetensors file that spandrel knows, in fp32 on the CPU, ready for use.
 
-    It carries `label` ("spandrel:SCUNet/stem of the file") and `digest` (the first 8 bytes of the file's SHA-256).
-    Raises `ModelError` where spandrel is missing or the network is none for this; `InvalidWeights` for a file that is
-    damaged or no safetensors file.
+    Its `label` is "spandrel:SCUNet/stem of the file", its `digest` the first 8 bytes of the file's SHA-256. Raises
+    `ModelError` where spandrel is missing or the network can't denoise; `InvalidWeights` for a file that is damaged or
+    not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     if path.suffix.lower() != ".safetensors":
         raise InvalidWeights(
-            f"{path}: only .safetensors files are loaded, for others could run code; convert it with "
-            f"safetensors.torch.save_file where you trust it"
+            f"{path}: only .safetensors files are loaded, because others can run code; convert it with "
+            f"safetensors.torch.save_file if you trust it"
         )
     try:
         from spandrel import ModelLoader, UnsupportedModelError
@@ -121,15 +122,15 @@ def load_community(path: Path) -> Community:
         data = path.read_bytes()
         tensors = load(data)
     except (OSError, SafetensorError, KeyError) as error:
-        raise InvalidWeights(f"{path}: can't be read, or is no safetensors file ({error})") from error
+        raise InvalidWeights(f"{path}: can't be read, or is not a safetensors file ({error})") from error
     try:
         descriptor = ModelLoader("cpu").load_from_state_dict(tensors)
     except UnsupportedModelError as error:
         try:
             read_header(path)
         except InvalidWeights:
-            raise ModelError(f"{path}: of no architecture that spandrel knows") from error
+            raise ModelError(f"{path}: spandrel does not know its architecture") from error
         raise ModelError(f"{path}: a weights file of aeimg; name it without spandrel:") from error
-    except Exception as error:  # spandrel goes by a few names, and fails at the others in its own ways
-        raise InvalidWeights(f"{path}: looks like a network that it is not ({error})") from error
-    return Community(descriptor, path.stem, hashlib.sha256(data).digest()[:8])
+    except Exception as error:  # spandrel looks at a few names, and fails at the others in its own ways
+        raise InvalidWeights(f"{path}: is not the network that its names promise ({error})") from error
+    return SpandrelDenoiser(descriptor, path.stem, hashlib.sha256(data).digest()[:8])

@@ -12,19 +12,20 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from aeimg import InputError, InvalidLatent, ModelError, UsageError, latents, process, zoo
-from aeimg.blocks import BlockCodec
+from aeimg import InputError, InvalidLatent, ModelError, UsageError, explore, exports, process, registry
 from aeimg.entropy import logistic_tables
 from aeimg.metrics import roc_auc
 from aeimg.models.convolutional import Convolutional
 from aeimg.models.dense import Dense, DenseConfig
 from aeimg.models.variational import Variational
+from aeimg.patch_codec import PatchCodec
 from aeimg.plots import SCATTER_SIZE, scatter
+from aeimg.tasks.score import Strangeness
 
 CPU = torch.device("cpu")
 
 
-def codec(network, values: int) -> BlockCodec:
+def codec(network, values: int) -> PatchCodec:
     """`network` as it would come of a weights file, knowing errors of 0 to 0.1."""
     tensors = {
         "code/centre": torch.zeros(values), "code/spread": torch.ones(values),
@@ -32,10 +33,10 @@ def codec(network, values: int) -> BlockCodec:
         "code/tables": torch.from_numpy(logistic_tables(127)[:, 127:]),
     }  # fmt: skip
     torch.manual_seed(0)
-    return BlockCodec(network.eval().requires_grad_(False), tensors, "small-1", b"12345678")
+    return PatchCodec(network.eval().requires_grad_(False), tensors, "small-1", b"12345678")
 
 
-def identity(side: int = 8) -> BlockCodec:
+def identity(side: int = 8) -> PatchCodec:
     """A linear autoencoder that gives back what it gets; its code is the picture."""
     network = Dense(DenseConfig(side, (side * side,), activation=False, rectified_code=False))
     with torch.no_grad():
@@ -45,9 +46,9 @@ def identity(side: int = 8) -> BlockCodec:
     return codec(network, side * side)
 
 
-def model(made: BlockCodec) -> str:
+def model(made: PatchCodec) -> str:
     """Registers a codec under a name."""
-    zoo.register("small", lambda: made, task="compress")
+    registry.register("small", lambda: made, task="compress")
     return "small"
 
 
@@ -97,15 +98,15 @@ def test_a_model_without_known_errors_gives_scores_without_a_threshold(photograp
 
 
 def test_results_that_are_not_files_refuse_a_folder_for_files(tmp_path, small):
-    with pytest.raises(UsageError, match="leave out="):
+    with pytest.raises(UsageError, match="writes no files: leave out `out`"):
         process(small, "features", out=tmp_path)
 
 
-@pytest.mark.parametrize("suffix", latents.FEATURE_SUFFIXES)
+@pytest.mark.parametrize("suffix", exports.FEATURE_SUFFIXES)
 def test_features_are_written_with_their_names(tmp_path, suffix):
     names, rows = ["a/ä.png", "b,c.png"], np.arange(6, dtype=np.float32).reshape(2, 3)
     path = tmp_path / f"codes{suffix}"
-    latents.save_features(path, names, rows, "small-1")
+    exports.save_features(path, names, rows, "small-1")
     if suffix == ".csv":
         lines = list(csv.reader(path.open(encoding="utf-8")))
         assert lines[0] == ["name", "f0", "f1", "f2"]
@@ -125,8 +126,8 @@ def test_features_are_written_with_their_names(tmp_path, suffix):
 
 def test_scores_are_written_the_strangest_first(tmp_path):
     nothing = np.zeros((0, 0), np.float32)
-    found = [latents.Strangeness(0.1, 50.0, False, nothing), latents.Strangeness(0.3, 100.0, True, nothing)]
-    latents.save_scores(tmp_path / "s.csv", ["a", "b"], found)
+    found = [Strangeness(0.1, 50.0, False, nothing), Strangeness(0.3, 100.0, True, nothing)]
+    exports.save_scores(tmp_path / "s.csv", ["a", "b"], found)
     lines = (tmp_path / "s.csv").read_text().splitlines()
     assert lines == ["name,score,percentile,strange", "b,0.3,100.0,1", "a,0.1,50.0,0"]
 
@@ -134,59 +135,59 @@ def test_scores_are_written_the_strangest_first(tmp_path):
 def test_a_heatmap_shows_the_root_of_the_error():
     error = np.zeros((4, 6), np.float32)
     error[1, 2] = 0.25
-    with Image.open(io.BytesIO(latents.heatmap(error))) as image:
+    with Image.open(io.BytesIO(exports.heatmap(error))) as image:
         pixels = np.asarray(image)
     assert pixels.shape == (4, 6) and pixels[1, 2] == 128 and pixels.sum() == 128
 
 
 def test_the_plane_is_two_values_as_they_are_or_the_principal_components():
     points = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
-    same, labels = latents.plane(points)
+    same, labels = explore.plane(points)
     assert same is points and "code value" in labels[0]
     turned = np.linalg.qr(np.random.default_rng(1).normal(size=(5, 5)))[0]
     wide = np.hstack([points * (5, 2), 1e-3 * np.ones((50, 3))]) @ turned
-    found, labels = latents.plane(wide)
+    found, labels = explore.plane(wide)
     centred = points * (5, 2) - (points * (5, 2)).mean(0)
     np.testing.assert_allclose(np.linalg.svd(found)[1], np.linalg.svd(centred)[1], rtol=1e-6)
     assert "principal" in labels[0] and labels[0].endswith("%)")
     with pytest.raises(InputError):
-        latents.plane(points[:1])
+        explore.plane(points[:1])
 
 
 def test_between_two_pictures_the_ends_are_the_pictures():
     made = identity()
     a, b = picture(1), picture(2)
-    walk = latents.between(made, a, b, 5, CPU)
+    walk = explore.draw_between(made, a, b, 5, CPU)
     np.testing.assert_array_equal(walk[0][0], a)
     np.testing.assert_array_equal(walk[-1][0], b)
     np.testing.assert_allclose(walk[2][0], (a.astype(float) + b) / 2, atol=0.51)
     with pytest.raises(InputError, match="8x8 in 1 channels and 9x9"):
-        latents.between(made, a, picture(3, 9), 5, CPU)
+        explore.draw_between(made, a, picture(3, 9), 5, CPU)
 
 
 def test_arithmetic_of_codes():
     made = identity()
     a, b, c = (np.full((8, 8), value, np.uint8) for value in (100, 50, 20))
-    np.testing.assert_array_equal(latents.combine(made, a, b, c, CPU)[0], np.full((8, 8), 70))
+    np.testing.assert_array_equal(explore.draw_combination(made, a, b, c, CPU)[0], np.full((8, 8), 70))
 
 
 def test_samples_repeat_with_their_seed_and_a_model_without_a_decoder_says_so():
     made = codec(Variational(), 2)
-    first, again, other = (latents.sample(made, 3, CPU, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (explore.draw_samples(made, 3, CPU, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.stack(first).astype(int) - np.stack(other)).max() > 0
     assert first[0].shape == (1, 28, 28)
-    assert latents.walk(made, 4, CPU).shape == (1, 112, 112)
+    assert explore.draw_plane(made, 4, CPU).shape == (1, 112, 112)
     with pytest.raises(ModelError, match="two values"):
-        latents.walk(identity(), 4, CPU)
+        explore.draw_plane(identity(), 4, CPU)
     with pytest.raises(ModelError, match="small autoencoders"):
-        latents.sample(zoo.get(None, "compress", CPU), 1, CPU)
+        explore.draw_samples(registry.get(None, "compress", CPU), 1, CPU)
 
 
 def test_samples_of_a_network_that_takes_any_size_are_of_the_size_asked_for():
     made = codec(Convolutional(), 8)
     for side in (20, 64, 600):  # no multiple of what it takes; one; more than one block
-        (drawn,) = latents.sample(made, 1, CPU, side=side)
+        (drawn,) = explore.draw_samples(made, 1, CPU, side=side)
         assert drawn.shape == (1, side, side)
 
 
@@ -259,7 +260,7 @@ def test_no_command_writes_over_what_it_has_not_made(pictures):
             path.write_bytes(data)
             done = command(*words, "-m", name)
             assert (done.exit_code, path.read_bytes()) == (2, data), done.output
-            assert f"{path}: is there already, and not what an earlier run has left" in done.output.replace("\n", " ")
+            assert f"{path}: is there already, and was not written by an earlier run" in done.output.replace("\n", " ")
         path.unlink()
         path.mkdir()
         done = command(*words, "-m", name)
@@ -310,7 +311,7 @@ def test_a_forgotten_output_costs_no_input(pictures):
     before = (pictures / "2.png").read_bytes()
     done = command("plot-latents", *(pictures / f"{number}.png" for number in range(3)), "-m", name)
     assert (done.exit_code, (pictures / "2.png").read_bytes()) == (2, before)
-    assert "give another name" in done.output
+    assert "choose another name" in done.output
 
 
 def test_features_of_one_command_are_no_scores_of_another(pictures):
@@ -353,7 +354,7 @@ def test_a_model_without_features_says_so_once(pictures):
     assert (done.exit_code, done.output) == (1, "Error: model bare-1 gives no features\n")
     assert not (pictures / "f.csv").exists()
     (pictures / "none").mkdir()
-    zoo.unregister("small")
+    registry.unregister("small")
     done = command("score", pictures / "none", pictures / "s.csv", "-m", model(identity()))
     assert (done.exit_code, done.output) == (0, "score: 0 images; no images found\n")
 
@@ -419,3 +420,33 @@ def test_many_blocks_go_in_parts():
     latent = made.encode(torch.from_numpy(picture(1, 320))[None, None], 90, CPU, torch.float32)[0]
     assert len(latent.codes) == 1600
     assert torch.equal(made.from_bytes(made.to_bytes(latent, 90), 320, 320, 90).codes, latent.codes)
+
+
+# -- from Python, by the words of the command line --------------------------------------------------------------------
+
+
+def test_the_doors_do_from_python_what_the_commands_do(tmp_path):
+    name = model(identity())
+    for number in range(3):
+        Image.fromarray(picture(number)).save(tmp_path / f"{number}.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    found = explore.features(tmp_path, tmp_path / "f.csv", model=name)
+    assert (found.images, found.values, found.model) == (["0.png", "1.png", "2.png"], 64, "small-1")
+    assert [path.name for path, _ in found.failed] == ["broken.png"]
+    scored = explore.score(
+        [tmp_path / "0.png", tmp_path / "1.png"], tmp_path / "s.csv", model=name, heatmaps=tmp_path / "maps"
+    )
+    assert (scored.strange, sorted(path.name for path in (tmp_path / "maps").iterdir())) == (
+        0,
+        ["0.png.png", "1.png.png"],
+    )
+    drawn = explore.sample(tmp_path / "drawn", model=name, count=2, seed=3)
+    assert [path.name for path in drawn] == ["sample-000.png", "sample-001.png"]
+    steps = explore.interpolate(tmp_path / "0.png", tmp_path / "1.png", tmp_path / "steps", model=name, steps=3)
+    np.testing.assert_array_equal(np.asarray(Image.open(steps[0])), picture(0))
+    same = explore.arithmetic(*(tmp_path / f"{n}.png" for n in (2, 1, 1)), tmp_path / "sum.png", model=name)
+    np.testing.assert_array_equal(np.asarray(Image.open(same)), picture(2))
+    explore.plot_latents(tmp_path / "drawn", tmp_path / "map.png", model=name)
+    assert (tmp_path / "map.png").is_file()
+    with pytest.raises(UsageError, match="was not written by an earlier run"):
+        explore.features(tmp_path / "drawn", tmp_path / "s.csv", model=name)

@@ -18,7 +18,6 @@ import functools
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,34 +37,6 @@ HALO = 8
 
 REFINING_STEP = 1.2
 """How far the first refinement goes towards where an orthonormal synthesis would err the least."""
-
-
-class Codec(Protocol):
-    """What a model of the task "compress" must do.
-
-    Pixels are `[N,C,H,W]`, C 1 or 3: uint8, uint16, or float in [0,1]; quality is 1..100. `label` names model and
-    version in the latent files, `digest` (8 bytes) tells one set of weights from another.
-    """
-
-    label: str
-    digest: bytes
-
-    def encode(self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int) -> list[Any]:
-        """Pixels on the CPU -> each picture's latent; `effort` 1..9 says how hard to look for a good one."""
-        ...
-
-    def to_bytes(self, latent: Any, quality: int) -> bytes:
-        """A latent -> its bytes, with a checksum of the latent in them."""
-        ...
-
-    def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Any:
-        """The mirror of `to_bytes`; raises `InvalidLatent` for damaged data."""
-        ...
-
-    def decode(self, latents: list[Any], shape: tuple[int, int, int], quality: int, device: torch.device,
-               dtype: torch.dtype, depth: int) -> Tensor:  # fmt: skip
-        """Latents of pictures of one shape `(C, H, W)` -> pixels on the CPU, uint8 or uint16 by `depth` (8 or 16)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A network in a community layout runs as any other denoiser, or is refused for a reason."""
+"""A network of another project runs as any other denoiser, or is refused for a reason."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import aeimg
-from aeimg import InvalidWeights, ModelError, zoo
-from aeimg.denoise import denoise
+from aeimg import InvalidWeights, ModelError, registry, weights
+from aeimg.tasks.denoise import run_denoiser
 
 spandrel = pytest.importorskip("spandrel")
 
 from spandrel.architectures import Compact, DnCNN, DRUNet, NAFNet, SCUNet  # noqa: E402
 
-from aeimg.community import Community, load_community  # noqa: E402
+from aeimg.spandrel_adapter import SpandrelDenoiser, load_spandrel  # noqa: E402
 
 CPU = torch.device("cpu")
 NARROW = [4, 4, 4, 4]
@@ -69,17 +69,17 @@ def test_every_kind_of_picture_goes_through_alone_as_in_a_batch(file, small):
 
 @pytest.mark.parametrize("name", ["dncnn", "dncnn-grey", "fdncnn", "drunet"])
 def test_tiles_make_what_the_whole_makes(name, tmp_path, photograph):
-    model = load_community(saved(tmp_path, name))
+    model = load_spandrel(saved(tmp_path, name))
     x = torch.from_numpy(photograph / 255).float().permute(2, 0, 1)[None]
     whole, tiled = (
-        denoise(model, x, torch.tensor([30.0]), device=CPU, dtype=torch.float32, tile=tile) for tile in (1000, 96)
+        run_denoiser(model, x, torch.tensor([30.0]), device=CPU, dtype=torch.float32, tile=tile) for tile in (1000, 96)
     )
     assert float((whole - x).abs().max()) > 0.01
     torch.testing.assert_close(tiled, whole, atol=1e-4, rtol=0)
 
 
 def test_a_network_that_is_not_for_tiles_gets_the_whole(tmp_path):
-    assert load_community(saved(tmp_path, "scunet")).halo is None
+    assert load_spandrel(saved(tmp_path, "scunet")).halo is None
 
 
 @pytest.mark.parametrize(("name", "blind"), [("dncnn", True), ("fdncnn", False), ("drunet", False)])
@@ -91,7 +91,7 @@ def test_networks_that_know_a_noise_level_are_told_it(name, blind, tmp_path, sma
         descriptor = spandrel.ModelLoader("cpu").load_from_file(tmp_path / f"{name}.safetensors")
         x = torch.from_numpy(small[:96, :136] / 255).float().permute(2, 0, 1)[None]
         theirs = descriptor.eval()(x)
-        ours = denoise(load_community(tmp_path / f"{name}.safetensors"), x, torch.tensor([15.0]), device=CPU,
+        ours = run_denoiser(load_spandrel(tmp_path / f"{name}.safetensors"), x, torch.tensor([15.0]), device=CPU,
                        dtype=torch.float32)  # fmt: skip
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -105,7 +105,7 @@ def test_a_network_that_takes_one_picture_at_a_time_gets_one(tmp_path):
         return inner(network, x) - (x[1:].mean() if len(x) > 1 else 0)
 
     descriptor._call_fn = call
-    model = Community(descriptor, "one", b"")
+    model = SpandrelDenoiser(descriptor, "one", b"")
     sizes.clear()
     model(torch.rand(3, 3, 16, 16), torch.zeros(3))
     assert sizes == [1, 1, 1]
@@ -113,10 +113,10 @@ def test_a_network_that_takes_one_picture_at_a_time_gets_one(tmp_path):
 
 def test_bf16_is_for_networks_that_support_it(tmp_path):
     path = saved(tmp_path, "dncnn")
-    assert load_community(path).dtypes == (torch.float32, torch.bfloat16)
+    assert load_spandrel(path).dtypes == (torch.float32, torch.bfloat16)
     descriptor = spandrel.ModelLoader("cpu").load_from_file(path)
     descriptor.supports_bfloat16 = False
-    assert Community(descriptor, "x", b"").dtypes == (torch.float32,)
+    assert SpandrelDenoiser(descriptor, "x", b"").dtypes == (torch.float32,)
 
 
 def test_bf16_comes_close_to_fp32(file, small):
@@ -142,35 +142,38 @@ def test_a_second_run_does_again_what_other_weights_have_made(tmp_path, small):
 def test_what_can_not_run_is_refused_with_the_reason(tmp_path):
     def refused(path, reason, kind=ModelError):
         with pytest.raises(kind, match=reason):
-            zoo.get(f"spandrel:{path}", "denoise", CPU)
+            registry.get(f"spandrel:{path}", "denoise", CPU)
 
     twofold = saved(tmp_path, "twofold", Compact.Compact(num_feat=8, num_conv=2, upscale=2))
     refused(twofold, "enlarges 2 times; aeimg keeps the size")
     refused(saved(tmp_path, "two", DnCNN.DnCNN(in_nc=2, out_nc=2, nc=8, nb=8, act_mode="R")), "makes 2 channels of 2")
     save_file({"w": torch.zeros(3)}, tmp_path / "odd.safetensors")
-    refused(tmp_path / "odd.safetensors", "of no architecture that spandrel knows")
+    refused(tmp_path / "odd.safetensors", "spandrel does not know its architecture")
     network = MADE["dncnn"]().state_dict()
     network["model.4.weight"] = torch.zeros(1, 2, 3, 3)
     save_file(network, tmp_path / "bent.safetensors")
-    refused(tmp_path / "bent.safetensors", "looks like a network that it is not", InvalidWeights)
+    refused(tmp_path / "bent.safetensors", "is not the network that its names promise", InvalidWeights)
     (tmp_path / "text.safetensors").write_text("hello world")
-    refused(tmp_path / "text.safetensors", "no safetensors file", InvalidWeights)
+    refused(tmp_path / "text.safetensors", "not a safetensors file", InvalidWeights)
     refused(tmp_path / "none.safetensors", "no such file")
-    refused(zoo.find_weights(zoo.BUILTINS["aeimg-denoise"][1]), "a weights file of aeimg; name it without spandrel:")
+    refused(
+        weights.find_weights(registry.BUILTINS["aeimg-denoise"][1]),
+        "a weights file of aeimg; name it without spandrel:",
+    )
 
 
 def test_a_file_named_in_the_wrong_way_says_which_is_right(tmp_path):
     path = saved(tmp_path, "dncnn")
-    with pytest.raises(InvalidWeights, match=f"no weights file of aeimg.*runs as spandrel:{path}"):
-        zoo.get(str(path), "denoise", CPU)
+    with pytest.raises(InvalidWeights, match=f"not a weights file of aeimg.*runs as spandrel:{path}"):
+        registry.get(str(path), "denoise", CPU)
     (tmp_path / "w.pth").write_bytes(b"cos")
-    with pytest.raises(ModelError, match=r"w\.pth: is no .safetensors file; others are not loaded"):
-        zoo.get(str(tmp_path / "w.pth"), "denoise", CPU)
+    with pytest.raises(ModelError, match=r"w\.pth: not a .safetensors file; others are not loaded"):
+        registry.get(str(tmp_path / "w.pth"), "denoise", CPU)
 
 
 def test_a_file_for_another_task_is_refused(tmp_path):
     with pytest.raises(ModelError, match="is for the task denoise, not for compress"):
-        zoo.get(f"spandrel:{saved(tmp_path, 'dncnn')}", "compress", CPU)
+        registry.get(f"spandrel:{saved(tmp_path, 'dncnn')}", "compress", CPU)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt"])
@@ -178,18 +181,18 @@ def test_nothing_is_unpickled(tmp_path, suffix):
     path = tmp_path / f"w{suffix}"
     path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(InvalidWeights, match=r"only .safetensors files are loaded.*convert it"):
-        zoo.get(f"spandrel:{path}", "denoise", CPU)
+        registry.get(f"spandrel:{path}", "denoise", CPU)
 
 
 def test_without_spandrel_the_error_says_what_to_install(tmp_path, monkeypatch):
     path = saved(tmp_path, "dncnn")
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ModelError, match=r"pip install 'aeimg\[spandrel\]'"):
-        zoo.get(f"spandrel:{path}", "denoise", CPU)
+        registry.get(f"spandrel:{path}", "denoise", CPU)
 
 
 def test_spandrel_is_imported_for_its_own_files_only():
-    code = "import sys, aeimg, aeimg.engine, aeimg.cli, aeimg.zoo; print('spandrel' in sys.modules)"
+    code = "import sys, aeimg, aeimg.engine, aeimg.cli, aeimg.registry; print('spandrel' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip() == b"False"
 
 

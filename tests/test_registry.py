@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import aeimg
-from aeimg import InvalidWeights, ModelError, UsageError, denoise, zoo
+from aeimg import InvalidWeights, ModelError, UsageError, contract, devices, registry, weights
 from aeimg.cli import main
 
 CPU = torch.device("cpu")
@@ -68,7 +69,7 @@ def test_the_page_on_plug_ins_is_what_works(site, small, tmp_path, monkeypatch):
     project = tomllib.loads(PROJECT)
     (module,) = project["tool"]["setuptools"]["py-modules"]
     assert f"`{module}.py`" in PAGE
-    install(site, module, PLUGIN, project["project"]["entry-points"][zoo.ENTRY_POINT_GROUP])
+    install(site, module, PLUGIN, project["project"]["entry-points"][registry.ENTRY_POINT_GROUP])
     assert f"\n{LISTED}" in CliRunner().invoke(main, ["models"]).output.replace("\r", "")
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
@@ -86,15 +87,15 @@ def test_the_page_on_plug_ins_is_what_works(site, small, tmp_path, monkeypatch):
 
 
 def test_the_page_on_plug_ins_names_every_attribute_there_is():
-    stated = set(re.findall(r"^    `(\w+)`\*", denoise.Denoiser.__doc__, re.M))
+    stated = contract.defaults("denoise").keys()
     assert stated >= {"channels", "dtypes", "halo"}
     rows = "".join(re.findall(r"^\| `.*$", PAGE, re.M))
     assert all(f"`{name}`" in rows for name in stated)
 
 
-def test_an_installed_package_adds_a_model_that_all_verbs_can_use(site, small):
+def test_an_installed_package_adds_a_model_that_all_tasks_can_use(site, small):
     install(site, "blurry", PLUGIN, {"blur": "blurry:Blur"})
-    found = {entry.name: entry for entry in zoo.entries() if isinstance(entry, zoo.Entry)}
+    found = {entry.name: entry for entry in registry.entries() if isinstance(entry, registry.Entry)}
     assert (found["blur"].origin, found["blur"].task) == ("blurry", "denoise")
     result = aeimg.process(small, "denoise", model="blur", sigma=10)
     assert result.shape == small.shape
@@ -103,9 +104,9 @@ def test_an_installed_package_adds_a_model_that_all_verbs_can_use(site, small):
 
 def test_a_broken_plug_in_is_reported_and_breaks_nothing_else(site, small):
     install(site, "cracked", "raise RuntimeError('no licence')", {"crack": "cracked:Model"})
-    entries = zoo.entries()
+    entries = registry.entries()
     assert any(isinstance(e, ModelError) and "cracked" in str(e) and "no licence" in str(e) for e in entries)
-    assert {"aeimg-codec", "aeimg-denoise"} <= {e.name for e in entries if isinstance(e, zoo.Entry)}
+    assert {"aeimg-codec", "aeimg-denoise"} <= {e.name for e in entries if isinstance(e, registry.Entry)}
     with pytest.raises(ModelError, match="cracked"):
         aeimg.process(small, "denoise", model="crack")
 
@@ -114,18 +115,18 @@ def test_a_name_claimed_twice_is_an_error_that_names_both_packages(site):
     install(site, "one", PLUGIN, {"blur": "one:Blur"})
     install(site, "two", PLUGIN, {"blur": "two:Blur"})
     with pytest.raises(ModelError, match="claimed by two packages, one and two"):
-        zoo.entry("blur")
-    assert any("one and two" in str(entry) for entry in zoo.entries() if isinstance(entry, ModelError))
+        registry.entry("blur")
+    assert any("one and two" in str(entry) for entry in registry.entries() if isinstance(entry, ModelError))
 
 
 def test_a_package_that_claims_a_name_of_aeimgs_is_an_error_that_takes_no_default_away(site, small):
-    claims = dict.fromkeys([*zoo.BUILTINS, zoo.BUILTINS["aeimg-codec"][1]], "greedy:Blur")
-    ours = {task: zoo.get(None, task, CPU).label for task in zoo.DEFAULTS}
+    claims = dict.fromkeys([*registry.BUILTINS, registry.BUILTINS["aeimg-codec"][1]], "greedy:Blur")
+    ours = {task: registry.get(None, task, CPU).label for task in registry.DEFAULTS}
     install(site, "greedy", PLUGIN, claims)
-    for name in zoo.BUILTINS:
+    for name in registry.BUILTINS:
         with pytest.raises(ModelError, match=f"'{name}' of the package greedy is already taken \\(by aeimg itself\\)"):
-            zoo.get(name, "denoise", CPU)
-    assert {task: zoo.get(None, task, CPU).label for task in zoo.DEFAULTS} == ours
+            registry.get(name, "denoise", CPU)
+    assert {task: registry.get(None, task, CPU).label for task in registry.DEFAULTS} == ours
     assert aeimg.process(aeimg.process(small, "compress"), "decompress", kind="numpy").shape == small.shape
     assert aeimg.process(small, "denoise").shape == small.shape
 
@@ -134,7 +135,7 @@ def test_a_package_that_claims_a_registered_name_is_an_error_that_names_both(sit
     install(site, "blurry", PLUGIN, {"half": "blurry:Blur"})
     aeimg.register("half", lambda: None, task="denoise")
     with pytest.raises(ModelError, match="of the package blurry is already taken \\(by a call of aeimg.register"):
-        zoo.entry("half")
+        registry.entry("half")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_no_fault_of_a_plug_in_reaches_the_list(site, code, reason):
     result = CliRunner().invoke(main, ["models", "--json"])
     assert result.exit_code == 0
     assert "broken: model 'crack' of the package cracked" in result.stderr and reason in result.stderr
-    assert {json.loads(line)["name"] for line in result.stdout.splitlines()} == set(zoo.BUILTINS)
+    assert {json.loads(line)["name"] for line in result.stdout.splitlines()} == set(registry.BUILTINS)
 
 
 def test_a_card_may_hold_anything(site):
@@ -185,7 +186,55 @@ def test_register_makes_a_model_available_once(small):
         aeimg.register("half", Half, task="denoise")
     aeimg.unregister("half")
     with pytest.raises(ModelError, match="unknown model 'half'; known: aeimg-codec"):
-        zoo.get("half", "denoise", CPU)
+        registry.get("half", "denoise", CPU)
+
+
+def test_a_factory_is_called_once_for_each_device_and_anew_for_a_new_one(small):
+    made = []
+
+    class Same(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+        def forward(self, x, sigma):
+            return x
+
+    aeimg.register("same", Same, task="denoise")
+    for _ in range(2):
+        aeimg.process(small, "denoise", model="same")
+    assert made == [registry.get("same", "denoise", CPU)]
+    aeimg.unregister("same")
+    aeimg.register("same", Same, task="denoise")
+    assert registry.get("same", "denoise", CPU) is made[1]
+
+
+def test_a_model_that_somebody_holds_is_never_loaded_again(monkeypatch):
+    monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+    held = registry.get("vanilla", "compress", CPU)
+    let_go = id(registry.get("linear", "compress", CPU))
+    for name in ("conv", "sparse", "stacked", "multilayer", "variational"):
+        registry.get(name, "compress", CPU)
+    assert registry.KEPT == 4
+    assert registry.get("vanilla", "compress", CPU) is held
+    assert let_go not in {id(model) for model in registry._loaded._recent.values()}
+
+
+def test_the_header_of_a_weights_file_is_read_once_for_each_load(monkeypatch):
+    opened = []
+    safe_open = safetensors.safe_open
+    monkeypatch.setattr(safetensors, "safe_open", lambda path, kind: opened.append(path) or safe_open(path, kind))
+    monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+    registry.get("vanilla", "compress", CPU)
+    assert len(opened) == 1
+
+
+def test_the_identity_of_a_model_needs_no_network(monkeypatch):
+    shipped = registry.get("vanilla", "compress", CPU)
+    monkeypatch.setattr(weights, "build", lambda *_: pytest.fail("no network was needed"))
+    assert registry.identity("vanilla", "compress", CPU) == (shipped.label, shipped.digest.hex())
+    aeimg.register("nameless", lambda: lambda x, sigma: x, task="denoise")
+    assert registry.identity("nameless", "denoise", CPU) == ("function", "nameless")
 
 
 def test_wrong_registrations_are_refused():
@@ -197,32 +246,32 @@ def test_wrong_registrations_are_refused():
 
 def test_a_model_is_not_used_for_another_task():
     with pytest.raises(ModelError, match="is for the task compress, not for denoise"):
-        zoo.get("aeimg-codec", "denoise", CPU)
+        registry.get("aeimg-codec", "denoise", CPU)
 
 
-@pytest.mark.parametrize("label", [label for _, label in zoo.BUILTINS.values()])
+@pytest.mark.parametrize("label", [label for _, label in registry.BUILTINS.values()])
 def test_built_in_weights_say_what_they_are_and_where_they_come_from(label):
-    path = zoo.find_weights(label)
-    header = zoo.read_header(path)
+    path = weights.find_weights(label)
+    header = weights.read_header(path)
     assert header.label == label
-    assert header.architecture in zoo.ARCHITECTURES
+    assert header.architecture in weights.ARCHITECTURES
     assert {"data", "minutes", "steps", "commit", "recipe", "held_out"} <= set(header.card)
 
 
 def test_all_weights_together_stay_below_40_megabytes():
-    assert sum(zoo.find_weights(label).stat().st_size for _, label in zoo.BUILTINS.values()) < 40e6
+    assert sum(weights.find_weights(label).stat().st_size for _, label in registry.BUILTINS.values()) < 40e6
 
 
 def test_the_digest_follows_the_tensors_and_not_the_card(tmp_path):
-    header = zoo.Header("unet", {}, "denoise", "x", 1, {"a": 1})
+    header = weights.Header("unet", {}, "denoise", "x", 1, {"a": 1})
     tensors = {"w": torch.arange(5.0)}
 
     def digest(tensors, header):
-        zoo.save_weights(tmp_path / "w.safetensors", tensors, header)
-        return zoo.load_tensors(tmp_path / "w.safetensors")[2]
+        weights.save_weights(tmp_path / "w.safetensors", tensors, header)
+        return weights.load_tensors(tmp_path / "w.safetensors")[2]
 
     first = digest(tensors, header)
-    assert digest(tensors, zoo.Header("unet", {}, "denoise", "x", 1, {"b": "longer"})) == first
+    assert digest(tensors, weights.Header("unet", {}, "denoise", "x", 1, {"b": "longer"})) == first
     assert digest({"w": tensors["w"] + 1}, header) != first
 
 
@@ -233,52 +282,52 @@ def test_files_that_are_no_weights_are_refused_by_name(tmp_path):
     for data in [*cases, struct.pack("<Q", len(foreign)) + foreign]:
         path.write_bytes(data)
         with pytest.raises(InvalidWeights, match="w.safetensors"):
-            zoo.read_header(path)
+            weights.read_header(path)
 
 
 def test_missing_weights_say_what_to_do():
     with pytest.raises(ModelError, match="aeimg-codec-999 are not installed; install an aeimg that ships them"):
-        zoo.get("aeimg-codec-999", "compress", CPU)
+        registry.get("aeimg-codec-999", "compress", CPU)
 
 
 def test_devices_and_dtypes_are_chosen_or_refused_by_name(monkeypatch):
-    assert zoo.pick_device("cpu") == CPU
-    assert zoo.pick_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
-    assert zoo.pick_dtype("fp32", CPU) == torch.float32
+    assert devices.pick_device("cpu") == CPU
+    assert devices.pick_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+    assert devices.pick_dtype("fp32", CPU) == torch.float32
     for device in ("abacus", "meta", "xpu"):  # torch knows some of them
         with pytest.raises(UsageError, match=f"unknown device '{device}'"):
-            zoo.pick_device(device)
+            devices.pick_device(device)
     with pytest.raises(UsageError, match="unknown dtype 'fp12'"):
-        zoo.pick_dtype("fp12", CPU)
+        devices.pick_dtype("fp12", CPU)
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
-            zoo.pick_device("cuda")
+            devices.pick_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert zoo.pick_device("cuda:0").index == 0
+    assert devices.pick_device("cuda:0").index == 0
     with pytest.raises(UsageError, match="has 1 of them"):
-        zoo.pick_device("cuda:1")
+        devices.pick_device("cuda:1")
 
 
 def test_weights_of_ones_own_are_found_by_their_label(tmp_path, monkeypatch, small):
-    source = zoo.find_weights(zoo.BUILTINS["aeimg-denoise"][1])
-    header, tensors, _ = zoo.load_tensors(source)
+    source = weights.find_weights(registry.BUILTINS["aeimg-denoise"][1])
+    header, tensors, _ = weights.load_tensors(source)
     from dataclasses import replace
 
-    zoo.save_weights(tmp_path / "scans-3.safetensors", tensors, replace(header, name="scans", version=3))
+    weights.save_weights(tmp_path / "scans-3.safetensors", tensors, replace(header, name="scans", version=3))
     with pytest.raises(ModelError, match="scans-3 are not installed"):
-        zoo.get("scans-3", "denoise", CPU)
+        registry.get("scans-3", "denoise", CPU)
     monkeypatch.setenv("AEIMG_WEIGHTS", str(tmp_path))
-    assert zoo.get("scans-3", "denoise", CPU).label == "scans-3"
+    assert registry.get("scans-3", "denoise", CPU).label == "scans-3"
 
 
 def test_weights_are_found_in_an_installed_package_and_in_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "aeimg"
-    monkeypatch.setattr(zoo, "__file__", str(package / "zoo.py"))
+    monkeypatch.setattr(weights, "__file__", str(package / "weights.py"))
     for folder in (tmp_path / "weights", package / "weights"):
         folder.mkdir(parents=True)
         (folder / "x-1.safetensors").touch()
-        assert zoo.find_weights("x-1") == folder / "x-1.safetensors"
+        assert weights.find_weights("x-1") == folder / "x-1.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +373,7 @@ def test_names_that_stand_for_files_are_no_models(site):
     with pytest.raises(ModelError, match="'x.safetensors' stands for a weights file; take another"):
         aeimg.register("x.safetensors", lambda: None, task="denoise")
     install(site, "greedy", PLUGIN, {"x.safetensors": "greedy:Blur", "spandrel:x": "greedy:Blur"})
-    broken = sorted(str(entry) for entry in zoo.entries() if isinstance(entry, ModelError))
+    broken = sorted(str(entry) for entry in registry.entries() if isinstance(entry, ModelError))
     assert broken == [
         "the model name 'spandrel:x' of the package greedy stands for a file that spandrel loads",
         "the model name 'x.safetensors' of the package greedy stands for a weights file",

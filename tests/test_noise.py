@@ -10,9 +10,11 @@ import torch
 from PIL import Image, ImageFilter
 from skimage import data as images
 
-from aeimg import InputError, process, zoo
-from aeimg.denoise import check, denoise, estimate_sigma, measure_noise
+from aeimg import InputError, contract, process, registry
 from aeimg.metrics import psnr
+from aeimg.noise import check, estimate_sigma, measure_noise
+from aeimg.tasks.denoise import Denoise, run_denoiser
+from aeimg.tasks.options import DenoiseOptions
 from aeimg.training.degradations import demosaic, mosaic, resized, through_jpeg
 
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def test_integers_come_back_as_integers_of_the_same_depth(photograph, dtype):
     assert np.abs(clean / peak - np.clip(floats, 0, 1)).max() <= 0.51 / peak + 1e-6
 
 
-class Scaled:
+class Scaled(contract.Denoiser):
     """Stands for a network: halves what it gets, where that is not out of its depth."""
 
     multiple, halo = 4, 0
@@ -83,7 +85,7 @@ class Scaled:
 def test_a_tile_that_is_not_finite_is_computed_again_in_fp32():
     model = Scaled(torch.float32)
     x = torch.full((1, 3, 8, 8), 0.5)
-    result = denoise(model, x, torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16, tile=4)
+    result = run_denoiser(model, x, torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16, tile=4)
     assert model.precisions == [torch.bfloat16, torch.float32] * 4
     assert float(result.max()) == 0.25
 
@@ -100,13 +102,13 @@ def test_a_model_runs_in_fp32_where_it_does_not_state_the_precision():
     for stated, expected in (((torch.float32,), torch.float32), ((torch.float32, torch.bfloat16), torch.bfloat16)):
         model = Scaled(expected)
         model.dtypes = stated
-        denoise(model, torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
+        run_denoiser(model, torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
         assert model.precisions == [expected]
 
 
 def test_what_is_not_finite_in_fp32_either_is_reported():
     with pytest.raises(InputError, match="not finite"):
-        denoise(Scaled(None), torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
+        run_denoiser(Scaled(None), torch.ones(1, 3, 8, 8), torch.tensor([5.0]), device=CPU, dtype=torch.bfloat16)
 
 
 def test_an_image_with_values_that_are_not_finite_is_refused_by_itself(small):
@@ -126,18 +128,19 @@ def test_a_model_without_a_halo_is_never_tiled():
         return x
 
     x = torch.rand(1, 3, 50, 40)
-    assert torch.equal(denoise(whole, x, torch.tensor([1.0]), device=CPU, dtype=torch.float32, tile=16), x)
+    model = contract.complete(whole, "denoise")
+    assert torch.equal(run_denoiser(model, x, torch.tensor([1.0]), device=CPU, dtype=torch.float32, tile=16), x)
     assert seen == [(50, 40)]
 
 
-@pytest.mark.parametrize("name", zoo.CHOICES)
+@pytest.mark.parametrize("name", registry.CHOICES)
 def test_tiles_differ_from_the_whole_by_nothing_that_shows(photograph, name):
-    model = zoo.get(name, "denoise", CPU)
+    model = registry.get(name, "denoise", CPU)
     big = np.tile(photograph, (3, 2, 1))[:800, :800]
     x = torch.from_numpy(np.clip(noisy(big, 25), 0, 1)).permute(2, 0, 1)[None]
     sigma = torch.tensor([25.0])
-    whole = denoise(model, x, sigma, device=CPU, dtype=torch.float32)
-    tiled = denoise(model, x, sigma, device=CPU, dtype=torch.float32, tile=256)
+    whole = run_denoiser(model, x, sigma, device=CPU, dtype=torch.float32)
+    tiled = run_denoiser(model, x, sigma, device=CPU, dtype=torch.float32, tile=256)
     difference = (whole - tiled).abs() * 255
     assert float(difference.max()) <= 1
     assert float(difference.mean()) <= 0.01
@@ -226,7 +229,9 @@ def mixed(tmp_path, photograph):
 
 def test_each_picture_gets_the_model_that_its_noise_asks_for_and_is_told_why(mixed, tmp_path):
     records = chosen(mixed, tmp_path)
-    white, blind, jpeg = (zoo.get(name, "denoise", CPU).label for name in (zoo.WHITE, zoo.BLIND, zoo.JPEG))
+    white, blind, jpeg = (
+        registry.get(name, "denoise", CPU).label for name in (registry.WHITE, registry.BLIND, registry.JPEG)
+    )
     assert {name: record["model"] for name, record in records.items()} == {
         "white.png": white, "phone.jpg": blind, "clean.png": blind, "sent.jpg": jpeg, "saved again.png": jpeg,
     }  # fmt: skip
@@ -237,12 +242,41 @@ def test_each_picture_gets_the_model_that_its_noise_asks_for_and_is_told_why(mix
     assert records["phone.jpg"]["sigma"] is None
 
 
-def test_a_told_level_or_a_named_model_leaves_nothing_to_choose(mixed, tmp_path):
-    white = zoo.get(None, "denoise", CPU).label
+def test_a_given_level_or_a_named_model_leaves_nothing_to_choose(mixed, tmp_path):
+    white = registry.get(None, "denoise", CPU).label
     assert {record["model"] for record in chosen(mixed, tmp_path, sigma=20).values()} == {white}
-    named = chosen(mixed, tmp_path, model=zoo.BLIND)
-    assert {record["why"] for record in named.values()} == {"asked for"}
+    named = chosen(mixed, tmp_path, model=registry.BLIND)
+    assert {record["why"] for record in named.values()} == {"the model was given"}
     assert len({record["model"] for record in named.values()} - {white}) == 1
+
+
+def test_only_the_denoisers_that_a_run_needs_are_loaded(photograph, monkeypatch):
+    loaded = []
+    load = registry.load_model
+    monkeypatch.setattr(registry, "load_model", lambda path, task: loaded.append(path.stem) or load(path, task))
+    labels = {name: registry.BUILTINS[name][1] for name in registry.CHOICES}
+
+    def new(clean, **options):
+        monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+        loaded.clear()
+        process(clean[:96, :96], "denoise", **options)
+        return loaded
+
+    assert new(photograph, sigma=20) == [labels[registry.WHITE]]
+    assert new(photograph) == [labels[registry.BLIND]]
+    assert new(noisy(photograph, 20)) == [labels[registry.WHITE]]
+
+
+def test_the_recipe_covers_every_denoiser_whichever_are_loaded(photograph, monkeypatch):
+    monkeypatch.setattr(registry, "load_model", lambda *_: pytest.fail("a recipe needs no network"))
+    monkeypatch.setattr(registry, "_loaded", registry._Loaded())
+    auto = Denoise(None, CPU, torch.float32, DenoiseOptions())
+    before = auto.recipe()
+    assert before == Denoise(None, CPU, torch.float32, DenoiseOptions()).recipe()
+    assert before != Denoise(None, CPU, torch.float32, DenoiseOptions(strength=0.5)).recipe()
+    other = {**registry.BUILTINS, registry.JPEG: ("denoise", registry.BUILTINS[registry.BLIND][1])}
+    monkeypatch.setattr(registry, "BUILTINS", other)
+    assert before != Denoise(None, CPU, torch.float32, DenoiseOptions()).recipe()
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------
@@ -262,14 +296,14 @@ def test_a_colour_shift_a_blur_and_noise_that_stays_are_warned_of(photograph):
     assert not check(clean, clean).warnings()
     greener = np.clip(clean.astype(int) + np.array([0, 2, 0])[:, None, None], 0, 255).astype(np.uint8)
     (shift,) = check(clean, greener).warnings()
-    assert "mean of a channel moved" in shift
+    assert "mean of a channel shifted" in shift
     (left,) = check(grainy, grainy).warnings()
     assert "noise is left" in left
     assert not check(grainy, grainy).warnings(strength=0)
     with Image.fromarray(photograph) as image:
         blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(2))).transpose(2, 0, 1)
     (detail,) = check(clean, blurred).warnings()
-    assert "detail may have gone" in detail
+    assert "detail may have been removed" in detail
 
 
 def test_tiny_and_grey_pictures_are_checked_too(photograph):

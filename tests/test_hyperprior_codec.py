@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from aeimg import ChecksumMismatch, InvalidLatent, TruncatedLatent, codec, process, zoo
+from aeimg import ChecksumMismatch, InvalidLatent, TruncatedLatent, hyperprior_codec, process, registry, weights
 from aeimg.metrics import psnr
 from aeimg.models.integer import quality_to_q
 
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module")
 def shipped():
-    return zoo.get(None, "compress", CPU)
+    return registry.get(None, "compress", CPU)
 
 
 def tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_files_decode_to_the_same_symbols_however_they_are_decoded(shipped, phot
 def test_a_gpu_decodes_what_the_cpu_encoded(shipped, photograph):
     (latent,) = shipped.encode(tensor(photograph), 60, CPU, torch.float32)
     cuda = torch.device("cuda")
-    other = zoo.get(None, "compress", cuda)
+    other = registry.get(None, "compress", cuda)
     height, width = photograph.shape[:2]
     assert same([other.from_bytes(shipped.to_bytes(latent, 60), width, height, 60)], [latent])
     here = shipped.decode([latent], (3, height, width), 60, CPU, torch.float32)
@@ -98,7 +98,7 @@ def test_rate_and_quality_rise_together(shipped, photograph):
 def test_the_size_is_what_the_tables_promise(shipped, photograph):
     quality = 60
     (latent,) = shipped.encode(tensor(photograph), quality, CPU, torch.float32)
-    tables = zoo.load_tensors(zoo.find_weights(shipped.label))[1]["tables"].double()
+    tables = weights.load_tensors(weights.find_weights(shipped.label))[1]["tables"].double()
     ideal = 0.0
     for tile in latent:
         for symbols, index in shipped.groups(tile, quality):
@@ -128,7 +128,7 @@ def test_tiled_coding_is_that_of_the_whole_but_for_its_edges(shipped, photograph
         return len(data), -10 * torch.log10((picture / 255 - x).square().mean()).item(), len(back)
 
     whole = run()
-    monkeypatch.setattr(codec, "TILE", 16)
+    monkeypatch.setattr(hyperprior_codec, "TILE", 16)
     tiled = run()
     assert (whole[2], tiled[2]) == (1, 6)
     assert tiled[1] == pytest.approx(whole[1], abs=0.1)
@@ -136,7 +136,7 @@ def test_tiled_coding_is_that_of_the_whole_but_for_its_edges(shipped, photograph
 
 
 def test_tiles_decode_in_any_order(shipped, photograph, monkeypatch):
-    monkeypatch.setattr(codec, "TILE", 8)
+    monkeypatch.setattr(hyperprior_codec, "TILE", 8)
     (latent,) = shipped.encode(tensor(photograph[:250, :200]), 30, CPU, torch.float32)
     assert len(latent) == 4
     streams = [shipped.to_bytes([tile], 30)[8:] for tile in latent]
@@ -171,7 +171,7 @@ def test_golden_files_decode_for_ever(path):
 
 
 def test_there_is_a_golden_file_for_the_shipped_weights():
-    assert any(codec_latent(p.read_bytes()).label == zoo.BUILTINS["aeimg-codec"][1] for p in GOLDEN.glob("*.aei"))
+    assert any(codec_latent(p.read_bytes()).label == registry.BUILTINS["aeimg-codec"][1] for p in GOLDEN.glob("*.aei"))
 
 
 def make_golden(folder: Path = GOLDEN) -> None:
@@ -180,7 +180,7 @@ def make_golden(folder: Path = GOLDEN) -> None:
     waves = [np.sin(9 * x * (1 + k) + 5 * y) * np.cos(4 * y * (2 - k)) for k in range(3)]
     colour = np.rint(127.5 + 100 * np.stack(waves, 2)).astype(np.uint8)
     colour[20:40, 30:50] = [200, 40, 60]
-    label = zoo.BUILTINS["aeimg-codec"][1]
+    label = registry.BUILTINS["aeimg-codec"][1]
     for name, pixels in (("colour", colour), ("grey", colour[:, :, 0])):
         # noise keeps the stored mode from taking over
         noise = np.random.default_rng(0).integers(-20, 21, pixels.shape)
@@ -193,4 +193,4 @@ def make_golden(folder: Path = GOLDEN) -> None:
 def test_qualities_span_the_whole_range_of_rates_and_files_name_their_weights(shipped, small):
     assert quality_to_q(torch.tensor([1, 100])).tolist() == [0.0, 1.0]
     latent = codec_latent(process(small, "compress"))
-    assert latent.digest == zoo.load_tensors(zoo.find_weights(latent.label))[2]
+    assert latent.digest == weights.load_tensors(weights.find_weights(latent.label))[2]

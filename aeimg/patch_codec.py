@@ -1,11 +1,12 @@
-"""Small autoencoders of grey images as codecs: pictures of any size and colour, block by block.
+"""Small autoencoders of grey images as codecs for pictures of any size and colour, which they code block by block.
 
-    encode       pixels -> blocks -> codes, rounded to multiples of a step of their own
-    to_bytes     these integers through the range coder
-    from_bytes, decode       the mirror
+    encode       pixels -> blocks -> codes, rounded to multiples of a step for each code value
+    to_bytes     these integers -> bytes, by the range coder
+    from_bytes   the mirror of `to_bytes`
+    decode       the mirror of `encode`
 
-Which of the coder's tables a code value's symbols follow at each quality was found in training and lies in the weights
-file, as integers: so the coder never computes in floating point.
+Training has found which of the coder's tables the symbols of a code value follow at each quality. The weights file
+holds that choice as integers, so that the coder never computes in floating point.
 """
 
 from __future__ import annotations
@@ -24,59 +25,64 @@ from .errors import ChecksumMismatch, InvalidLatent
 from .pixels import as_float, as_pixels, pad, padded
 
 BLOCK_SIDE = 512
-"""Of the blocks that a network of convolutions codes one by one, in pixels."""
+"""The largest side of the blocks that a network of convolutions codes one by one, in pixels."""
 PART = 1024
-"""Blocks that are coded as one stream. Part of the format."""
+"""How many blocks are coded as one stream. This is part of the format."""
 BATCH_VALUES = 1 << 22
 """How many pixels of blocks are on the device at once."""
 
 
 def block_step(quality: int) -> float:
-    """The quantiser's step, in standard deviations of a code value: from 2 at quality 1 to 1/16 at 100."""
+    """Returns the quantiser's step, in standard deviations of a code value: from 2 at quality 1 to 1/16 at 100."""
     return 2.0 ** (1 - 5 * quality / 100)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The integers that stand for a picture: `[blocks,D,...]`, int32, the blocks of its first channel first."""
+    """The integers that stand for a picture."""
 
     channels: int
+    """1 or 3."""
     codes: Tensor
+    """int32 `[blocks,D,...]`, the blocks of the first channel first."""
 
 
-class BlockCodec:
-    """A small autoencoder of grey images, ready to code: pictures of any size and colour go through it block by block.
+class PatchCodec:
+    """A small autoencoder of grey images that is ready to code pictures of any size and colour, block by block.
 
-    Networks of fixed size see blocks of that size, others blocks of at most `BLOCK_SIDE`; each channel of a colour
-    picture is a picture of its own.
+    A network of fixed size sees blocks of that size, another one sees blocks of at most `BLOCK_SIDE`. Each channel of a
+    colour picture is coded as a picture of its own.
     """
 
     task = "compress"
 
     errors: np.ndarray
-    """Percentiles 0..100 of the mean squared errors at which its training images came back, pixels in [0,1]."""
+    """See `contract.Codec`."""
 
     def __init__(self, network: Any, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
         self.network, self.label, self.digest = network, label, digest
+        self.own_side: int | None = getattr(network, "side", None)
+        self._multiple: int = getattr(network, "multiple", 1)
+        self._has_prior: bool = getattr(network, "prior", False)
         self.centre, self.spread = tensors["code/centre"].float(), tensors["code/spread"].float()
         self.index = tensors["code/index"].numpy()
         self.errors = tensors["code/errors"].float().numpy()
-        # Of the symbols 0, 1, 2, ..., and the escape: negative ones are as likely.
+        # The file holds the tables of the symbols 0, 1, 2, ... and of the escape: negative symbols are as likely.
         half = tensors["code/tables"].numpy()
         self.tables = Tables(np.concatenate([half[:, -2:0:-1], half], 1))
 
-    def to(self, device: torch.device) -> BlockCodec:
-        """Moves the network."""
+    def to(self, device: torch.device) -> PatchCodec:
+        """Moves the network to `device`."""
         self.network.to(device)
         return self
 
     def _layout(self, height: int, width: int) -> tuple[int, int, int]:
-        """Side of the blocks, and how many there are downwards and across."""
-        multiple = getattr(self.network, "multiple", None)
-        side = self.network.side if multiple is None else min(BLOCK_SIDE, padded(max(height, width), multiple))
+        """Returns the side of the blocks, and how many there are downwards and across."""
+        side = self.own_side or min(BLOCK_SIDE, padded(max(height, width), self._multiple))
         return side, padded(height, side) // side, padded(width, side) // side
 
-    def _code_shape(self, side: int) -> tuple[int, ...]:
+    def code_shape(self, side: int) -> tuple[int, ...]:
+        """Returns the shape of the code of one block of `side` pixels a side."""
         return tuple(self.network.code_shape(side))
 
     def _scaled(self, values: Tensor, like: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class BlockCodec:
 
     @torch.inference_mode()
     def analyse(self, x: Tensor, device: torch.device) -> Tensor:
-        """Pixels `[N,C,H,W]` -> codes of all blocks, `[N,C*blocks,D,...]`, float, on the CPU."""
+        """Turns pixels `[N,C,H,W]` into the codes of all blocks, `[N,C*blocks,D,...]`, float, on the CPU."""
         side, down, across = self._layout(x.shape[2], x.shape[3])
         pictures = []
         for picture in x:
@@ -98,7 +104,7 @@ class BlockCodec:
     def synthesise(
         self, codes: Tensor, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Codes as of `analyse` -> pixels `[N,C,H,W]` of `dtype`, on the CPU; `shape` is their `(C,H,W)`."""
+        """Mirrors `analyse`: returns pixels `[N,C,H,W]` of `dtype`, on the CPU; `shape` is their `(C,H,W)`."""
         channels, height, width = shape
         side, down, across = self._layout(height, width)
         result = torch.empty(len(codes), *shape, dtype=dtype)
@@ -112,7 +118,7 @@ class BlockCodec:
     def encode(
         self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int = 1
     ) -> list[Blocks]:
-        """Pixels `[N,C,H,W]` -> for each picture its blocks' symbols, on the CPU. There is nothing to try harder."""
+        """Turns pixels `[N,C,H,W]` into the symbols of each picture's blocks, on the CPU. `effort` changes nothing."""
         pictures = []
         for codes in self.analyse(x, device):
             step = self._scaled(self.spread * block_step(quality), codes)
@@ -123,30 +129,33 @@ class BlockCodec:
         self, latents: list[Blocks], shape: tuple[int, int, int], quality: int, device: torch.device,
         dtype: torch.dtype, depth: int = 8,
     ) -> Tensor:  # fmt: skip
-        """The mirror of `encode`: pixels `[N,C,H,W]` on the CPU, uint8 or uint16."""
+        """Mirrors `encode`: returns pixels `[N,C,H,W]` on the CPU, uint8 or uint16."""
         codes = torch.stack([latent.codes for latent in latents]).float()
         like = codes[0]
         codes = codes * self._scaled(self.spread * block_step(quality), like) + self._scaled(self.centre, like)
         return self.synthesise(codes, shape, device, torch.uint8 if depth == 8 else torch.uint16)
 
     def reconstruct(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Pixels `[N,C,H,W]` -> what comes back of them, nothing rounded: float, on the CPU."""
+        """Turns pixels `[N,C,H,W]` into what comes back of them when no code is rounded: float, on the CPU."""
         return self.synthesise(self.analyse(x, device), (x.shape[1], x.shape[2], x.shape[3]), device)
 
     def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Pixels `[N,C,H,W]` -> `[N,D]`: the mean of the codes over channels, blocks and places."""
+        """Turns pixels `[N,C,H,W]` into `[N,D]`: the mean of the codes over channels, blocks and places."""
         codes = self.analyse(x, device)
         return codes.flatten(3).mean((1, 3)) if codes.dim() > 3 else codes.mean(1)
 
     def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
-        """Random codes of `count` pictures of `side` pixels a side, as of `analyse`; see `from_normal`."""
+        """Draws the codes of `count` pictures of `side` pixels a side, as `analyse` makes them; see `from_normal`."""
         block, down, across = self._layout(side, side)
-        return self.from_normal(torch.randn((count, down * across, *self._code_shape(block)), generator=generator))
+        return self.from_normal(torch.randn((count, down * across, *self.code_shape(block)), generator=generator))
 
     def from_normal(self, noise: Tensor) -> Tensor:
-        """Codes, as of `analyse`, for standard normal values: the same, of a network that was taught to have such
-        codes; else as codes of its training images spread, each value by itself."""
-        if getattr(self.network, "prior", False):
+        """Turns standard normal values into codes as `analyse` makes them.
+
+        The codes of a network that was trained towards a normal prior are those values; those of another one are
+        spread, value by value, as the codes of its training images are.
+        """
+        if self._has_prior:
             return noise
         return noise * self._scaled(self.spread, noise[0]) + self._scaled(self.centre, noise[0])
 
@@ -155,7 +164,7 @@ class BlockCodec:
         return np.broadcast_to(index, shape).reshape(-1).astype(np.int64)
 
     def to_bytes(self, latent: Blocks, quality: int) -> bytes:
-        """Number of channels, u8; then `entropy.join_parts` of a stream for each `PART` blocks."""
+        """Writes the number of channels, u8, then `entropy.join_parts` of a stream for each `PART` blocks."""
         parts = []
         for part in torch.split(latent.codes, PART):
             symbols = part.numpy().reshape(-1)
@@ -165,9 +174,9 @@ class BlockCodec:
         return bytes([latent.channels]) + join_parts(parts)
 
     def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Blocks:
-        """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
+        """Mirrors `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
 
-        Whether the lengths add up is seen before anything is decoded, and each part is checked before the next.
+        The lengths are checked before anything is decoded, and each part is checked before the next one.
         """
         channels = data[0] if data else 0
         if channels not in (1, 3):
@@ -176,7 +185,7 @@ class BlockCodec:
         blocks = channels * down * across
         found = []
         for number, (stream, crc) in enumerate(split_parts(data[1:], -(-blocks // PART))):
-            shape = (min(PART, blocks - number * PART), *self._code_shape(side))
+            shape = (min(PART, blocks - number * PART), *self.code_shape(side))
             symbols = Decoder(self.tables, stream).decode(self._indexes(shape, quality))
             if _crc(symbols) != crc:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")
@@ -185,5 +194,5 @@ class BlockCodec:
 
 
 def _crc(symbols: np.ndarray) -> int:
-    """CRC-32 of symbols as 32-bit little-endian integers."""
+    """Returns the CRC-32 of symbols as 32-bit little-endian integers."""
     return zlib.crc32(symbols.astype("<i4").tobytes())

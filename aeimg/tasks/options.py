@@ -1,0 +1,319 @@
+"""The options of `process` and of the command line, which share their names: a dataclass for each task, one for every
+run, and one for runs over files. Wrong values raise `UsageError`.
+
+The `...Words` describe the same options to type checkers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict
+
+from ..errors import UsageError
+from ..images import WRITABLE
+from ..paths import TEMPLATE, Selection, check_template
+from ..stream import MEMORY
+
+TaskName = Literal["denoise", "compress", "decompress", "features", "score"]
+Kind = Literal["pil", "numpy", "tensor", "bytes"]
+KINDS: tuple[Kind, ...] = ("pil", "numpy", "tensor", "bytes")
+
+
+def _require(sound: bool, message: str) -> None:
+    if not sound:
+        raise UsageError(message)
+
+
+def _require_quality(quality: int) -> None:
+    _require(quality in range(1, 101), f"quality must be a whole number of 1..100, not {quality!r}")
+
+
+# -- options of tasks ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    """How image files are written."""
+
+    format: str | None = None
+    """The suffix of the files, without the dot; "keep" for that of the source; None for the default of the task."""
+    image_quality: int | Mapping[str, int] | None = None
+    """1..100 for JPEG, WebP and AVIF, or one for each format: {"jpg": 90, "avif": 70}. The default is 95."""
+
+    def __post_init__(self) -> None:
+        known = sorted({suffix.lstrip(".") for suffix in WRITABLE})
+        _require(self.format in (None, "keep", *known), f"format must be keep or one of {', '.join(known)}")
+        levels = self.image_quality if isinstance(self.image_quality, Mapping) else {"jpg": self.image_quality}
+        for suffix, level in levels.items():
+            _require(f".{suffix}" in WRITABLE, f"image_quality: aeimg does not write the format {suffix}")
+            _require(level is None or level in range(1, 101), f"image_quality must lie in 1..100, not {level!r}")
+
+    def quality_of(self, suffix: str) -> int | None:
+        """Returns `image_quality` for files with that suffix."""
+        if not isinstance(self.image_quality, Mapping):
+            return self.image_quality
+        kinds = {WRITABLE[f".{name}"]: level for name, level in self.image_quality.items()}
+        return kinds.get(WRITABLE.get(suffix.lower(), ""))
+
+    @property
+    def suffix(self) -> str | None:
+        """The suffix that `format` stands for; None to keep that of the source."""
+        return None if self.format in (None, "keep") else f".{self.format}"
+
+
+@dataclass(frozen=True)
+class DenoiseOptions(EncodingOptions):
+    """The options of the task denoise."""
+
+    sigma: float | str = "auto"
+    """The level of the noise in 8-bit units, or "auto" to estimate it."""
+    strength: float = 1.0
+    """0 leaves the picture as it is, 1 removes all the noise."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
+        except (TypeError, ValueError):
+            sigma = -1.0
+        _require(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
+        if self.sigma != "auto":  # "25" and 25 are one option
+            object.__setattr__(self, "sigma", sigma)
+        _require(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """The options of the task compress."""
+
+    quality: int = 50
+    """1 (the smallest files) to 100."""
+    target_bpp: float | None = None
+    """Instead of a quality: the highest one whose file has at most so many bits per pixel."""
+    target_psnr: float | None = None
+    """Instead of a quality: the lowest one that reaches this PSNR, in dB."""
+    max_bytes: int | None = None
+    """Instead of a quality: the highest one whose file has at most so many bytes."""
+    effort: int = 1
+    """1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent."""
+    measure: bool = False
+    """Whether the latent is decoded again for PSNR and SSIM."""
+
+    def __post_init__(self) -> None:
+        _require_quality(self.quality)
+        targets = {"target_bpp": self.target_bpp, "target_psnr": self.target_psnr, "max_bytes": self.max_bytes}
+        given = {name: value for name, value in targets.items() if value is not None}
+        _require(len(given) <= 1, f"only one of {', '.join(targets)} can be the target, not {' and '.join(given)}")
+        for name, value in given.items():
+            _require(0 < value < math.inf, f"{name} must be a number above 0, not {value!r}")
+        _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
+
+
+@dataclass(frozen=True)
+class DecompressOptions(EncodingOptions):
+    """The options of the task decompress."""
+
+    kind: Kind = "pil"
+    """What comes back, where no file is written."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.kind in KINDS, f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+
+
+@dataclass(frozen=True)
+class FeaturesOptions:
+    """The options of the task features: there are none."""
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """The options of the task score."""
+
+    quality: int = 50
+    """1..100, for codecs that can't reconstruct without rounding their codes."""
+    percentile: float = 99.0
+    """Of the errors of the training images: a picture above it counts as strange."""
+
+    def __post_init__(self) -> None:
+        _require_quality(self.quality)
+        _require(0 <= self.percentile <= 100, f"percentile must lie in 0..100, not {self.percentile!r}")
+
+
+# -- options of runs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of every run."""
+
+    on_error: str | None = None
+    """"continue" or "stop". Runs over files continue by default, iterables stop."""
+    jobs: int | None = None
+    """How many threads read and write; None for one for each core, 8 at most."""
+    batch_size: int = 8
+    """How many pictures run at once, at most."""
+    memory: int | str = MEMORY
+    """How many bytes the pictures on their way may hold, as a number or like "4G"."""
+
+    def __post_init__(self) -> None:
+        _require(self.memory_bytes >= 1, f"memory must be a number of bytes, or like 500M or 4G, not {self.memory!r}")
+        _require(self.on_error in (None, "continue", "stop"), "on_error must be continue or stop")
+        _require(self.jobs is None or self.jobs >= 1, "jobs must be at least 1")
+        _require(self.batch_size >= 1, "batch_size must be at least 1")
+
+    @property
+    def memory_bytes(self) -> int:
+        """What `memory` stands for; 0 where it is not understood."""
+        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(self.memory).strip(), re.IGNORECASE)
+        return int(float(found[1]) * 2 ** units[found[2].upper()]) if found else 0
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """Which files below folders are taken; see `paths.Selection`."""
+
+    include: Sequence[str] = ()
+    """Only files whose name, or path below the folder, fits one of these patterns."""
+    exclude: Sequence[str] = ()
+    """No files and no folders whose name or path fits one of these."""
+    follow_symlinks: bool = False
+    """Whether links in folders are followed."""
+
+    def __post_init__(self) -> None:
+        for name, patterns in (("include", self.include), ("exclude", self.exclude)):
+            _require(not isinstance(patterns, str), f"{name} takes a list of patterns, not {patterns!r}")
+
+    @property
+    def selection(self) -> Selection:
+        """The same as `paths.find` takes it."""
+        return Selection(self.include, self.exclude, self.follow_symlinks)
+
+
+@dataclass(frozen=True)
+class FileOptions(SelectionOptions):
+    """The options of runs that write files."""
+
+    name: str = TEMPLATE
+    """A template of the names of the files: of {stem}, {name} (the stem with its old suffix) and {suffix}."""
+    if_exists: str = "skip"
+    """What happens to outputs that are there: "skip" keeps what is still right, "overwrite" redoes all, "error"
+    refuses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template(self.name)
+        _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
+
+
+TaskOptions = DenoiseOptions | CompressOptions | DecompressOptions | FeaturesOptions | ScoreOptions
+
+OPTIONS: dict[str, type[TaskOptions]] = {
+    "denoise": DenoiseOptions,
+    "compress": CompressOptions,
+    "decompress": DecompressOptions,
+    "features": FeaturesOptions,
+    "score": ScoreOptions,
+}
+"""Task -> the class of its options."""
+
+
+def names_of(*classes: type) -> list[str]:
+    """Returns the names of the options in these classes."""
+    return [one.name for cls in classes for one in fields(cls)]
+
+
+def parse(task: str, words: Mapping[str, Any]) -> tuple[TaskOptions, RunOptions, FileOptions]:
+    """Sorts the options of a call into those of the task, of the run and of files. Raises `UsageError`."""
+    own = OPTIONS[task]
+    known = names_of(own, RunOptions, FileOptions)
+    for name in words:
+        if name not in known:
+            others = [other for other, options in OPTIONS.items() if name in names_of(options)]
+            why = f"is an option of {' and '.join(others)}, not of {task}" if others else "is unknown"
+            raise UsageError(f"the option {name!r} {why}; {task} knows {', '.join(known)}")
+
+    def some(names: Iterable[str]) -> dict[str, Any]:
+        return {name: words[name] for name in names if name in words}
+
+    try:
+        return (
+            own(**some(names_of(own))),
+            RunOptions(**some(names_of(RunOptions))),
+            FileOptions(**some(names_of(FileOptions))),
+        )
+    except TypeError as error:
+        raise UsageError(f"an option has the wrong type ({error})") from None
+
+
+# -- the same for type checkers ------------------------------------------------------------------------------
+
+OnError = Literal["continue", "stop"]
+
+
+class RunWords(TypedDict, total=False):
+    """What every call of `process` takes: the model and where it runs, `RunOptions` and `FileOptions`."""
+
+    model: str | os.PathLike[str] | None
+    device: str
+    dtype: str
+    progress: bool
+    dry_run: bool
+    on_error: OnError | None
+    jobs: int | None
+    batch_size: int
+    memory: int | str
+    include: Sequence[str]
+    exclude: Sequence[str]
+    follow_symlinks: bool
+    name: str
+    if_exists: Literal["skip", "overwrite", "error"]
+
+
+class DenoiseWords(RunWords, total=False):
+    """See `DenoiseOptions`."""
+
+    format: str | None
+    image_quality: int | Mapping[str, int] | None
+    sigma: float | str
+    strength: float
+
+
+class CompressWords(RunWords, total=False):
+    """See `CompressOptions`."""
+
+    quality: int
+    target_bpp: float | None
+    target_psnr: float | None
+    max_bytes: int | None
+    effort: int
+    measure: bool
+
+
+class DecompressWords(RunWords, total=False):
+    """See `DecompressOptions`; the overloads of `process` name `kind` themselves."""
+
+    format: str | None
+    image_quality: int | Mapping[str, int] | None
+
+
+class ScoreWords(RunWords, total=False):
+    """See `ScoreOptions`."""
+
+    quality: int
+    percentile: float
+
+
+WORDS: dict[str, type] = {
+    "denoise": DenoiseWords,
+    "compress": CompressWords,
+    "decompress": DecompressWords,
+    "features": RunWords,
+    "score": ScoreWords,
+}
+"""Task -> the words that a type checker lets `process` take for it."""

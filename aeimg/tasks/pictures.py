@@ -1,0 +1,189 @@
+"""What may stand for a picture, and how a result is given back.
+
+open_source   a path, bytes, a PIL image, an array or a tensor -> `Opened`: pixels, and what the caller wants back
+deliver       a picture -> the kind that the caller wants
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError, UsageError
+from ..images import WRITABLE, Picture, encode_picture, from_pil, read_file, read_picture, to_pil
+from ..pixels import continued, from_array, from_tensor, padded, to_array, to_tensor
+from .options import EncodingOptions, Kind
+
+Array = np.ndarray
+
+Delivered = Image.Image | Array | Tensor | bytes
+"""What a picture is given back as."""
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """An image file or latent file whose result is to become a file."""
+
+    path: Path
+    """The file to read."""
+    suffix: str
+    """The suffix of the file to be written."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A picture that was opened, and how its result is to be given back."""
+
+    picture: Picture
+    """The pixels and what belongs to them."""
+    kind: Kind | Literal["file"]
+    """What the caller wants back; "file" stands for the bytes of a file with the suffix `suffix`."""
+    origin: object = None
+    """What the caller gave."""
+    data: bytes | None = None
+    """The bytes of the source file, if it was one."""
+    suffix: str | None = None
+    """The suffix of the file to be written; None where that is for the options to say."""
+
+
+@dataclass(frozen=True)
+class PictureItem:
+    """What the items of all tasks have in common."""
+
+    opened: Opened
+    """The picture on its way."""
+
+    @property
+    def picture(self) -> Picture:
+        """The picture on its way."""
+        return self.opened.picture
+
+    @property
+    def label(self) -> str:
+        """The name of the picture, for messages."""
+        return self.picture.name or "the image"
+
+    @property
+    def work(self) -> int:
+        """The number of pixels."""
+        return self.picture.width * self.picture.height
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory. The result is as large, and so is a copy that is padded; floats are made tile by
+        tile."""
+        return 3 * self.picture.pixels.nbytes + len(self.opened.data or b"")
+
+
+V_out = TypeVar("V_out", covariant=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Generic[V_out]):
+    """What the results of all tasks have in common."""
+
+    value: V_out
+    """What the caller gets."""
+    width: int
+    """The width of the picture, in pixels."""
+    height: int
+    """The height of the picture, in pixels."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know: what reading has changed, and what looks wrong in the result."""
+
+    def record(self) -> dict[str, Any]:
+        """Returns what the summary of a run over files says of the picture: numbers and text, ready for JSON."""
+        return {
+            "width": self.width,
+            "height": self.height,
+            **self.figures(),
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what is particular to the task."""
+        return {}
+
+
+# -- opening -------------------------------------------------------------------------------------------------
+
+
+def open_source(source: object) -> Opened:
+    """Opens anything that `process` takes as one picture. Raises `UsageError` for anything else."""
+    if isinstance(source, FileSource):
+        return replace(_open_path(source.path), kind="file", suffix=source.suffix)
+    if isinstance(source, str | os.PathLike):
+        return _open_path(source)
+    if isinstance(source, bytes | bytearray):
+        return Opened(read_picture(bytes(source)), "bytes", source, bytes(source))
+    if isinstance(source, Image.Image):
+        return Opened(from_pil(source), "pil", source)
+    if isinstance(source, np.ndarray):
+        return Opened(Picture(*from_array(source)), "numpy", source)
+    if isinstance(source, Tensor):
+        return Opened(Picture(*from_tensor(source)), "tensor", source)
+    raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
+
+
+def open_checked(source: object) -> Opened:
+    """Opens a source and refuses pictures without pixels and with values that are not finite. Raises `InputError`."""
+    opened = open_source(source)
+    pixels, name = opened.picture.pixels, opened.picture.name or "the image"
+    if not pixels[0].size:
+        raise InputError(f"{name}: has no pixels")
+    if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
+        raise InputError(f"{name}: holds values that are not finite")
+    return opened
+
+
+def _open_path(path: str | os.PathLike[str]) -> Opened:
+    data = read_file(path)
+    return Opened(replace(read_picture(data, str(path)), name=Path(path).name), "pil", path, data)
+
+
+# -- batches -------------------------------------------------------------------------------------------------
+
+
+def padded_size(picture: Picture, multiple: int) -> tuple[int, int]:
+    """Returns height and width, rounded up to multiples of `multiple`."""
+    return padded(picture.height, multiple), padded(picture.width, multiple)
+
+
+def batch_key(picture: Picture, multiple: int) -> tuple[object, ...]:
+    """Returns what pictures must have in common that `stacked` can put into one batch."""
+    return (picture.pixels.shape[0], picture.pixels.dtype, *padded_size(picture, multiple))
+
+
+def stacked(items: Sequence[PictureItem], multiple: int, *, mirrored: bool = False) -> Tensor:
+    """Returns the pixels of items of equal padded size as one batch; see `pixels.pad` and `pixels.mirror`."""
+    height, width = padded_size(items[0].picture, multiple)
+    pixels = [continued(item.picture.pixels, height, width, "reflect" if mirrored else "edge") for item in items]
+    # One large picture is not copied; a read-only one must be, because torch has no read-only tensors.
+    alone = len(pixels) == 1 and pixels[0].flags.writeable
+    return torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
+
+
+# -- giving back ---------------------------------------------------------------------------------------------
+
+
+def deliver(picture: Picture, opened: Opened, options: EncodingOptions) -> Delivered:
+    """Returns a picture as the kind that the caller wants."""
+    if opened.kind == "pil":
+        return to_pil(picture)
+    if opened.kind in ("bytes", "file"):
+        suffix = opened.suffix or options.suffix or suffix_of(picture.format)
+        return encode_picture(picture, suffix, image_quality=options.quality_of(suffix))
+    return (to_tensor if opened.kind == "tensor" else to_array)(picture.planes, opened.origin)
+
+
+def suffix_of(kind: str) -> str:
+    """Returns the suffix of a Pillow format; PNG where aeimg does not write that format."""
+    return next((suffix for suffix, name in WRITABLE.items() if name == kind), ".png")
