@@ -28,7 +28,7 @@ class Latents(Dataset[Tensor]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        picture: Tensor = aeimg.process(self.files[index], "decompress", kind="tensor")
+        picture: Tensor = aeimg.process(self.files[index].read_bytes(), "decompress", kind="tensor")
         return picture
 
 

@@ -147,7 +147,7 @@ def figure(pattern: str) -> float:
 def test_the_figures_are_those_that_were_measured():
     denoise = json.loads((ROOT / "docs" / "bench-denoise.json").read_text(encoding="utf-8"))
     for sigma in ("15", "25", "50"):
-        row = [denoise["sigmas"][sigma][key] for key in ("noisy", "told", "auto", "grey")]
+        row = [denoise["sigmas"][sigma][key] for key in ("noisy", "known", "auto", "grey")]
         found = re.search(rf"\| sigma {sigma}" + r" \| ([\d.]+)" * 4 + r" \|", README)
         assert found, sigma
         assert [float(value) for value in found.groups()] == pytest.approx(row, abs=0.0051)
