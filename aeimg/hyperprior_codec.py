@@ -25,9 +25,10 @@ from torch import Tensor
 
 from .entropy import LEVELS, Decoder, Encoder, Tables, join_parts, split_parts
 from .errors import ChecksumMismatch
-from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior
+from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior, bits_per_point, lagrange_multiplier
 from .models.integer import QUALITIES, STEPS, IntegerScales, put, quality_to_q, take
 from .pixels import as_float, as_pixels, pad, padded
+from .ssimulacra2 import ssimulacra2
 from .tiles import Tile, grid
 
 TILE = 128
@@ -35,8 +36,12 @@ TILE = 128
 HALO = 8
 """How many code vectors past its own the transforms of a tile see; more than their reach of 7."""
 
-REFINING_STEP = 1.2
-"""How far the first refinement goes towards where an orthonormal synthesis would err the least."""
+PERCEPTUAL = 0.5
+"""The share of the distortion that SSIMULACRA2 measures in refining; squared error measures the rest."""
+REACH = 0.2
+"""How far the first round of refining changes the codes, as a root mean square, in quantiser steps."""
+FARTHEST = 0.6
+"""No round changes a code further, in quantiser steps."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ class Prepared:
 def tiles_of(height: int, width: int) -> Iterator[Tile]:
     """The tiles of a picture of so many pixels, on the grid of its code vectors."""
     return grid(padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK, TILE, HALO)
+
+
+def _distortion(target: Tensor, decoded: Tensor, q: Tensor) -> Tensor:
+    """What decoded pixels lack of the target, in bits, for each picture; both float `[N,3,H,W]` in [0,1]."""
+    squared = (decoded - target).square().mean((1, 2, 3)) * 255**2
+    score = ssimulacra2(target, decoded)
+    per_pixel = (1 - PERCEPTUAL) * lagrange_multiplier(q) * squared + PERCEPTUAL * bits_per_point(q) * (100 - score)
+    return target[0, 0].numel() * per_pixel
 
 
 class HyperpriorCodec:
@@ -148,29 +161,50 @@ class HyperpriorCodec:
     def _refine(
         self, part: Tensor, y: Tensor, tile: Tile, size: tuple[int, int], q: Tensor, rounds: int, dtype: torch.dtype
     ) -> Tensor:
-        """Codes `y` of a tile such that their quantised selves err less; those around the tile stay.
+        """Codes `y` of a tile whose quantised selves cost less; those around the tile stay.
 
-        Each round quantises, decodes, and moves the codes against the gradient of the squared error, by Newton's step
-        for an orthonormal synthesis: each code learns what rounding did to the others. `size` is that of the picture
-        in pixels: what lies beyond it is nobody's error.
+        The cost is what training minimises: bits, squared error and SSIMULACRA2. Each round changes the codes against
+        its gradient, quantises and decodes them, and keeps them where the cost has fallen; where it has not, the next
+        round goes half as far. So no picture comes out worse by that cost. `size` is that of the picture in pixels:
+        what lies beyond it does not count.
         """
-        network = self.network
         area = tile.scaled(BLOCK)
         rows, columns = (slice(0, end - start) for start, end in ((area.keep_top, size[0]), (area.keep_left, size[1])))
-        target = area.inner(part.clone())[:, :, rows, columns]
         around, q = y.clone(), q.clone()
-        codes = tile.inner(around).clone()
-        curvature = 2 * network.steps(q)[:, :, None, None] ** 2 / 255**2
-        for number in range(rounds):
-            quantised = network.dequantise(*network.quantise(codes, q), q).requires_grad_()
-            with torch.enable_grad(), torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32):
-                whole = around.clone()
-                tile.inner(whole).copy_(quantised)
-                error = area.inner(network.synthesise(whole, q))[:, :, rows, columns] - target
-                (gradient,) = torch.autograd.grad(error.square().sum(), quantised)
-            ideal = quantised.detach() - gradient / curvature
-            codes.lerp_(ideal, REFINING_STEP / (1 + 0.3 * number))
-        tile.inner(around).copy_(codes)
+
+        def pixels(x: Tensor) -> Tensor:
+            return area.inner(x)[:, :, rows, columns]
+
+        target = pixels(part.clone())
+
+        def evaluate(codes: Tensor) -> tuple[Tensor, Tensor]:
+            """The cost of each picture, and its gradient."""
+            with torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32):
+                z, symbols = self.network.quantise(codes, q)
+                quantised = self.network.dequantise(z, symbols, q).requires_grad_()
+                with torch.enable_grad():
+                    whole = around.clone()
+                    tile.inner(whole).copy_(quantised)
+                    decoded = pixels(self.network.synthesise(whole, q))
+                    spent = self.network.spent_bits(z, symbols, quantised, q)
+                    cost = spent + _distortion(target, decoded, q)
+                    (gradient,) = torch.autograd.grad(cost.sum(), quantised)
+            return cost.detach(), gradient
+
+        best = tile.inner(around).clone()
+        cost, gradient = evaluate(best)
+        reach = torch.full_like(cost, REACH)
+        for _ in range(rounds):
+            # The square of the quantiser's step is what a code's error in steps costs in pixels.
+            direction = gradient / self.network.steps(q)[:, :, None, None] ** 2
+            direction = direction / direction.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-20)
+            tried = best - (reach.view(-1, 1, 1, 1) * direction).clamp(-FARTHEST, FARTHEST)
+            new_cost, new_gradient = evaluate(tried)
+            better = new_cost < cost
+            chosen = better.view(-1, 1, 1, 1)
+            best, gradient = torch.where(chosen, tried, best), torch.where(chosen, new_gradient, gradient)
+            cost, reach = torch.where(better, new_cost, cost), torch.where(better, 1.2 * reach, 0.5 * reach)
+        tile.inner(around).copy_(best)
         return around
 
     @torch.inference_mode()

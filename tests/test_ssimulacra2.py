@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from aeimg import metrics
-from aeimg.training.ssimulacra2 import ssimulacra2
+from aeimg.ssimulacra2 import ssimulacra2
 
 
 def tensor(image: np.ndarray) -> torch.Tensor:

@@ -11,21 +11,13 @@ from torch import Tensor, nn
 
 from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
 from ..hyperprior_codec import HyperpriorCodec
-from ..models.hyperprior import Hyperprior, lagrange_multiplier
+from ..models.hyperprior import Hyperprior, bits_per_point, lagrange_multiplier
 from ..models.integer import QUALITIES, freeze
+from ..ssimulacra2 import ssimulacra2
 from ..weights import build
 from .datasets import Photographs
 from .degradations import turn_grey
 from .objective import Objective, Recipe
-from .ssimulacra2 import ssimulacra2
-
-
-def bits_per_point(q: Tensor) -> Tensor:
-    """Bits per pixel that a point of SSIMULACRA2 costs at the rate `q`.
-
-    At each rate about what makes the same rate the best one as `lagrange_multiplier` does for squared errors.
-    """
-    return 0.00047 * torch.exp2(8.64 * q)
 
 
 class CompressObjective(Objective):
@@ -41,7 +33,7 @@ class CompressObjective(Objective):
     architecture = "hyperprior"
     recipe = Recipe(
         crop=192, batch=8, learning_rate=1e-3, hold=0.6, late=0.25, late_crop=256, late_batch=5, muon=True, minutes=60,
-        perceptual=0.8, perceptual_from=500, decide=True,
+        perceptual=0.65, perceptual_from=500, decide=True,
     )  # fmt: skip
     primary_metric = "loss"
     passes = 4

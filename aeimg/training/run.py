@@ -269,6 +269,7 @@ class Run:
         settings = asdict(default)
         if call.start is not None:
             settings["learning_rate"] = default.learning_rate * FINE_TUNING
+            settings["perceptual_from"] = 0  # the first shapes are there
         fields = {**settings, **self.origin.call.get("recipe", {}), **call.recipe}
         unknown = sorted(set(fields) - set(settings))
         if unknown:
