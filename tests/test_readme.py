@@ -174,6 +174,14 @@ def test_the_bd_rates_are_those_that_were_measured():
         assert [float(value) for value in found.groups()] == pytest.approx(measured, abs=0.051)
 
 
+def test_the_guide_says_what_each_quality_gives():
+    compress = json.loads((ROOT / "docs" / "bench-compress.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "guide" / "compress.md").read_text(encoding="utf-8")
+    for point in compress["codecs"]["aeimg"]["points"]:
+        row = (f"{point['bpp']:.2f}", f"{point['ssimulacra2']:.0f}", f"{point['psnr']:.1f} dB")
+        assert f"| {point['quality']} | {' | '.join(row)} |" in text, point["quality"]
+
+
 def test_the_speeds_are_those_that_were_measured():
     compress = json.loads((ROOT / "docs" / "bench-compress.json").read_text(encoding="utf-8"))["codecs"]
     denoise = json.loads((ROOT / "docs" / "bench-denoise.json").read_text(encoding="utf-8"))
