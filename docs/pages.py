@@ -1,4 +1,4 @@
-"""Draws pages with text, plots and tables: the narrow kind of image on which `docs/training.md` specialises the codec.
+"""Draws pages with text, plots and tables: the narrow kind of image on which `docs/training.md` fine-tunes the codec.
 
     python docs/pages.py pages/train 0 240
     python docs/pages.py pages/test 100000 100012
