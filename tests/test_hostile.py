@@ -106,7 +106,7 @@ def test_every_error_of_a_decoder_is_that_files_error(tmp_path, small, png, monk
 
 
 def test_a_damaged_avif_ends_neither_a_dry_run_nor_training_nor_a_benchmark(tmp_path, small, png, avif):
-    from aeimg.bench import _images
+    from aeimg.bench.setting import images_in
     from aeimg.training.datasets import Photographs, _rgb
 
     at = avif.index(b"mdat") + 4
@@ -121,7 +121,7 @@ def test_a_damaged_avif_ends_neither_a_dry_run_nor_training_nor_a_benchmark(tmp_
         _rgb(tmp_path / "a.avif")
     assert len(Photographs(tmp_path, min_side=16).paths) == 2  # its header is sound
     with pytest.raises(UnreadableImage, match=r"a\.avif"):
-        _images(tmp_path, None)
+        images_in(tmp_path, None)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "PPM", "JPEG2000"])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from aeimg import UsageError, metrics
 from aeimg.metrics import bd_rate, bits_per_pixel, ms_ssim, psnr, ssim
 
 CURVE = [(0.2, 27.0), (0.4, 30.0), (0.8, 33.0), (1.6, 36.5)]
@@ -66,3 +67,26 @@ def test_curves_that_do_not_meet_or_do_not_rise_are_refused():
 
 def test_bits_per_pixel_counts_the_whole_file():
     assert bits_per_pixel(1000, 100, 80) == 1.0
+
+
+def test_the_metrics_of_the_eye_agree_on_what_is_worse(photograph):
+    rng = np.random.default_rng(0)
+    slightly, badly = (
+        np.clip(photograph + rng.normal(0, sigma, photograph.shape), 0, 255).astype(np.uint8) for sigma in (3, 20)
+    )
+    assert metrics.ssimulacra2(photograph, photograph) == 100
+    assert metrics.ssimulacra2(photograph, slightly) > metrics.ssimulacra2(photograph, badly) + 20
+    assert metrics.ms_ssim_db(photograph, slightly) > metrics.ms_ssim_db(photograph, badly) + 5
+    if not metrics.has_butteraugli():
+        pytest.skip("butteraugli_main of libjxl is not installed")
+    assert metrics.butteraugli(photograph, slightly) < metrics.butteraugli(photograph, badly)
+
+
+def test_what_measures_is_named_where_it_is_missing(photograph, monkeypatch):
+    monkeypatch.setattr(metrics, "has_ssimulacra2", lambda: False)
+    with pytest.raises(UsageError, match="aeimg\\[metrics\\]"):
+        metrics.ssimulacra2(photograph, photograph)
+    monkeypatch.setattr(metrics, "BUTTERAUGLI", "no-such-program")
+    assert not metrics.has_butteraugli()
+    with pytest.raises(UsageError, match="no-such-program"):
+        metrics.butteraugli(photograph, photograph)

@@ -258,8 +258,8 @@ def test_built_in_weights_say_what_they_are_and_where_they_come_from(label):
     assert {"data", "minutes", "steps", "commit", "recipe", "held_out"} <= set(header.card)
 
 
-def test_all_weights_together_stay_below_40_megabytes():
-    assert sum(weights.find_weights(label).stat().st_size for _, label in registry.BUILTINS.values()) < 40e6
+def test_all_weights_together_stay_below_60_megabytes():
+    assert sum(weights.find_weights(label).stat().st_size for _, label in registry.BUILTINS.values()) < 60e6
 
 
 def test_the_digest_follows_the_tensors_and_not_the_card(tmp_path):
