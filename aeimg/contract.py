@@ -81,7 +81,9 @@ class Codec(Model, Protocol[Latent]):
     errors: np.ndarray | None = None
     """Percentiles 0..100 of the mean squared errors at which the training images came back, pixels in [0,1]."""
 
-    def encode(self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int) -> Sequence[Latent]:
+    def encode(
+        self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int
+    ) -> Sequence[Latent]:
         """Turns pixels on the CPU into the latent of each picture; a higher `effort`, 1..9, makes it smaller."""
         ...
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 
 @dataclass(frozen=True)
 class ConvolutionalConfig:
@@ -47,16 +49,17 @@ class Convolutional(nn.Module):
         super().__init__()
         self.config = config
         widths = (1, *config.channels)
-        self.inward = nn.ModuleList(Level(a, b, config.slope) for a, b in pairwise(widths))
+        self.inward = Layers(Level(a, b, config.slope) for a, b in pairwise(widths))
         mirrored = (*reversed(config.channels), config.channels[0])
-        self.outward = nn.ModuleList(Level(a, b, config.slope) for a, b in pairwise(mirrored))
+        self.outward = Layers(Level(a, b, config.slope) for a, b in pairwise(mirrored))
         self.last = nn.Conv2d(config.channels[0], 1, 3, padding=1)
 
     @torch.no_grad()
     def begin_at(self, mean: Tensor) -> None:
         """Sets the last bias so that a fresh network gives back something near the mean of `mean`, an image `[H,W]`
         in (0,1)."""
-        self.last.bias.fill_(torch.logit(mean.mean()))  # type: ignore[union-attr]
+        assert self.last.bias is not None
+        self.last.bias.fill_(torch.logit(mean.mean()))
 
     @property
     def multiple(self) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .layers import Layers
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Dense(nn.Module):
         super().__init__()
         self.config = config
         widths = (config.side**2, *config.widths)
-        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in reversed(list(pairwise(widths))))
+        self.encoder = Layers(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.decoder = Layers(nn.Linear(b, a) for a, b in reversed(list(pairwise(widths))))
         for layer in (*self.encoder, *self.decoder):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -51,8 +52,7 @@ class Dense(nn.Module):
         dark background down at once, and of a deep one's first rectifiers a quarter fall dead of it.
         """
         flat = mean.flatten()
-        first: Any = self.encoder[0]
-        last: Any = self.decoder[-1]
+        first, last = self.encoder[0], self.decoder[-1]
         first.bias.copy_(-(first.weight @ flat))
         last.bias.copy_(torch.logit(flat) if self.config.activation else flat)
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 ENOUGH = 96
 """Pixels; see `UNet.halo`."""
 
@@ -92,13 +94,13 @@ class UNet(nn.Module):
         inner = config.inner or widths
         u2 = config.unshuffle**2
         self.head = nn.Conv2d((config.image_channels + 1) * u2, widths[0], 3, padding=1, bias=False)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
-        self.encoder = nn.ModuleList(
+        self.down = Layers(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
+        self.up = Layers(Upsample(b, a) for a, b in pairwise(widths))
+        self.encoder = Layers(
             nn.Sequential(*(ResidualBlock(c, i, config.slope) for _ in range(n)))
             for c, i, n in zip(widths, inner, config.blocks, strict=True)
         )
-        self.decoder = nn.ModuleList(
+        self.decoder = Layers(
             nn.Sequential(*(ResidualBlock(c, i, config.slope) for _ in range(n)))
             for c, i, n in zip(widths[:-1], inner[:-1], config.blocks_up, strict=True)
         )
