@@ -13,11 +13,10 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import plots
 from ..errors import OutputError, TrainingDiverged
 from ..paths import write_atomic
-from .checkpoints import Optimizers, not_finite, save_checkpoint, tensors_of
+from .checkpoints import Called, Optimizers, not_finite, save_checkpoint, tensors_of
 from .journal import BATCHES_AHEAD, Journal, Schedule, learning_rate_factor
 from .objective import Objective
 
@@ -52,7 +51,9 @@ class Batch:
     """Whether it is one of the last phase."""
 
 
-def batches_ahead(objective: Objective, seed: int, start: int, late: Callable[[int], bool]) -> Iterator[Batch]:
+def batches_ahead(
+    objective: Objective, seed: int, start: int, late: Callable[[int], bool]
+) -> Generator[Batch, None, None]:
     """The batches from step `start` on, made by a thread of their own. Each depends on seed, step and phase alone."""
     ahead: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_AHEAD)
     stop = threading.Event()
@@ -123,7 +124,7 @@ def average_decay(step: int, decay: float) -> float:
 
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """`average` becomes `decay * average + (1 - decay) * model`, parameter by parameter."""
-    update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update: Callable[[Sequence[Tensor], Sequence[Tensor], int], None] = get_ema_multi_avg_fn(decay)
     update(list(average.parameters()), list(model.parameters()), 0)
 
 
@@ -165,7 +166,7 @@ class Loop:
     optimizers: Optimizers
     schedule: Schedule
     settings: Settings
-    call: dict[str, Any]
+    call: Called
     """How the run was called, for the checkpoint."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """With patience, the average as it was at the best evaluation."""
@@ -207,7 +208,7 @@ class Loop:
             objective, self.settings.seed, journal.step, lambda step: progress(step) >= 1 - recipe.late
         )
         objective.model.train()
-        with closing(batches), deferred_interrupts() as raise_if_interrupted:  # type: ignore[type-var]
+        with closing(batches), deferred_interrupts() as raise_if_interrupted:
             for batch in batches:
                 raise_if_interrupted()
                 objective.progress, objective.step = progress(batch.step), batch.step
@@ -236,7 +237,7 @@ class Loop:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss, terms = objective.loss(tuple(part.to(device) for part in batch.tensors), batch.rng, batch.late)
         model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         if not (torch.isfinite(loss.detach()) and torch.isfinite(norm)):
             self._skip(batch.step)
