@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -61,6 +61,19 @@ class Explored:
 # -- doors: all images of some folders -----------------------------------------------------------------------
 
 
+R = TypeVar("R")
+
+
+class _Words(TypedDict, total=False):
+    """The words of `engine.each`."""
+
+    model: Name | None
+    device: str
+    dtype: str
+    progress: bool
+    options: Mapping[str, float]
+
+
 @dataclass
 class _Inputs:
     """Image files, with the name of each: its place below its source or, where two have the same, its whole path."""
@@ -96,7 +109,11 @@ class _Inputs:
         )
 
     def through(
-        self, task: Literal["features", "score"], take: Callable[[Found, Any], None], explored: Explored, **words: Any
+        self,
+        task: Literal["features", "score"],
+        take: Callable[[Found, R], None],
+        explored: Explored,
+        **words: Unpack[_Words],
     ) -> None:
         """Gives `take` each image that has a result, and that; enters into `explored` what became of it."""
         for one, result in each(list(self.names), task, **words):
@@ -107,7 +124,7 @@ class _Inputs:
                 explored.images.append(self.names[one])
 
 
-def _vectors(inputs: _Inputs, **words: Any) -> tuple[Explored, list[Found], Array]:
+def _vectors(inputs: _Inputs, **words: Unpack[_Words]) -> tuple[Explored, list[Found], Array]:
     """Returns what became of the images, those that have features, and these as `[N,D]`."""
     found: list[Found] = []
     rows: list[Array] = []
