@@ -79,6 +79,7 @@ class _Inputs:
     """Image files, with the name of each: its place below its source or, where two have the same, its whole path."""
 
     names: dict[Found, str]
+    """Image file -> its name."""
 
     @classmethod
     def find(
@@ -400,7 +401,7 @@ def plane(features: Array) -> tuple[Array, tuple[str, str]]:
 # -- pictures from codes -------------------------------------------------------------------------------------
 
 
-def _generator(model: Codec) -> Generator:
+def _generator(model: Codec[object]) -> Generator:
     if not isinstance(model, Generator):
         raise ModelError(
             f"model {model.label}: its codes can't be drawn or mixed; use one of the small autoencoders "
@@ -413,7 +414,9 @@ def _decoded(model: Generator, codes: Tensor, shape: tuple[int, int, int], devic
     return list(model.synthesise(codes, shape, device, torch.uint8).numpy())
 
 
-def draw_samples(model: Codec, count: int, device: torch.device, *, seed: int = 0, side: int = 64) -> list[Array]:
+def draw_samples(
+    model: Codec[object], count: int, device: torch.device, *, seed: int = 0, side: int = 64
+) -> list[Array]:
     """Returns `count` pictures of random codes: uint8 `[1,S,S]`, S the model's own size, or `side` where it takes any.
 
     Codes of a variational model come from its prior. Those of others are drawn value by value as the codes of their
@@ -425,7 +428,7 @@ def draw_samples(model: Codec, count: int, device: torch.device, *, seed: int = 
     return _decoded(generator, codes, (1, side, side), device)
 
 
-def draw_plane(model: Codec, steps: int, device: torch.device) -> Array:
+def draw_plane(model: Codec[object], steps: int, device: torch.device) -> Array:
     """Returns the plane of codes of two values as one picture of `steps` by `steps` decoded codes: uint8 `[1,H,W]`.
 
     Codes lie at even quantiles, 1% to 99%, of the distribution from which `draw_samples` draws. Raises `ModelError`.
@@ -455,7 +458,7 @@ def _analysed(
     return codes, pictures[0].pixels.shape
 
 
-def draw_between(model: Codec, a: object, b: object, steps: int, device: torch.device) -> list[Array]:
+def draw_between(model: Codec[object], a: object, b: object, steps: int, device: torch.device) -> list[Array]:
     """Returns `steps` pictures, uint8 `[C,H,W]`, on the straight line from the code of `a` to that of `b`, both
     included.
 
@@ -467,7 +470,7 @@ def draw_between(model: Codec, a: object, b: object, steps: int, device: torch.d
     return _decoded(generator, torch.lerp(first, last, shares), shape, device)
 
 
-def draw_combination(model: Codec, a: object, b: object, c: object, device: torch.device) -> Array:
+def draw_combination(model: Codec[object], a: object, b: object, c: object, device: torch.device) -> Array:
     """Returns the picture, uint8 `[C,H,W]`, of the code of `a` minus that of `b` plus that of `c`.
 
     It makes sense where directions among codes mean something: for variational models, and for dense ones on aligned

@@ -41,8 +41,11 @@ class Resolution:
     """Pixels per unit, across and down; with the unit "" only their ratio means something."""
 
     x: Fraction
+    """Pixels per unit, from left to right."""
     y: Fraction
+    """Pixels per unit, from top to bottom."""
     unit: Unit = "inch"
+    """The unit of length; empty where none is known."""
 
     def per(self, unit: Unit) -> tuple[Fraction, Fraction]:
         """The same per another unit. A ratio stays as it is."""
@@ -79,19 +82,21 @@ class Metadata:
     """What came with a picture. Empty fields were not there."""
 
     icc: bytes | None = None
+    """The ICC profile."""
     exif: bytes | None = None
-    """With the six bytes of `Exif\\0\\0` in front; without orientation and thumbnail."""
+    """The EXIF data, with the six bytes of `Exif\\0\\0` in front, without orientation and thumbnail."""
     xmp: bytes | None = None
+    """The XMP packet."""
     iptc: bytes | None = None
-    """IPTC-IIM records."""
+    """The IPTC-IIM records."""
     comments: tuple[bytes, ...] = ()
-    """Of JPEG and GIF, and texts of PNG under the keyword `Comment`."""
+    """The comments of JPEG and GIF, and texts of PNG under the keyword `Comment`."""
     resolution: Resolution | None = None
-    """Of JFIF, PNG or BMP; that of EXIF and TIFF stays in the EXIF data."""
+    """The resolution that JFIF, PNG or BMP states; that of EXIF and TIFF stays in the EXIF data."""
     text: tuple[Chunk, ...] = ()
-    """Other texts of PNG: its chunks."""
+    """The chunks of PNG with other texts."""
     colour: tuple[Chunk, ...] = ()
-    """What PNG says of its colours besides the ICC profile: gamma, primaries, transfer function."""
+    """The chunks of PNG that describe its colours beside the ICC profile: gamma, primaries, transfer function."""
 
     @property
     def any_resolution(self) -> Resolution | None:
@@ -151,9 +156,11 @@ class Found:
     """What `read` found."""
 
     metadata: Metadata = field(default_factory=Metadata)
+    """What came with the picture."""
     orientation: int = 1
-    """EXIF's, 1..8: see `pixels.UPRIGHT`."""
+    """The orientation in EXIF's numbers, 1..8: see `pixels.UPRIGHT`."""
     notes: list[str] = field(default_factory=list)
+    """What was left out, and why."""
 
 
 def capped(metadata: Metadata) -> tuple[Metadata, list[str]]:
@@ -202,7 +209,9 @@ class Directory:
     order: str = "<"
     """Byte order, for `struct`."""
     entries: dict[int, Entry] = field(default_factory=dict)
+    """Tag -> value."""
     below: dict[int, Directory] = field(default_factory=dict)
+    """Tag -> the directory that it leads to: that of EXIF, GPS or interoperability."""
     damaged: set[tuple[int, int]] = field(default_factory=set)
     """Entries, here and below, that lead behind the data: where their directory lies, and where they lie."""
 

@@ -33,10 +33,11 @@ class Peer:
     """A codec that Pillow runs, alone or with a plug-in."""
 
     format: str
-    """Pillow's name of it."""
+    """Pillow's name of the format."""
     settings: str
-    """What is said of it in a table."""
+    """How tables describe the settings."""
     qualities: Sequence[int]
+    """The qualities at which it is measured."""
     options: Mapping[str, str | int] = field(default_factory=dict)
     """Pillow's words for the settings."""
     plugin: str | None = None
@@ -71,10 +72,13 @@ class Metric:
     """A measure of how much a decoded image looks like its source."""
 
     title: str
+    """What tables call it."""
     measure: Callable[[Array, Array], float]
     """Source and decoded image, uint8 `[H,W,3]`."""
     higher_is_better: bool = True
+    """Whether a higher value is a better image."""
     available: Callable[[], bool] = lambda: True
+    """Says whether this machine can compute it."""
 
 
 METRICS = {

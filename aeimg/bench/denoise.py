@@ -78,6 +78,7 @@ class _Denoiser:
     """What is measured, as `process` runs it."""
 
     chosen: Chosen
+    """Which model runs, and where."""
 
     def __call__(self, images: Iterable[P], sigma: float | str = "auto") -> list[P]:
         return list(process(iter(images), "denoise", sigma=sigma, **self.chosen))

@@ -28,10 +28,15 @@ class _Steps(Generic[S, M, R]):
     """Some steps of a task as a task of its own; see `stream.Task`."""
 
     prepare: Callable[[S], PictureItem]
+    """Turns a source into an item."""
     key: Callable[[PictureItem], Hashable]
+    """What items of one batch have in common."""
     run: Callable[[list[PictureItem]], Sequence[M]]
+    """Turns a batch into raw results."""
     finish: Callable[[PictureItem, M], R]
+    """Turns an item and its raw result into what is counted."""
     small: bool = True
+    """Whether that is too small to count as memory."""
 
 
 def _timed(sources: Sequence[S], steps: _Steps[S, M, R]) -> tuple[float, list[R]]:

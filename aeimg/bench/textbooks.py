@@ -70,7 +70,7 @@ UNSHIPPED: dict[str, tuple[str, Config]] = {
     "vanilla, 32 values": ("vanilla", {"widths": (32,)}),
     "vanilla, 128 values": ("vanilla", {"widths": (128,)}),
 }
-"""What the textbooks' figures are also asked of -> the family, and the config where it is not its own."""
+"""What is trained, by its name in the table -> the key of `TEXTBOOKS`, and the config where it is not the default."""
 
 
 def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = None) -> Figures:
@@ -81,25 +81,25 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
     """
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (family, config) in UNSHIPPED.items():
+        for name, (key, config) in UNSHIPPED.items():
             out = Path(folder) / f"{name}.safetensors"
-            card = train(family, data, out, steps=steps, config=config, device=device, log=_nothing).card
+            card = train(key, data, out, steps=steps, config=config, device=device, log=_nothing).card
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
             if name == "deep2d":
-                three = Digits(data, TEXTBOOKS[family].recipe.labels)
+                three = Digits(data, TEXTBOOKS[key].recipe.labels)
                 test = three.split()
                 codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
                 runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
     components = {}
-    for family in ("linear", "deep2d"):
-        kind = TEXTBOOKS[family]
+    for key in ("linear", "deep2d"):
+        kind = TEXTBOOKS[key]
         digits = Digits(data, kind.recipe.labels)
         held_out = digits.split()
         seen, others = digits.images[: digits.training], digits.images[held_out]
         widths = kind.config["widths"]
         assert isinstance(widths, tuple)
         left = component_errors(seen, others, widths[-1])
-        components[family] = {"mse": float(left.mean())}
+        components[key] = {"mse": float(left.mean())}
     return {"task": "textbooks", "runs": runs, "components": components}
 
 

@@ -20,10 +20,12 @@ from .layers import Layers
 
 @dataclass(frozen=True)
 class ConvolutionalConfig:
+    """The shape of `Convolutional`."""
+
     channels: tuple[int, ...] = (16, 8, 8)
-    """Of the levels; each halves the resolution of the one before, the last is the code."""
+    """The channels of the levels. Each level halves the resolution of the one before; the last is the code."""
     slope: float = 0.1
-    """Of the rectifiers for negative values: of eight units none may die."""
+    """The slope of the rectifiers for negative values: of eight units none may die."""
 
 
 class Level(nn.Module):
@@ -74,7 +76,7 @@ class Convolutional(nn.Module):
         return -(-reach // self.multiple) * self.multiple
 
     def code_shape(self, side: int) -> tuple[int, ...]:
-        """Of the code of a square image of `side` pixels."""
+        """The shape of the code of a square image of `side` pixels a side."""
         return (self.config.channels[-1], side // self.multiple, side // self.multiple)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -105,8 +107,12 @@ class Convolutional(nn.Module):
 
 @dataclass(frozen=True)
 class DenoisingConfig:
+    """The shape of `Denoising`."""
+
     channels: tuple[int, ...] = (32, 32)
+    """See `ConvolutionalConfig`."""
     slope: float = 0.1
+    """See `ConvolutionalConfig`."""
 
 
 class Denoising(nn.Module):

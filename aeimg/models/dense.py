@@ -19,14 +19,16 @@ from .layers import Layers
 
 @dataclass(frozen=True)
 class DenseConfig:
+    """The shape of `Dense`."""
+
     side: int = 28
-    """Of the square greyscale image that is one vector, in pixels."""
+    """The side of the square greyscale image that is one vector, in pixels."""
     widths: tuple[int, ...] = (64,)
-    """Of the layers after the input; the last is the code."""
+    """The widths of the layers after the input; the last layer is the code."""
     activation: bool = True
-    """Rectifiers after the hidden layers, a sigmoid at the end; without, all is linear."""
+    """Whether rectifiers follow the hidden layers and a sigmoid the last one. Without them, all is linear."""
     rectified_code: bool = True
-    """A rectifier after the code's layer too."""
+    """Whether a rectifier follows the code's layer too."""
 
 
 class Dense(nn.Module):
@@ -58,11 +60,11 @@ class Dense(nn.Module):
 
     @property
     def side(self) -> int:
-        """Of the images it takes, in pixels."""
+        """The side of the images that it takes, in pixels."""
         return self.config.side
 
     def code_shape(self, side: int) -> tuple[int, ...]:
-        """Of an image's code."""
+        """The shape of an image's code."""
         return (self.config.widths[-1],)
 
     def encode(self, x: Tensor) -> Tensor:

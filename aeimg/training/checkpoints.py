@@ -36,6 +36,7 @@ class Called(TypedDict, total=False):
     pairs: bool
     """Whether a folder of pairs was given beside the clean images."""
     seed: int
+    """The seed of the run."""
     config: Config
     """All fields of the network's config."""
     recipe: dict[str, object]

@@ -44,7 +44,9 @@ class Batch:
     """A batch and what it was drawn with."""
 
     step: int
+    """The step that it is for."""
     tensors: tuple[Tensor, ...]
+    """What `Objective.batch` made."""
     rng: np.random.Generator
     """The generator that drew the batch, as it was left, for what the loss leaves to chance."""
     late: bool
@@ -142,12 +144,15 @@ class Settings:
     """How a loop runs, beside what its objective says."""
 
     device: torch.device
+    """Where the network is trained."""
     dtype: torch.dtype
     """The precision of the multiplications (autocast)."""
     seed: int
+    """The seed of batches and of all noise."""
     patience: int | None
     """The run ends after so many evaluations in a row without a better one."""
     checkpoint: Path
+    """The file that checkpoints are written to."""
     curve: Path | None
     """Where the loss curve is drawn; None where matplotlib is not installed."""
     title: str
@@ -161,11 +166,15 @@ class Loop:
     """A run under way."""
 
     objective: Objective
+    """What is trained, and on what."""
     average: nn.Module
     """The moving average of the objective's model, which is evaluated and written."""
     optimizers: Optimizers
+    """They hold the parameters of the objective's model."""
     schedule: Schedule
+    """How much of the run is over at each step."""
     settings: Settings
+    """How the loop runs."""
     call: Called
     """How the run was called, for the checkpoint."""
     best: dict[str, Tensor] = field(default_factory=dict)

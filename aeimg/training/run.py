@@ -164,9 +164,11 @@ class Origin:
     config: Config = field(default_factory=dict)
     """The config of the network."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors of the weights file or of the checkpoint."""
     label: str | None = None
     """The label and digest of the weights that the run began with."""
     journal: Journal = field(default_factory=Journal)
+    """How the run has gone that wrote the checkpoint."""
     call: Called = field(default_factory=Called)
     """How the run was called that wrote the checkpoint."""
 
