@@ -10,7 +10,7 @@ aeimg.process("in/", "denoise", out="out/")            # a folder, as `aeimg den
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import (
     AeimgError,
@@ -63,7 +63,7 @@ __all__ = [
 _LAZY = {"process": "engine", "Summary": "engine", "register": "registry", "unregister": "registry"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -13,8 +13,8 @@ What only some codecs can do has protocols of its own (`PreparingCodec`, `Featur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from .errors import ModelError
 
@@ -65,7 +65,13 @@ class Denoiser(Model, Protocol):
         ...
 
 
-class Codec(Model, Protocol):
+Latent = TypeVar("Latent")
+"""What a codec makes of a picture and writes as bytes; each codec has a type of its own."""
+Prepared = TypeVar("Prepared", covariant=True)
+"""What a codec makes of pictures before it knows the quality."""
+
+
+class Codec(Model, Protocol[Latent]):
     """What a model of the task "compress" must do.
 
     Pixels are `[N,C,H,W]`, C 1 or 3: uint8, uint16, or float in [0,1]; quality is 1..100. A codec must state its
@@ -75,19 +81,21 @@ class Codec(Model, Protocol):
     errors: np.ndarray | None = None
     """Percentiles 0..100 of the mean squared errors at which the training images came back, pixels in [0,1]."""
 
-    def encode(self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int) -> Sequence[Any]:
+    def encode(
+        self, x: Tensor, quality: int, device: torch.device, dtype: torch.dtype, effort: int
+    ) -> Sequence[Latent]:
         """Turns pixels on the CPU into the latent of each picture; a higher `effort`, 1..9, makes it smaller."""
         ...
 
-    def to_bytes(self, latent: Any, quality: int) -> bytes:
+    def to_bytes(self, latent: Latent, quality: int) -> bytes:
         """Turns a latent into its bytes, which hold a checksum of the latent."""
         ...
 
-    def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Any:
+    def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> Latent:
         """Mirrors `to_bytes`. Raises `InvalidLatent` for damaged data."""
         ...
 
-    def decode(self, latents: list[Any], shape: tuple[int, int, int], quality: int, device: torch.device,
+    def decode(self, latents: list[Latent], shape: tuple[int, int, int], quality: int, device: torch.device,
                dtype: torch.dtype, depth: int) -> Tensor:  # fmt: skip
         """Turns latents of pictures of one shape `(C, H, W)` into pixels on the CPU: uint8 or uint16 for `depth` 8 or
         16."""
@@ -95,10 +103,10 @@ class Codec(Model, Protocol):
 
 
 @runtime_checkable
-class PreparingCodec(Protocol):
+class PreparingCodec(Protocol[Prepared]):
     """A codec that can do the part of its analysis that does not depend on the quality once for several qualities."""
 
-    def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Any:
+    def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Prepared:
         """Turns pixels into what `encode` takes in their place."""
         ...
 
@@ -159,7 +167,7 @@ PROTOCOLS: dict[str, type] = {"denoise": Denoiser, "compress": Codec}
 CODEC_METHODS = ("encode", "to_bytes", "from_bytes", "decode")
 
 
-def defaults(task: str) -> dict[str, Any]:
+def defaults(task: str) -> dict[str, object]:
     """Returns what holds where a model of `task` does not state an attribute, by the attribute's name."""
     classes = [one for one in reversed(PROTOCOLS[task].__mro__) if one.__module__ == __name__]
     return {name: vars(one)[name] for one in classes for name in one.__annotations__ if name in vars(one)}
@@ -168,10 +176,10 @@ def defaults(task: str) -> dict[str, Any]:
 @overload
 def complete(model: object, task: Literal["denoise"]) -> Denoiser: ...
 @overload
-def complete(model: object, task: Literal["compress"]) -> Codec: ...
+def complete(model: object, task: Literal["compress"]) -> Codec[object]: ...
 @overload
-def complete(model: object, task: str) -> Any: ...
-def complete(model: object, task: str) -> Any:
+def complete(model: object, task: str) -> Model: ...
+def complete(model: object, task: str) -> object:
     """Returns `model` with every attribute of its protocol. Raises `ModelError` that lists what it states wrongly."""
     faults = list(_faults(model, task))
     if faults:
@@ -206,7 +214,7 @@ def _faults(model: object, task: str) -> Iterator[str]:
         yield from _denoiser_faults(model, stated)
 
 
-def _denoiser_faults(model: object, stated: dict[str, Any]) -> Iterator[str]:
+def _denoiser_faults(model: object, stated: Mapping[str, object]) -> Iterator[str]:
     import torch
 
     if not callable(model):
@@ -215,8 +223,9 @@ def _denoiser_faults(model: object, stated: dict[str, Any]) -> Iterator[str]:
         yield f"states {stated['channels']!r} channels; it must be 3, or 1 for each by itself"
     if stated["halo"] is not None and not _is_whole(stated["halo"], 0):
         yield f"states the halo {stated['halo']!r}; it must be a whole number of pixels, or None"
-    if stated["dtypes"] is not None and torch.float32 not in stated["dtypes"]:
-        yield f"states the dtypes {stated['dtypes']!r}; torch.float32 must be among them"
+    dtypes = stated["dtypes"]
+    if dtypes is not None and not (isinstance(dtypes, Container) and torch.float32 in dtypes):
+        yield f"states the dtypes {dtypes!r}; torch.float32 must be among them"
 
 
 def _is_whole(value: object, least: int) -> bool:

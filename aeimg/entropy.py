@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class Tables:
         ):
             raise ValueError("entropy tables: wrong shape, or a row that does not sum to 2^24")
         self.reach: list[int] = []
-        self.models: list[Any] = []
+        self.models: list[object] = []
         for row in tables:
             used = np.nonzero(row[:-1])[0]
             reach = int(np.abs(used - most).max())
@@ -130,7 +130,7 @@ class Tables:
             self.models.append(model)
 
 
-def _uniform(size: int) -> Any:
+def _uniform(size: int) -> object:
     import constriction
 
     return constriction.stream.model.Uniform(size)
@@ -192,7 +192,7 @@ class Decoder:
         halves = self._symbols(_uniform(1 << 16), 2 * count).astype(np.int64).reshape(-1, 2)
         return np.asarray((halves[:, 0] << 16) | halves[:, 1])
 
-    def _symbols(self, model: Any, count: int) -> Array:
+    def _symbols(self, model: object, count: int) -> Array:
         try:
             return np.asarray(self._coder.decode(model, count))
         except (AssertionError, ValueError) as error:

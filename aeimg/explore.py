@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -61,11 +61,25 @@ class Explored:
 # -- doors: all images of some folders -----------------------------------------------------------------------
 
 
+R = TypeVar("R")
+
+
+class _Words(TypedDict, total=False):
+    """The words of `engine.each`."""
+
+    model: Name | None
+    device: str
+    dtype: str
+    progress: bool
+    options: Mapping[str, float]
+
+
 @dataclass
 class _Inputs:
     """Image files, with the name of each: its place below its source or, where two have the same, its whole path."""
 
     names: dict[Found, str]
+    """Image file -> its name."""
 
     @classmethod
     def find(
@@ -96,7 +110,11 @@ class _Inputs:
         )
 
     def through(
-        self, task: Literal["features", "score"], take: Callable[[Found, Any], None], explored: Explored, **words: Any
+        self,
+        task: Literal["features", "score"],
+        take: Callable[[Found, R], None],
+        explored: Explored,
+        **words: Unpack[_Words],
     ) -> None:
         """Gives `take` each image that has a result, and that; enters into `explored` what became of it."""
         for one, result in each(list(self.names), task, **words):
@@ -107,7 +125,7 @@ class _Inputs:
                 explored.images.append(self.names[one])
 
 
-def _vectors(inputs: _Inputs, **words: Any) -> tuple[Explored, list[Found], Array]:
+def _vectors(inputs: _Inputs, **words: Unpack[_Words]) -> tuple[Explored, list[Found], Array]:
     """Returns what became of the images, those that have features, and these as `[N,D]`."""
     found: list[Found] = []
     rows: list[Array] = []
@@ -383,7 +401,7 @@ def plane(features: Array) -> tuple[Array, tuple[str, str]]:
 # -- pictures from codes -------------------------------------------------------------------------------------
 
 
-def _generator(model: Codec) -> Generator:
+def _generator(model: Codec[object]) -> Generator:
     if not isinstance(model, Generator):
         raise ModelError(
             f"model {model.label}: its codes can't be drawn or mixed; use one of the small autoencoders "
@@ -396,7 +414,9 @@ def _decoded(model: Generator, codes: Tensor, shape: tuple[int, int, int], devic
     return list(model.synthesise(codes, shape, device, torch.uint8).numpy())
 
 
-def draw_samples(model: Codec, count: int, device: torch.device, *, seed: int = 0, side: int = 64) -> list[Array]:
+def draw_samples(
+    model: Codec[object], count: int, device: torch.device, *, seed: int = 0, side: int = 64
+) -> list[Array]:
     """Returns `count` pictures of random codes: uint8 `[1,S,S]`, S the model's own size, or `side` where it takes any.
 
     Codes of a variational model come from its prior. Those of others are drawn value by value as the codes of their
@@ -408,7 +428,7 @@ def draw_samples(model: Codec, count: int, device: torch.device, *, seed: int = 
     return _decoded(generator, codes, (1, side, side), device)
 
 
-def draw_plane(model: Codec, steps: int, device: torch.device) -> Array:
+def draw_plane(model: Codec[object], steps: int, device: torch.device) -> Array:
     """Returns the plane of codes of two values as one picture of `steps` by `steps` decoded codes: uint8 `[1,H,W]`.
 
     Codes lie at even quantiles, 1% to 99%, of the distribution from which `draw_samples` draws. Raises `ModelError`.
@@ -438,7 +458,7 @@ def _analysed(
     return codes, pictures[0].pixels.shape
 
 
-def draw_between(model: Codec, a: object, b: object, steps: int, device: torch.device) -> list[Array]:
+def draw_between(model: Codec[object], a: object, b: object, steps: int, device: torch.device) -> list[Array]:
     """Returns `steps` pictures, uint8 `[C,H,W]`, on the straight line from the code of `a` to that of `b`, both
     included.
 
@@ -450,7 +470,7 @@ def draw_between(model: Codec, a: object, b: object, steps: int, device: torch.d
     return _decoded(generator, torch.lerp(first, last, shares), shape, device)
 
 
-def draw_combination(model: Codec, a: object, b: object, c: object, device: torch.device) -> Array:
+def draw_combination(model: Codec[object], a: object, b: object, c: object, device: torch.device) -> Array:
     """Returns the picture, uint8 `[C,H,W]`, of the code of `a` minus that of `b` plus that of `c`.
 
     It makes sense where directions among codes mean something: for variational models, and for dense ones on aligned

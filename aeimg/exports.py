@@ -15,7 +15,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -61,7 +61,7 @@ def save_features(path: Path, names: Sequence[str], features: Array, model: str)
 def save_scores(path: Path, names: Sequence[str], found: Sequence[Strangeness]) -> None:
     """Writes a line for each picture, the strangest first: name, score, percentile, strange (1 or 0)."""
     rows = sorted(zip(names, found, strict=True), key=lambda row: -row[1].score)
-    lines: list[list[Any]] = [list(SCORES)]
+    lines: list[list[object]] = [list(SCORES)]
     for name, one in rows:
         known = one.percentile is not None
         lines.append(
@@ -75,7 +75,7 @@ def save_scores(path: Path, names: Sequence[str], found: Sequence[Strangeness]) 
     write_atomic(path, _csv(lines))
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+def _csv(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")

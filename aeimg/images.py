@@ -21,7 +21,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -180,11 +180,11 @@ def _honest_size(file: BinaryIO, name: str, most: float) -> float:
         file.seek(0)
 
 
-def read_plane(data: bytes, shape: tuple[int, int], dtype: Any, name: str) -> Array:
+def read_plane(data: bytes, shape: tuple[int, int], dtype: np.dtype, name: str) -> Array:
     """The one plane `[H,W]` of a greyscale PNG, which must have that shape and dtype: by its header, before anything is
     decoded. Raises `InvalidLatent`."""
     image = open_image(io.BytesIO(data), name)
-    depth = 8 * np.dtype(dtype).itemsize
+    depth = 8 * dtype.itemsize
     if image.format != "PNG" or (image.height, image.width) != shape or (data[24], data[25]) != (depth, 0):
         raise InvalidLatent(f"{name}: its alpha has another size or depth than its pixels")
     return read_picture(data, name).pixels[0]
@@ -536,7 +536,7 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
         raise OutputError(f"{name}: can't be written as {kind} ({error})") from error
 
 
-def _saved(picture: Picture, kind: str, **options: Any) -> bytes:
+def _saved(picture: Picture, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     _bare(picture).save(buffer, kind, **{key: value for key, value in options.items() if value is not None})
     return buffer.getvalue()
@@ -545,7 +545,7 @@ def _saved(picture: Picture, kind: str, **options: Any) -> bytes:
 def _encode_lossy(picture: Picture, kind: str, quality: int) -> bytes:
     """JPEG, WebP or AVIF."""
     about = picture.metadata
-    options: dict[str, Any] = {"quality": quality, "icc_profile": about.icc, "xmp": about.xmp}
+    options: dict[str, object] = {"quality": quality, "icc_profile": about.icc, "xmp": about.xmp}
     if kind == "JPEG":
         extra = metadata.jpeg_extra(about) or None
         data = _saved(picture, kind, **options, exif=about.exif, subsampling="4:4:4", extra=extra)
@@ -555,7 +555,7 @@ def _encode_lossy(picture: Picture, kind: str, quality: int) -> bytes:
     return _saved(picture, kind, **options, exif=metadata.exif_with_resolution(about))
 
 
-def _encode_png(picture: Picture, **options: Any) -> bytes:
+def _encode_png(picture: Picture, **options: object) -> bytes:
     if picture.pixels.dtype == np.uint16 and len(picture.planes) > 1:  # beyond Pillow
         data = bytes(importlib.import_module("imagecodecs").png_encode(interleaved(picture.planes), level=6))
     else:

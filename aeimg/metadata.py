@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from PIL import Image
 
@@ -41,8 +41,11 @@ class Resolution:
     """Pixels per unit, across and down; with the unit "" only their ratio means something."""
 
     x: Fraction
+    """Pixels per unit, from left to right."""
     y: Fraction
+    """Pixels per unit, from top to bottom."""
     unit: Unit = "inch"
+    """The unit of length; empty where none is known."""
 
     def per(self, unit: Unit) -> tuple[Fraction, Fraction]:
         """The same per another unit. A ratio stays as it is."""
@@ -57,8 +60,10 @@ class Resolution:
         return replace(self, x=self.y, y=self.x)
 
 
-def as_resolution(x: Any, y: Any, unit: Unit | None) -> Resolution | None:
+def as_resolution(x: Fraction | float | None, y: Fraction | float | None, unit: Unit | None) -> Resolution | None:
     """Numbers that a file holds as a `Resolution`; None where they mean nothing."""
+    if x is None or y is None:
+        return None
     try:
         across, down = Fraction(x), Fraction(y)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
@@ -77,19 +82,21 @@ class Metadata:
     """What came with a picture. Empty fields were not there."""
 
     icc: bytes | None = None
+    """The ICC profile."""
     exif: bytes | None = None
-    """With the six bytes of `Exif\\0\\0` in front; without orientation and thumbnail."""
+    """The EXIF data, with the six bytes of `Exif\\0\\0` in front, without orientation and thumbnail."""
     xmp: bytes | None = None
+    """The XMP packet."""
     iptc: bytes | None = None
-    """IPTC-IIM records."""
+    """The IPTC-IIM records."""
     comments: tuple[bytes, ...] = ()
-    """Of JPEG and GIF, and texts of PNG under the keyword `Comment`."""
+    """The comments of JPEG and GIF, and texts of PNG under the keyword `Comment`."""
     resolution: Resolution | None = None
-    """Of JFIF, PNG or BMP; that of EXIF and TIFF stays in the EXIF data."""
+    """The resolution that JFIF, PNG or BMP states; that of EXIF and TIFF stays in the EXIF data."""
     text: tuple[Chunk, ...] = ()
-    """Other texts of PNG: its chunks."""
+    """The chunks of PNG with other texts."""
     colour: tuple[Chunk, ...] = ()
-    """What PNG says of its colours besides the ICC profile: gamma, primaries, transfer function."""
+    """The chunks of PNG that describe its colours beside the ICC profile: gamma, primaries, transfer function."""
 
     @property
     def any_resolution(self) -> Resolution | None:
@@ -131,14 +138,29 @@ def lost(metadata: Metadata, kind: str) -> tuple[str, ...]:
     return tuple(NAMES[name] for name in missing)
 
 
+class _Parts(TypedDict, total=False):
+    """Those fields of `Metadata` that one of the places which `read` looks at states."""
+
+    icc: bytes | None
+    exif: bytes | None
+    xmp: bytes | None
+    iptc: bytes | None
+    comments: tuple[bytes, ...]
+    resolution: Resolution | None
+    text: tuple[Chunk, ...]
+    colour: tuple[Chunk, ...]
+
+
 @dataclass
 class Found:
     """What `read` found."""
 
     metadata: Metadata = field(default_factory=Metadata)
+    """What came with the picture."""
     orientation: int = 1
-    """EXIF's, 1..8: see `pixels.UPRIGHT`."""
+    """The orientation in EXIF's numbers, 1..8: see `pixels.UPRIGHT`."""
     notes: list[str] = field(default_factory=list)
+    """What was left out, and why."""
 
 
 def capped(metadata: Metadata) -> tuple[Metadata, list[str]]:
@@ -149,8 +171,7 @@ def capped(metadata: Metadata) -> tuple[Metadata, list[str]]:
         name = max(sizes, key=sizes.__getitem__)
         notes.append(f"its {NAMES[name]} ({sizes[name]} bytes) was left out: metadata of more than {MAX_METADATA} "
                      "bytes in all is not kept")  # fmt: skip
-        nothing: Any = () if isinstance(getattr(metadata, name), tuple) else None
-        metadata = replace(metadata, **{name: nothing})
+        metadata = replace(metadata, **{name: getattr(Metadata(), name)})
         sizes = metadata.sizes()
     return metadata, notes
 
@@ -188,7 +209,9 @@ class Directory:
     order: str = "<"
     """Byte order, for `struct`."""
     entries: dict[int, Entry] = field(default_factory=dict)
+    """Tag -> value."""
     below: dict[int, Directory] = field(default_factory=dict)
+    """Tag -> the directory that it leads to: that of EXIF, GPS or interoperability."""
     damaged: set[tuple[int, int]] = field(default_factory=set)
     """Entries, here and below, that lead behind the data: where their directory lies, and where they lie."""
 
@@ -211,16 +234,18 @@ class Directory:
             return []
         return list(struct.unpack(f"{self.order}{entry.length}{code}", entry.data))
 
-    def put(self, tag: int, kind: int, *values: Any) -> None:
-        """Sets an entry of shorts, longs, rationals (as fractions) or one of bytes."""
+    def put(self, tag: int, kind: int, *values: int | Fraction) -> None:
+        """Sets an entry of shorts, longs or rationals, which are given as fractions."""
         if kind == _RATIONAL:
             flat = [part for value in values for part in (value.numerator, value.denominator)]
             self.entries[tag] = Entry(kind, len(values), struct.pack(f"{self.order}{len(flat)}I", *flat))
-        elif kind in (_SHORT, 4):
-            code = "H" if kind == _SHORT else "I"
-            self.entries[tag] = Entry(kind, len(values), struct.pack(f"{self.order}{len(values)}{code}", *values))
         else:
-            self.entries[tag] = Entry(kind, len(values[0]), bytes(values[0]))
+            code = {_SHORT: "H", 4: "I"}[kind]
+            self.entries[tag] = Entry(kind, len(values), struct.pack(f"{self.order}{len(values)}{code}", *values))
+
+    def put_bytes(self, tag: int, kind: int, data: bytes) -> None:
+        """Sets an entry of bytes, whose type `kind` is one that has a byte for each value."""
+        self.entries[tag] = Entry(kind, len(data), data)
 
 
 def byte_order(tiff: bytes) -> str | None:
@@ -427,12 +452,12 @@ def read(image: Image.Image, data: bytes | None = None) -> Found:
     The image is not changed. Whatever is damaged is left out, and a note says so.
     """
     found = Found()
-    parts: dict[str, Any] = {}
+    parts: _Parts = {}
     kind = image.format or ""
-    of_file: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    of_file: dict[str, Callable[[bytes], _Parts]] = {
         "JPEG": _of_jpeg, "MPO": _of_jpeg, "PNG": _of_png, "BMP": _of_bmp, "DIB": _of_bmp, "AVIF": _of_avif,
     }  # fmt: skip
-    readers: list[Callable[[], dict[str, Any]]] = [
+    readers: list[Callable[[], _Parts]] = [
         lambda: _of_info(image), lambda: _exif_of_info(image), lambda: _colour_of_info(image)
     ]  # fmt: skip
     if kind == "TIFF":
@@ -444,15 +469,15 @@ def read(image: Image.Image, data: bytes | None = None) -> Found:
             parts |= reader()
         except Exception as error:  # Pillow's parsers raise errors of every kind
             found.notes.append(f"some of its metadata was left out: it is damaged ({error})")
-    exif, orientation = parts.pop("exif", None), 0
+    exif, orientation = parts.get("exif"), 0
     if exif:
-        exif, orientation = _clean_exif(exif, found.notes)
+        parts["exif"], orientation = _clean_exif(exif, found.notes)
     xmp = parts.get("xmp")
     stated = re.search(rb'tiff:Orientation(?:="|>)([1-8])', xmp) if xmp else None
     if xmp and stated:
         orientation = orientation or int(stated[1])
         parts["xmp"] = re.sub(rb'(tiff:Orientation(?:="|>))[2-8]', rb"\g<1>1", xmp)
-    metadata, notes = capped(Metadata(exif=exif, **parts))
+    metadata, notes = capped(Metadata(**parts))
     found.notes += notes
     found.orientation = orientation or 1
     if found.orientation >= 5 and metadata.resolution is not None:
@@ -461,13 +486,13 @@ def read(image: Image.Image, data: bytes | None = None) -> Found:
     return found
 
 
-def _bytes(value: Any, encoding: str = "utf-8") -> bytes | None:
+def _bytes(value: object, encoding: str = "utf-8") -> bytes | None:
     if isinstance(value, str):
         return value.encode(encoding, "surrogateescape") or None
     return bytes(value) or None if isinstance(value, bytes | bytearray) else None
 
 
-def _of_info(image: Image.Image) -> dict[str, Any]:
+def _of_info(image: Image.Image) -> _Parts:
     """What Pillow keeps in an image's `info`, the mirror of `to_info`."""
     info = image.info
     photoshop, comment, dpi = info.get("photoshop"), _bytes(info.get("comment")), info.get("dpi")
@@ -478,7 +503,7 @@ def _of_info(image: Image.Image) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _exif_of_info(image: Image.Image) -> dict[str, Any]:
+def _exif_of_info(image: Image.Image) -> _Parts:
     exif, profile = _bytes(image.info.get("exif")), image.info.get("Raw profile type exif")
     if image.format == "AVIF" and hasattr(image, "_decoder"):  # Pillow writes EXIF anew where the picture is turned
         *_, raw, turned, _ = image._decoder.get_info()
@@ -490,7 +515,7 @@ def _exif_of_info(image: Image.Image) -> dict[str, Any]:
     return {"exif": exif}
 
 
-def _colour_of_info(image: Image.Image) -> dict[str, Any]:
+def _colour_of_info(image: Image.Image) -> _Parts:
     info = image.info
     colour: list[Chunk] = [(b"cICP", info["cicp"])] if isinstance(info.get("cicp"), bytes) else []
     stated = info.get("nclx_profile")  # of HEIF
@@ -505,7 +530,7 @@ def _colour_of_info(image: Image.Image) -> dict[str, Any]:
     return {"colour": tuple(colour)}
 
 
-def _of_dpi(dpi: Any) -> Resolution | None:
+def _of_dpi(dpi: Iterable[float]) -> Resolution | None:
     try:
         x, y = (Fraction(float(value)).limit_denominator(10_000) for value in dpi)
     except (TypeError, ValueError, OverflowError):
@@ -581,8 +606,8 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 2 + max(length, 2)
 
 
-def _of_jpeg(data: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = {"resolution": None}
+def _of_jpeg(data: bytes) -> _Parts:
+    found: _Parts = {"resolution": None}
     comments, photoshop = [], b""
     for marker, payload in jpeg_segments(data):
         if marker == 0xE0 and payload[:5] == b"JFIF\0" and len(payload) >= 12:
@@ -592,7 +617,8 @@ def _of_jpeg(data: bytes) -> dict[str, Any]:
             photoshop += payload[14:]
         elif marker == 0xFE and payload:
             comments.append(payload)
-    return found | {"comments": tuple(comments), "iptc": _iptc_of(photoshop)}
+    found["comments"], found["iptc"] = tuple(comments), _iptc_of(photoshop)
+    return found
 
 
 def _iptc_of(resources: bytes) -> bytes | None:
@@ -623,8 +649,8 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
         at += 12 + length
 
 
-def _of_png(data: bytes) -> dict[str, Any]:
-    found: dict[str, Any] = {"resolution": None}
+def _of_png(data: bytes) -> _Parts:
+    found: _Parts = {"resolution": None}
     comments, text, colour = [], [], []
     for kind, payload in png_chunks(data):
         keyword, _, rest = payload.partition(b"\0")
@@ -643,7 +669,8 @@ def _of_png(data: bytes) -> dict[str, Any]:
             )
         else:
             text.append((kind, payload))
-    return found | {"comments": tuple(comments), "text": tuple(text), "colour": tuple(colour)}
+    found["comments"], found["text"], found["colour"] = tuple(comments), tuple(text), tuple(colour)
+    return found
 
 
 def _of_profile(text: bytes) -> bytes | None:
@@ -691,7 +718,7 @@ def _stated_by_pillow(image: Image.Image) -> bytes | None:
     return kept.tobytes() if kept else None
 
 
-def _of_tiff(image: Image.Image, data: bytes | None, notes: list[str]) -> dict[str, Any]:
+def _of_tiff(image: Image.Image, data: bytes | None, notes: list[str]) -> _Parts:
     file = tiff_bytes(image, data)
     if file is None:
         return {"exif": _stated_by_pillow(image)}
@@ -707,14 +734,14 @@ def _of_tiff(image: Image.Image, data: bytes | None, notes: list[str]) -> dict[s
     return {"exif": as_exif(kept), "iptc": records, "resolution": None}
 
 
-def _of_bmp(data: bytes) -> dict[str, Any]:
+def _of_bmp(data: bytes) -> _Parts:
     if len(data) < 46 or int.from_bytes(data[14:18], "little") < 40:
         return {"resolution": None}
     x, y = struct.unpack_from("<ii", data, 38)
     return {"resolution": as_resolution(x, y, "metre")}
 
 
-def _of_avif(data: bytes) -> dict[str, Any]:
+def _of_avif(data: bytes) -> _Parts:
     """What an AVIF file without ICC profile says of colours other than sRGB, as PNG says it of RGB of full range."""
     at = data.find(b"colrnclx")
     if at < 0 or b"colrprof" in data[:65_536] or b"colrrICC" in data[:65_536]:
@@ -731,9 +758,9 @@ def _cicp(primaries: int, transfer: int) -> tuple[Chunk, ...]:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def to_info(metadata: Metadata) -> dict[str, Any]:
+def to_info(metadata: Metadata) -> dict[str, object]:
     """What Pillow keeps in an image's `info`, the mirror of `_of_info`; texts of PNG under their keywords."""
-    info: dict[str, Any] = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
+    info: dict[str, object] = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
     stated, colour = metadata.any_resolution, dict(metadata.colour)
     if stated is not None and stated.unit:
         x, y = (float(value) for value in stated.per("inch"))
@@ -843,11 +870,11 @@ def tiff_metadata(metadata: Metadata) -> Directory:
     if metadata.resolution is not None:
         put_resolution(directory, metadata.resolution)
     if metadata.icc:
-        directory.put(34675, 7, metadata.icc)
+        directory.put_bytes(34675, 7, metadata.icc)
     if metadata.xmp:
-        directory.put(700, 1, metadata.xmp)
+        directory.put_bytes(700, 1, metadata.xmp)
     if metadata.iptc:
-        directory.put(_IPTC, 7, metadata.iptc)
+        directory.put_bytes(_IPTC, 7, metadata.iptc)
     return directory
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,6 +47,26 @@ class Blocks:
     """int32 `[blocks,D,...]`, the blocks of the first channel first."""
 
 
+class BlockNetwork(Protocol):
+    """What `PatchCodec` needs of a network. It may also state `side`, `multiple` and `prior`."""
+
+    def code_shape(self, side: int) -> tuple[int, ...]:
+        """Returns the shape of the code of a block of `side` pixels a side."""
+        ...
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Turns blocks `[N,1,side,side]`, float in [0,1], into codes `[N,D,...]`."""
+        ...
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Mirrors `encode`."""
+        ...
+
+    def to(self, device: torch.device, /) -> object:
+        """Moves the network to `device`."""
+        ...
+
+
 class PatchCodec:
     """A small autoencoder of grey images that is ready to code pictures of any size and colour, block by block.
 
@@ -59,7 +79,7 @@ class PatchCodec:
     errors: np.ndarray
     """See `contract.Codec`."""
 
-    def __init__(self, network: Any, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
+    def __init__(self, network: BlockNetwork, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
         self.network, self.label, self.digest = network, label, digest
         self.own_side: int | None = getattr(network, "side", None)
         self._multiple: int = getattr(network, "multiple", 1)

@@ -18,7 +18,7 @@ Values keep their share of the range, and every conversion rounds to the nearest
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ can name (255 of 255). Pictures of 0..255 pass only where they are all but black
 # -- bit depth and range, numpy ---------------------------------------------------------------------------------------
 
 
-def peak(dtype: Any) -> float:
+def peak(dtype: np.dtype) -> float:
     """The value that stands for white: 255, 65535, or 1 for floats."""
     return 1.0 if np.issubdtype(dtype, np.floating) else float(np.iinfo(dtype).max)
 
@@ -151,7 +151,7 @@ def from_array(array: Array) -> tuple[Array, Array | None]:
     return split_alpha(planar(array))
 
 
-def to_array(planes: Array, like: Any = None) -> Array:
+def to_array(planes: Array, like: object = None) -> Array:
     """Planes `[C,H,W]` as `[H,W]` or `[H,W,C]`; of the dtype of `like` where that is an array of floats."""
     array = interleaved(planes)
     if isinstance(like, np.ndarray) and np.issubdtype(like.dtype, np.floating):
@@ -171,13 +171,13 @@ def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
     return split_alpha(np.ascontiguousarray(values))
 
 
-def to_tensor(planes: Array, like: Any = None) -> Tensor:
+def to_tensor(planes: Array, like: object = None) -> Tensor:
     """Planes `[C,H,W]` of any kind as a float tensor; of the device and dtype of `like` where that is a tensor."""
     result = torch.from_numpy(np.ascontiguousarray(to_floats(planes)))
     return result.to(like.device, like.dtype) if isinstance(like, Tensor) else result
 
 
-def _shape(x: Any) -> str:
+def _shape(x: Array | Tensor) -> str:
     return f"{list(x.shape)} {x.dtype}"
 
 

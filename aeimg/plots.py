@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from itertools import cycle, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -184,7 +184,7 @@ def _legend(axes: Axes, looks: dict[str, tuple[str, str]]) -> None:
     from matplotlib.lines import Line2D
 
     names = list(looks)[:LEGEND_ROWS]
-    handles: list[Any] = [
+    handles = [
         Line2D([], [], linestyle="", marker=looks[name][0], color=looks[name][1], markersize=6) for name in names
     ]
     if len(looks) > len(names):

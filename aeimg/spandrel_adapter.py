@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from .contract import Denoiser
 from .errors import InvalidWeights, ModelError
 from .pixels import padded
 from .weights import read_header
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor, MaskedImageModelDescriptor
 
 OVERLAP = 64
 """The halo of a network that may be tiled, in pixels. It is an assumption: spandrel states no receptive field."""
@@ -31,7 +34,7 @@ class SpandrelDenoiser(Denoiser):
     Raises `ModelError` for a network that does not turn a picture of 1 or 3 channels into one of the same shape.
     """
 
-    def __init__(self, descriptor: Any, name: str, digest: bytes) -> None:
+    def __init__(self, descriptor: ImageModelDescriptor | MaskedImageModelDescriptor, name: str, digest: bytes) -> None:
         from spandrel import ImageModelDescriptor, ModelTiling
 
         architecture = descriptor.architecture.id

@@ -40,6 +40,18 @@ def test_what_a_model_states_is_kept():
     assert (model.label, model.digest, model.multiple, model.halo, model.blind) == ("own-1", b"12", 8, 16, True)
 
 
+@pytest.mark.parametrize("dtypes", [torch.float32, (torch.bfloat16,)])
+def test_dtypes_must_be_several_with_float32_among_them(dtypes):
+    class Narrow(torch.nn.Module):
+        def forward(self, x, sigma):
+            return x
+
+    model = Narrow()
+    model.dtypes = dtypes
+    with pytest.raises(ModelError, match="states the dtypes .*; torch.float32 must be among them"):
+        contract.complete(model, "denoise")
+
+
 def test_a_model_that_takes_no_attributes_is_refused_with_those_it_must_state():
     class Closed:
         __slots__ = ()

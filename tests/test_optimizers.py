@@ -23,3 +23,19 @@ def test_muon_takes_the_kernels_and_adamw_the_rest():
     assert [p.dim() for p in adamw.param_groups[0]["params"]] == [1, 1]
     (alone,) = make_optimizers(model, 1e-3, 0.99, torch.float32, muon=False)
     assert len(alone.param_groups[0]["params"]) == 4
+
+
+def test_muon_computes_the_loss_of_a_closure_with_gradients_and_returns_it():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 3)
+    muon, before = Muon([layer.weight], 1e-2, torch.float32), layer.weight.detach().clone()
+
+    def closure():
+        loss = layer.weight.square().sum()
+        loss.backward()
+        return float(loss.detach())
+
+    assert muon.step() is None
+    assert torch.equal(layer.weight, before)  # there was no gradient yet
+    assert muon.step(closure) == float(before.square().sum())
+    assert not torch.equal(layer.weight, before)

@@ -63,6 +63,9 @@ def test_no_crop_is_drawn_from_a_held_out_image_and_all_others_are_drawn(flat, k
     assert len(held_out) == 4
     drawn = values_of(images.crops(np.random.default_rng(0), 600, 28))
     assert drawn == set(range(20)) - set(held_out)
+    assert (images.count(28), images.count(10_000)) == (len(images) - 4, 0)
+    assert [int(images.image(index).max()) for index in held_out] == [10 * index for index in held_out]
+    assert images.image(0).shape[2] == images.channels
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 bench_compress   rate-distortion points of aeimg and its peers on the same images; BD-rates by each metric; speeds
 bench_denoise    PSNR over noise levels, known and estimated, after JPEG, of real pairs; speed on one core
 bench_engine     how near a run over files comes to what its parts need
-bench_anomaly    how well small autoencoders tell other digits from their own
+bench_anomaly    how well small autoencoders distinguish other digits from their own
 bench_textbooks  the textbooks' figures for what is not shipped
 
 A set of figures is a dictionary that JSON can hold; `table` draws it.

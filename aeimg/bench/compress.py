@@ -11,18 +11,17 @@ import io
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .. import metrics
 from ..engine import process
-from .setting import Figures, circumstances, images_in
+from .setting import Chosen, Figures, circumstances, images_in
 
 Array = np.ndarray
 
@@ -34,11 +33,13 @@ class Peer:
     """A codec that Pillow runs, alone or with a plug-in."""
 
     format: str
-    """Pillow's name of it."""
+    """Pillow's name of the format."""
     settings: str
-    """What is said of it in a table."""
+    """How tables describe the settings."""
     qualities: Sequence[int]
-    options: dict[str, Any] = field(default_factory=dict)
+    """The qualities at which it is measured."""
+    options: Mapping[str, str | int] = field(default_factory=dict)
+    """Pillow's words for the settings."""
     plugin: str | None = None
     """The module that registers the format when it is imported."""
 
@@ -71,10 +72,13 @@ class Metric:
     """A measure of how much a decoded image looks like its source."""
 
     title: str
+    """What tables call it."""
     measure: Callable[[Array, Array], float]
     """Source and decoded image, uint8 `[H,W,3]`."""
     higher_is_better: bool = True
+    """Whether a higher value is a better image."""
     available: Callable[[], bool] = lambda: True
+    """Says whether this machine can compute it."""
 
 
 METRICS = {
@@ -89,7 +93,7 @@ Coded = tuple[list[bytes], list[Array], float, float]
 """Files, decoded images, seconds of encoding and of decoding."""
 
 
-def _ours(paths: Sequence[Path], effort: int, chosen: dict[str, Any]) -> Callable[[int], Coded]:
+def _ours(paths: Sequence[Path], effort: int, chosen: Chosen) -> Callable[[int], Coded]:
     process(paths[0], "compress", **chosen)  # loading the weights is not part of the speed
 
     def code(quality: int) -> Coded:
@@ -199,10 +203,11 @@ def bench_compress(
     chosen = [name for name, metric in METRICS.items() if metric.available()]
     if smallest < metrics.SMALLEST_FOR_MS_SSIM:
         chosen.remove("ms_ssim")
-    options: dict[str, Any] = {"device": device, "dtype": dtype}
-    codecs = {"aeimg": (f"effort {effort}", _ours(paths, effort, {**options, "model": model}), qualities)}
-    if model is not None:
-        codecs["shipped"] = (f"effort {effort}", _ours(paths, effort, {**options, "model": None}), qualities)
+    ours = {"aeimg": model} if model is None else {"aeimg": model, "shipped": None}
+    codecs = {
+        name: (f"effort {effort}", _ours(paths, effort, Chosen(model=one, device=device, dtype=dtype)), qualities)
+        for name, one in ours.items()
+    }
     for name in PEERS if peers is None else peers:
         if PEERS[name].available:
             codecs[name] = (PEERS[name].settings, _theirs(images, PEERS[name]), PEERS[name].qualities)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,10 +17,15 @@ from ..errors import DataError
 from ..metrics import psnr, ssim
 from ..paths import find_images
 from ..pixels import to_eight_bits
-from .setting import Figures, circumstances, images_in
+from .setting import Chosen, Figures, circumstances, images_in
+
+if TYPE_CHECKING:
+    from torch import nn
+
+P = TypeVar("P", Image.Image, np.ndarray)
 
 
-def _dncnn() -> Any:
+def _dncnn() -> nn.Module:
     """DnCNN for colour (Zhang et al. 2017), 20 layers of 64 channels; its weights are random, which takes as long."""
     from torch import nn
 
@@ -32,23 +37,25 @@ def _dncnn() -> Any:
     return nn.Sequential(*layers)
 
 
-def _denoising_speeds(square: np.ndarray, chosen: dict[str, Any]) -> Figures:
+def _denoising_speeds(square: np.ndarray, chosen: Chosen) -> Figures:
     """Megapixels/s on one thread in fp32 and in the dtype asked for, through `process`; and those of DnCNN in fp32."""
     import torch
 
     megapixels = square.shape[0] * square.shape[1] / 1e6
     dncnn = _dncnn().to(memory_format=torch.channels_last)
     x = torch.from_numpy(square).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
-    options = {**chosen, "sigma": 25, "jobs": 1}
+
+    def ours(dtype: str) -> None:
+        process(square, "denoise", model=chosen["model"], device=chosen["device"], dtype=dtype, sigma=25, jobs=1)
 
     def peer() -> None:
         with torch.inference_mode():
             dncnn(x)
 
-    runs: dict[str, Callable[[], Any]] = {
-        "fp32": lambda: process(square, "denoise", **{**options, "dtype": "fp32"}),
+    runs: dict[str, Callable[[], None]] = {
+        "fp32": lambda: ours("fp32"),
         "dncnn": peer,
-        chosen["dtype"]: lambda: process(square, "denoise", **options),
+        chosen["dtype"]: lambda: ours(chosen["dtype"]),
     }
     threads = torch.get_num_threads()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -70,10 +77,10 @@ def _denoising_speeds(square: np.ndarray, chosen: dict[str, Any]) -> Figures:
 class _Denoiser:
     """What is measured, as `process` runs it."""
 
-    chosen: dict[str, Any]
-    """Model, device and dtype."""
+    chosen: Chosen
+    """Which model runs, and where."""
 
-    def __call__(self, images: Iterable[Any], sigma: float | str = "auto") -> list[Any]:
+    def __call__(self, images: Iterable[P], sigma: float | str = "auto") -> list[P]:
         return list(process(iter(images), "denoise", sigma=sigma, **self.chosen))
 
     def white_noise(self, images: list[np.ndarray], grey: list[np.ndarray], sigma: float) -> dict[str, float]:
@@ -88,7 +95,7 @@ class _Denoiser:
 
     def jpeg(self, images: list[np.ndarray]) -> dict[str, float]:
         """PSNR after noise of sigma 25 and JPEG of quality 75, 4:2:0."""
-        compressed = []
+        compressed: list[Image.Image] = []
         for x in _with_noise(images, 25):
             buffer = io.BytesIO()
             Image.fromarray(to_eight_bits(x)).save(buffer, "JPEG", quality=75, subsampling="4:2:0")
@@ -147,7 +154,7 @@ def bench_denoise(
         sigmas: levels of white noise, in 8-bit units.
         side: of the square that speed is measured on, in pixels.
     """
-    chosen: dict[str, Any] = {"model": model, "device": device, "dtype": dtype}
+    chosen = Chosen(model=model, device=device, dtype=dtype)
     if (Path(data) / "noisy").is_dir() and (Path(data) / "clean").is_dir():
         return _bench_pairs(Path(data), limit, chosen)
     images = [x for _, x in images_in(data, limit)]
@@ -167,7 +174,7 @@ def bench_denoise(
     }
 
 
-def _bench_pairs(data: Path, limit: int | None, chosen: dict[str, Any]) -> Figures:
+def _bench_pairs(data: Path, limit: int | None, chosen: Chosen) -> Figures:
     """PSNR and SSIM against the clean ones of real noisy images, by camera: what their names begin with, up to `_`."""
     paths = find_images(data / "noisy")[:limit]
     if not paths:

@@ -5,57 +5,67 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Generic, TypeVar
 
 from ..engine import make_task, process
 from ..errors import DataError
 from ..paths import find_images
-from ..stream import stream
+from ..stream import Task, stream
 from ..tasks.options import OPTIONS
-from ..tasks.pictures import FileSource
+from ..tasks.pictures import FileSource, PictureItem, Result
 from .setting import Figures
 
-
-@dataclass(frozen=True)
-class _Steps:
-    """A task, of which single steps can be run over the stream."""
-
-    whole: Any
-
-    def only(self, **parts: Any) -> Any:
-        """The task, with nothing left of its steps but those that are given; `prepare` stays unless it is given."""
-        nothing = {"run": lambda items: list(items), "finish": lambda item, result: result}
-        keep = {"prepare": self.whole.prepare, "key": self.whole.key, "small": True}
-        return SimpleNamespace(**{**keep, **nothing, **parts})
-
-    def finish(self, item: Any, result: Any) -> int:
-        """The size of the file that is made."""
-        return len(self.whole.finish(item, result).value)
+S = TypeVar("S")
+M = TypeVar("M")
+R = TypeVar("R")
 
 
-def _timed(sources: Sequence[Any], task: Any) -> tuple[float, list[Any]]:
+@dataclass
+class _Steps(Generic[S, M, R]):
+    """Some steps of a task as a task of its own; see `stream.Task`."""
+
+    prepare: Callable[[S], PictureItem]
+    """Turns a source into an item."""
+    key: Callable[[PictureItem], Hashable]
+    """What items of one batch have in common."""
+    run: Callable[[list[PictureItem]], Sequence[M]]
+    """Turns a batch into raw results."""
+    finish: Callable[[PictureItem, M], R]
+    """Turns an item and its raw result into what is counted."""
+    small: bool = True
+    """Whether that is too small to count as memory."""
+
+
+def _timed(sources: Sequence[S], steps: _Steps[S, M, R]) -> tuple[float, list[R]]:
     """Seconds, and the values of what did not fail."""
     began = time.perf_counter()
-    outcomes = list(stream(sources, task, memory=64 << 30))
-    return time.perf_counter() - began, [outcome.value for outcome in outcomes if outcome.error is None]
+    outcomes = list(stream(sources, steps, memory=64 << 30))
+    return time.perf_counter() - began, [outcome.result() for outcome in outcomes if outcome.error is None]
 
 
-def _as_it_is(item: Any) -> Any:
+def _as_it_is(item: PictureItem) -> PictureItem:
     return item
 
 
-def _whole_run(paths: Sequence[Path], task: str, **options: Any) -> float:
+def _as_they_are(items: list[PictureItem]) -> list[PictureItem]:
+    return list(items)
+
+
+def _raw(item: PictureItem, raw: M) -> M:
+    return raw
+
+
+def _whole_run(paths: Sequence[Path], task: str, device: str, dtype: str) -> float:
     """Seconds that a run over files takes."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         if task == "denoise":
-            process(paths, "denoise", out=folder, format="png", if_exists="overwrite", **options)
+            process(paths, "denoise", out=folder, format="png", if_exists="overwrite", device=device, dtype=dtype)
         else:
-            process(paths, "compress", out=folder, if_exists="overwrite", **options)
+            process(paths, "compress", out=folder, if_exists="overwrite", device=device, dtype=dtype)
         return time.perf_counter() - began
 
 
@@ -74,26 +84,28 @@ def bench_engine(
     if not paths:
         raise DataError(f"{data}: no images to measure on")
     sources = [FileSource(path, ".png") for path in paths]
-    whole: Any = make_task(task, None, device, dtype, OPTIONS[task]())
-    steps = _Steps(whole)
+    whole: Task[FileSource, PictureItem, object, Result[bytes]] = make_task(task, None, device, dtype, OPTIONS[task]())
     whole.run([whole.prepare(sources[0])])  # loading and warming up is not part of the speed
-    reading, items = _timed(sources, steps.only())
-    running, made = _timed(items, steps.only(prepare=_as_it_is, run=whole.run))
+    reading, items = _timed(sources, _Steps(whole.prepare, whole.key, _as_they_are, _raw))
+    running, made = _timed(items, _Steps(_as_it_is, whole.key, whole.run, _raw))
     results = {item.picture.name: result for item, result in zip(items, made, strict=True)}
 
-    def known(batch: list[Any]) -> list[Any]:
+    def known(batch: list[PictureItem]) -> list[object]:
         return [results[item.picture.name] for item in batch]
 
-    writing, _ = _timed(items, steps.only(prepare=_as_it_is, run=known, finish=steps.finish))
-    wall = _whole_run(paths, task, device=device, dtype=dtype)
+    def size(item: PictureItem, raw: object) -> int:
+        return len(whole.finish(item, raw).value)
+
+    writing, _ = _timed(items, _Steps(_as_it_is, whole.key, known, size))
+    wall = _whole_run(paths, task, device, dtype)
     each = 2 * (reading + writing) / len(items)
 
-    def sleep(batch: list[Any]) -> list[Any]:
+    def sleep(batch: list[PictureItem]) -> list[object]:
         time.sleep(each * len(batch))
         return known(batch)
 
     often = sources * -(-100 // len(sources))
-    asleep, done = _timed(often, steps.only(run=sleep, finish=steps.finish))
+    asleep, done = _timed(often, _Steps(whole.prepare, whole.key, sleep, size))
     return {
         "task": "engine",
         "verb": task,

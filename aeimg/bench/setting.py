@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,14 @@ from ..pixels import rgb_of
 
 Figures = dict[str, Any]
 """Named figures that JSON can hold."""
+
+
+class Chosen(TypedDict):
+    """The words of `process` for what is measured and where."""
+
+    model: str | None
+    device: str
+    dtype: str
 
 
 def images_in(data: Path, limit: int | None) -> list[tuple[Path, np.ndarray]]:

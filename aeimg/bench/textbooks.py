@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from ..engine import process
 from ..metrics import roc_auc
 from ..training import train
 from ..training.datasets import Digits
+from ..training.objective import Config
 from ..training.textbook_objectives import TEXTBOOKS
 from .setting import Figures
 
@@ -65,12 +65,12 @@ def component_errors(seen: np.ndarray, images: np.ndarray, width: int) -> np.nda
     return np.asarray(np.square(centred - centred @ axes @ axes.T).mean(1))
 
 
-UNSHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
+UNSHIPPED: dict[str, tuple[str, Config]] = {
     "deep2d": ("deep2d", {}),
     "vanilla, 32 values": ("vanilla", {"widths": (32,)}),
     "vanilla, 128 values": ("vanilla", {"widths": (128,)}),
 }
-"""What the textbooks' figures are also asked of -> the family, and the config where it is not its own."""
+"""What is trained, by its name in the table -> the key of `TEXTBOOKS`, and the config where it is not the default."""
 
 
 def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = None) -> Figures:
@@ -81,23 +81,25 @@ def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = Non
     """
     runs = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (family, config) in UNSHIPPED.items():
+        for name, (key, config) in UNSHIPPED.items():
             out = Path(folder) / f"{name}.safetensors"
-            card = train(family, data, out, steps=steps, config=config, device=device, log=_nothing).card
+            card = train(key, data, out, steps=steps, config=config, device=device, log=_nothing).card
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}
             if name == "deep2d":
-                three = Digits(data, TEXTBOOKS[family].recipe.labels)
+                three = Digits(data, TEXTBOOKS[key].recipe.labels)
                 test = three.split()
                 codes = np.stack(list(process(iter(three.images[test]), "features", model=out, device=device)))
                 runs[name]["neighbours"] = _share_of_neighbours(codes, three.labels[test])
     components = {}
-    for family in ("linear", "deep2d"):
-        kind: Any = TEXTBOOKS[family]
+    for key in ("linear", "deep2d"):
+        kind = TEXTBOOKS[key]
         digits = Digits(data, kind.recipe.labels)
         held_out = digits.split()
         seen, others = digits.images[: digits.training], digits.images[held_out]
-        left = component_errors(seen, others, kind.config["widths"][-1])
-        components[family] = {"mse": float(left.mean())}
+        widths = kind.config["widths"]
+        assert isinstance(widths, tuple)
+        left = component_errors(seen, others, widths[-1])
+        components[key] = {"mse": float(left.mean())}
     return {"task": "textbooks", "runs": runs, "components": components}
 
 

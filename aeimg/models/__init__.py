@@ -1,1 +1,1 @@
-"""One network per file: a frozen config dataclass and a module, nothing else."""
+"""One network per file, a frozen config dataclass and a module; and `layers`, the list that they keep layers in."""

@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 
 @dataclass(frozen=True)
 class ConvolutionalConfig:
+    """The shape of `Convolutional`."""
+
     channels: tuple[int, ...] = (16, 8, 8)
-    """Of the levels; each halves the resolution of the one before, the last is the code."""
+    """The channels of the levels. Each level halves the resolution of the one before; the last is the code."""
     slope: float = 0.1
-    """Of the rectifiers for negative values: of eight units none may die."""
+    """The slope of the rectifiers for negative values: of eight units none may die."""
 
 
 class Level(nn.Module):
@@ -47,16 +51,17 @@ class Convolutional(nn.Module):
         super().__init__()
         self.config = config
         widths = (1, *config.channels)
-        self.inward = nn.ModuleList(Level(a, b, config.slope) for a, b in pairwise(widths))
+        self.inward = Layers(Level(a, b, config.slope) for a, b in pairwise(widths))
         mirrored = (*reversed(config.channels), config.channels[0])
-        self.outward = nn.ModuleList(Level(a, b, config.slope) for a, b in pairwise(mirrored))
+        self.outward = Layers(Level(a, b, config.slope) for a, b in pairwise(mirrored))
         self.last = nn.Conv2d(config.channels[0], 1, 3, padding=1)
 
     @torch.no_grad()
     def begin_at(self, mean: Tensor) -> None:
         """Sets the last bias so that a fresh network gives back something near the mean of `mean`, an image `[H,W]`
         in (0,1)."""
-        self.last.bias.fill_(torch.logit(mean.mean()))  # type: ignore[union-attr]
+        assert self.last.bias is not None
+        self.last.bias.fill_(torch.logit(mean.mean()))
 
     @property
     def multiple(self) -> int:
@@ -71,7 +76,7 @@ class Convolutional(nn.Module):
         return -(-reach // self.multiple) * self.multiple
 
     def code_shape(self, side: int) -> tuple[int, ...]:
-        """Of the code of a square image of `side` pixels."""
+        """The shape of the code of a square image of `side` pixels a side."""
         return (self.config.channels[-1], side // self.multiple, side // self.multiple)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -102,8 +107,12 @@ class Convolutional(nn.Module):
 
 @dataclass(frozen=True)
 class DenoisingConfig:
+    """The shape of `Denoising`."""
+
     channels: tuple[int, ...] = (32, 32)
+    """See `ConvolutionalConfig`."""
     slope: float = 0.1
+    """See `ConvolutionalConfig`."""
 
 
 class Denoising(nn.Module):

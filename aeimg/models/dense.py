@@ -9,23 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 
 @dataclass(frozen=True)
 class DenseConfig:
+    """The shape of `Dense`."""
+
     side: int = 28
-    """Of the square greyscale image that is one vector, in pixels."""
+    """The side of the square greyscale image that is one vector, in pixels."""
     widths: tuple[int, ...] = (64,)
-    """Of the layers after the input; the last is the code."""
+    """The widths of the layers after the input; the last layer is the code."""
     activation: bool = True
-    """Rectifiers after the hidden layers, a sigmoid at the end; without, all is linear."""
+    """Whether rectifiers follow the hidden layers and a sigmoid the last one. Without them, all is linear."""
     rectified_code: bool = True
-    """A rectifier after the code's layer too."""
+    """Whether a rectifier follows the code's layer too."""
 
 
 class Dense(nn.Module):
@@ -37,8 +40,8 @@ class Dense(nn.Module):
         super().__init__()
         self.config = config
         widths = (config.side**2, *config.widths)
-        self.encoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.decoder = nn.ModuleList(nn.Linear(b, a) for a, b in reversed(list(pairwise(widths))))
+        self.encoder = Layers(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.decoder = Layers(nn.Linear(b, a) for a, b in reversed(list(pairwise(widths))))
         for layer in (*self.encoder, *self.decoder):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -51,18 +54,17 @@ class Dense(nn.Module):
         dark background down at once, and of a deep one's first rectifiers a quarter fall dead of it.
         """
         flat = mean.flatten()
-        first: Any = self.encoder[0]
-        last: Any = self.decoder[-1]
+        first, last = self.encoder[0], self.decoder[-1]
         first.bias.copy_(-(first.weight @ flat))
         last.bias.copy_(torch.logit(flat) if self.config.activation else flat)
 
     @property
     def side(self) -> int:
-        """Of the images it takes, in pixels."""
+        """The side of the images that it takes, in pixels."""
         return self.config.side
 
     def code_shape(self, side: int) -> tuple[int, ...]:
-        """Of an image's code."""
+        """The shape of an image's code."""
         return (self.config.widths[-1],)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -22,14 +22,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn import functional as F
 
 from ..entropy import LEVELS, SMALLEST, STEP, bits
 from .integer import STEPS, FloatScales, ScalesConfig, at_quality, first_layer, last_layer, put, take
+from .layers import Layers
 
 BLOCK = 16
 """Side of the block of pixels that one code vector stands for."""
@@ -84,7 +85,8 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.kaiming_normal_(self.conv1.weight, a=0.1)
         nn.init.normal_(self.conv2.weight, std=0.2 / (9 * width) ** 0.5)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+        assert self.conv2.bias is not None
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
@@ -92,7 +94,8 @@ class Block(nn.Module):
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -110,7 +113,7 @@ class Analysis(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Image units `[N,3,H,W]` -> `[N,width8,H/8,W/8]`, the part that does not depend on the rate."""
-        return self.blocks8(self.head(F.pixel_unshuffle(x, 8)))  # type: ignore[no-any-return]
+        return self.blocks8(self.head(F.pixel_unshuffle(x, 8)))
 
     def forward(self, features: Tensor, q: Tensor) -> Tensor:
         h = features * (1 + at_quality(self.gain, q)[:, :, None, None])
@@ -144,31 +147,31 @@ class Means(nn.Module):
         self.expand2 = nn.Conv2d(c.features, c.features, 3, padding=1)
         self.expand3 = nn.Conv2d(c.features, 4 * c.features, 1)
         self.expand4 = Block(c.features)
-        self.gather1 = nn.ModuleList(nn.Conv2d(c.codes, c.context, 1) for _ in range(STEPS - 1))
-        self.gather2 = nn.ModuleList(Block(c.context) for _ in range(STEPS - 1))
-        self.combine1 = nn.ModuleList(
-            nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(STEPS)
-        )
-        self.combine2 = nn.ModuleList(_zero(nn.Conv2d(c.hidden, c.codes, 1)) for _ in range(STEPS))
+        self.gather1 = Layers(nn.Conv2d(c.codes, c.context, 1) for _ in range(STEPS - 1))
+        self.gather2 = Layers(Block(c.context) for _ in range(STEPS - 1))
+        self.combine1 = Layers(nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(STEPS))
+        self.combine2 = Layers(_zero(nn.Conv2d(c.hidden, c.codes, 1)) for _ in range(STEPS))
         self.rate = nn.Parameter(torch.zeros(c.rate_points, STEPS, c.hidden))
 
     def expand(self, side: Tensor) -> Tensor:
         """Dequantised side symbols `[N,hyper,h,w]` -> features `[N,features,4h,4w]`."""
         h = F.leaky_relu(F.pixel_shuffle(self.expand1(side), 2), 0.1)
         h = F.leaky_relu(self.expand2(h), 0.1)
-        return self.expand4(F.pixel_shuffle(self.expand3(h), 2))  # type: ignore[no-any-return]
+        return self.expand4(F.pixel_shuffle(self.expand3(h), 2))
 
     def forward(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
         """Means of the codes of `step` from the codes of `earlier` steps, all `[N,M]` as `take` orders them."""
         h = features
         if step:
             first = self.gather1[step - 1]
-            context = first_layer(first.weight, first.bias, earlier, *h.shape[2:])  # type: ignore[arg-type]
+            assert first.bias is not None
+            context = first_layer(first.weight, first.bias, earlier, *h.shape[2:])
             h = torch.cat([h, self.gather2[step - 1](context)], 1)
         h = self.combine1[step](F.leaky_relu(h, 0.1)) + at_quality(self.rate[:, step], q)[:, :, None, None]
         last = self.combine2[step]
+        assert last.bias is not None
         with torch.autocast(h.device.type, enabled=False):  # what is rounded here is the mean itself
-            return last_layer(last.weight, last.bias, F.leaky_relu(h.float(), 0.1), step)  # type: ignore[arg-type]
+            return last_layer(last.weight, last.bias, F.leaky_relu(h.float(), 0.1), step)
 
 
 def _asinh(x: Tensor) -> Tensor:
@@ -193,7 +196,7 @@ class HyperAnalysis(nn.Module):
         h = torch.cat([y.sign() * _asinh(magnitude), _asinh(2 * magnitude)], 1)
         h = F.leaky_relu(self.head(h), 0.1)
         h = F.leaky_relu(self.down2(F.leaky_relu(self.down1(h), 0.1)), 0.1)
-        return self.tail(h)  # type: ignore[no-any-return]
+        return self.tail(h)
 
 
 def lagrange_multiplier(q: Tensor) -> Tensor:
@@ -235,12 +238,12 @@ class _Clamp(torch.autograd.Function):
     """Clamps to the tables' indexes. A gradient that leads back inside passes: no code is lost outside."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.clamp(0, LEVELS - 1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return torch.where(((x < 0) & (grad > 0)) | ((x > LEVELS - 1) & (grad < 0)), 0.0, grad)
 
@@ -346,7 +349,7 @@ class Hyperprior(nn.Module):
         """Means of the codes of `step`, in quantiser steps, from the codes of `earlier` steps; all `[N,M]`."""
         grid = self._norm(q).expand(-1, -1, *features.shape[2:])
         normal = [codes / take(grid, number) for number, codes in enumerate(earlier)]
-        return self.means(step, features, normal, q).float() * take(grid, step)  # type: ignore[no-any-return]
+        return self.means(step, features, normal, q).float() * take(grid, step)
 
     # -- coding, without the coder --------------------------------------------------------------------------
 

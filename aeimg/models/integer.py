@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 STEPS = 4
 """In how many steps a picture's symbols are coded."""
 ORDER = (0, 2, 3, 1)
@@ -167,15 +169,14 @@ class FloatScales(nn.Module):
         self.expand1 = nn.Conv2d(c.hyper, 4 * c.context, 1)
         self.expand2 = nn.Conv2d(c.context, c.context, 3, padding=1)
         self.expand3 = nn.Conv2d(c.context, 4 * c.features, 1)
-        self.gather1 = nn.ModuleList(nn.Conv2d(c.codes, c.context, 1) for _ in range(STEPS - 1))
-        self.gather2 = nn.ModuleList(nn.Conv2d(c.context, c.context, 3, padding=1) for _ in range(STEPS - 1))
-        self.combine1 = nn.ModuleList(
-            nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(STEPS)
-        )
-        self.combine2 = nn.ModuleList(nn.Conv2d(c.hidden, c.codes, 1) for _ in range(STEPS))
+        self.gather1 = Layers(nn.Conv2d(c.codes, c.context, 1) for _ in range(STEPS - 1))
+        self.gather2 = Layers(nn.Conv2d(c.context, c.context, 3, padding=1) for _ in range(STEPS - 1))
+        self.combine1 = Layers(nn.Conv2d(c.features + (c.context if step else 0), c.hidden, 1) for step in range(STEPS))
+        self.combine2 = Layers(nn.Conv2d(c.hidden, c.codes, 1) for _ in range(STEPS))
         for layer in self.combine2:
-            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
         self.rate = nn.Parameter(torch.zeros(c.rate_points, STEPS, c.hidden))
         self.base = nn.Parameter(torch.zeros(c.rate_points, c.codes))
         """Index of each code before anything is known of the picture; set from the data before training."""
@@ -208,7 +209,7 @@ class FloatScales(nn.Module):
         """
         h = features
         if step:
-            first: nn.Conv2d = self.gather1[step - 1]  # type: ignore[assignment]
+            first = self.gather1[step - 1]
             assert first.bias is not None
             logarithms = [
                 _nearest(torch.log2(1 + magnitudes.clamp(max=LARGEST_MAGNITUDE)) * 2**ACTIVATION_BITS)
@@ -216,12 +217,12 @@ class FloatScales(nn.Module):
                 for magnitudes in earlier
             ]
             context = _activated(first_layer(_rounded(first.weight), first.bias, logarithms, *h.shape[2:]))
-            context = _activated(self._layer(self.gather2[step - 1], context))  # type: ignore[arg-type]
+            context = _activated(self._layer(self.gather2[step - 1], context))
             h = torch.cat([h, context], 1)
         rate = at_quality(self.rate[:, step], q)[:, :, None, None]
-        h = _activated(self._layer(self.combine1[step], h) + rate)  # type: ignore[arg-type]
+        h = _activated(self._layer(self.combine1[step], h) + rate)
         base = at_quality(self.base, q)[:, :, None, None].expand(-1, -1, *h.shape[2:])
-        last: nn.Conv2d = self.combine2[step]  # type: ignore[assignment]
+        last = self.combine2[step]
         assert last.bias is not None
         weight = _rounded(OUTPUT_GAIN * last.weight)
         return last_layer(weight, OUTPUT_GAIN * last.bias, h, step).float() + take(base, step)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import Layers
+
 ENOUGH = 96
 """Pixels; see `UNet.halo`."""
 
@@ -27,8 +29,12 @@ STRIP = 8 << 20
 
 @dataclass(frozen=True)
 class UNetConfig:
+    """The shape of `UNet`."""
+
     image_channels: int = 3
+    """The number of channels of an image."""
     unshuffle: int = 2
+    """The side of the squares of pixels that become the channels of one place."""
     channels: tuple[int, ...] = (32, 96, 128, 192)
     """Width of each level; each level halves the resolution of the one before."""
     blocks: tuple[int, ...] = (1, 1, 2, 2)
@@ -38,12 +44,13 @@ class UNetConfig:
     inner: tuple[int, ...] = ()
     """Width between the two convolutions of each level's blocks; none given: that of the level."""
     slope: float = 0.0
-    """Of the rectifiers for negative values. Without biases or normalisation, units of slope 0 die in numbers: nothing
-    brings back one that no input excites."""
+    """The slope of the rectifiers for negative values. Without biases or normalisation, units of slope 0 die in
+    numbers: nothing brings back one that no input excites."""
     takes_grey: bool = False
     """Whether grey images with grey noise were among what it learned from: three equal channels, and sigma as it is."""
     assumed_sigma: float | None = None
-    """Of a blind network: the noise level that its map holds, whatever it is told."""
+    """The noise level that the map of a blind network holds, whatever level it is given. None: the network is not
+    blind."""
 
 
 class ResidualBlock(nn.Module):
@@ -92,13 +99,13 @@ class UNet(nn.Module):
         inner = config.inner or widths
         u2 = config.unshuffle**2
         self.head = nn.Conv2d((config.image_channels + 1) * u2, widths[0], 3, padding=1, bias=False)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
-        self.up = nn.ModuleList(Upsample(b, a) for a, b in pairwise(widths))
-        self.encoder = nn.ModuleList(
+        self.down = Layers(nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in pairwise(widths))
+        self.up = Layers(Upsample(b, a) for a, b in pairwise(widths))
+        self.encoder = Layers(
             nn.Sequential(*(ResidualBlock(c, i, config.slope) for _ in range(n)))
             for c, i, n in zip(widths, inner, config.blocks, strict=True)
         )
-        self.decoder = nn.ModuleList(
+        self.decoder = Layers(
             nn.Sequential(*(ResidualBlock(c, i, config.slope) for _ in range(n)))
             for c, i, n in zip(widths[:-1], inner[:-1], config.blocks_up, strict=True)
         )
@@ -107,12 +114,12 @@ class UNet(nn.Module):
 
     @property
     def takes_grey(self) -> bool:
-        """Whether grey images are to be told their sigma as it is."""
+        """Whether a grey image comes with its sigma as it is; see `contract.Denoiser`."""
         return self.config.takes_grey
 
     @property
     def blind(self) -> bool:
-        """Whether the noise level that it is told means nothing to it."""
+        """Whether the network ignores the noise level that it is given."""
         return self.config.assumed_sigma is not None
 
     @property
@@ -124,7 +131,7 @@ class UNet(nn.Module):
     def halo(self) -> int:
         """How far from a pixel the input still matters, in pixels: `reach`, or `ENOUGH` where that is less.
 
-        From further away a trained network of four levels moves no pixel by 1/255, and few by a hundredth of that;
+        From further away a trained network of four levels changes no pixel by 1/255, and few by a hundredth of that;
         tiles that saw as far as it reaches would cost a fifth more.
         """
         enough = -(-ENOUGH // self.multiple) * self.multiple

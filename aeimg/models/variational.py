@@ -15,10 +15,14 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class VariationalConfig:
+    """The shape of `Variational`."""
+
     side: int = 28
-    """Of the square greyscale image, in pixels."""
+    """The side of the square greyscale image, in pixels."""
     hidden: int = 64
+    """The number of units of the hidden layer, on either side of the code."""
     code: int = 2
+    """The number of values of the code."""
 
 
 class Variational(nn.Module):
@@ -47,11 +51,11 @@ class Variational(nn.Module):
 
     @property
     def side(self) -> int:
-        """Of the images it takes, in pixels."""
+        """The side of the images that it takes, in pixels."""
         return self.config.side
 
     def code_shape(self, side: int) -> tuple[int, ...]:
-        """Of an image's code."""
+        """The shape of an image's code."""
         return (self.config.code,)
 
     def distribution(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ optimizers      Muon and AdamW
 journal         what a run remembers, its schedule and its learning rate
 checkpoints     what a run needs to go on -> a file, and back
 loop            steps, the average of the weights, evaluations
-outputs, card   the files that a run writes, and what the weights say of themselves
+outputs, card   the files that a run writes, and what the weights state of themselves
 run             `train()`
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -47,7 +46,7 @@ def thinned_curve(journal: Journal, metric: str) -> dict[str, list[float | None]
     return curve
 
 
-def make_card(loop: Loop, task: str, data: str, code: str, figures: dict[str, float]) -> dict[str, Any]:
+def make_card(loop: Loop, task: str, data: str, code: str, figures: dict[str, float]) -> dict[str, object]:
     """The card of the weights that `loop` has made for `task`, with the held-out `figures` of the step at which they
     were chosen. `data` describes the training data, `code` is the commit that ran."""
     settings, journal, objective = loop.settings, loop.journal, loop.objective

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,34 @@ from torch import Tensor, nn
 from ..errors import InvalidWeights
 from ..paths import write_atomic
 from .journal import Journal
+from .objective import Config
 
 FORMAT = 2
 """The version of the layout. Checkpoints are not kept for long, so that only the current one is read."""
 
 Optimizers = list[torch.optim.Optimizer]
+
+
+class Called(TypedDict, total=False):
+    """How a run was called, as far as the run that resumes it has to know."""
+
+    task: str
+    """What was trained: a key of `run.OBJECTIVES`."""
+    objective: str
+    """The class of the objective."""
+    pairs: bool
+    """Whether a folder of pairs was given beside the clean images."""
+    seed: int
+    """The seed of the run."""
+    config: Config
+    """All fields of the network's config."""
+    recipe: dict[str, object]
+    """The fields of the `Recipe`."""
+    start: str | None
+    """The label and digest of the weights that the run began with."""
+    patience: int | None
+    pixels: int
+    """How many pixels the training images have together."""
 
 
 def tensors_of(states: Mapping[str, Mapping[str, Tensor]], optimizers: Optimizers) -> dict[str, Tensor]:
@@ -42,7 +65,7 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], journal: Journal, call: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], journal: Journal, call: Called) -> None:
     """Writes a checkpoint, atomically. `call` says how the run was called. Raises `OutputError`."""
     from safetensors.torch import save
 
@@ -50,7 +73,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], journal: Journal,
     write_atomic(path, save({key: value.contiguous() for key, value in tensors.items()}, {"checkpoint": about}))
 
 
-def read_checkpoint(path: Path) -> tuple[Journal, dict[str, Any], dict[str, Tensor]]:
+def read_checkpoint(path: Path) -> tuple[Journal, Called, dict[str, Tensor]]:
     """The journal of a checkpoint, how its run was called, and its tensors.
 
     Raises `InvalidWeights` where the file is no checkpoint of this version, or has values that are not finite.

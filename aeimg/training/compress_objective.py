@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
 from ..hyperprior_codec import HyperpriorCodec
 from ..models.hyperprior import Hyperprior, bits_per_point, lagrange_multiplier
 from ..models.integer import QUALITIES, freeze
 from ..ssimulacra2 import ssimulacra2
-from ..weights import build
 from .datasets import Photographs
 from .degradations import turn_grey
-from .objective import Objective, Recipe
+from .objective import AT_LEAST, Config, Objective, Recipe
 
 
-class CompressObjective(Objective):
+class CompressObjective(Objective[Photographs, Hyperprior]):
     """Rate plus distortion, at a rate drawn anew for each crop.
 
     The distortion is squared error, and from step `recipe.perceptual_from` on, to a share of `recipe.perceptual`, what
@@ -31,6 +30,7 @@ class CompressObjective(Objective):
 
     task = "compress"
     architecture = "hyperprior"
+    network = Hyperprior
     recipe = Recipe(
         crop=192, batch=8, learning_rate=1e-3, hold=0.6, late=0.25, late_crop=256, late_batch=5, muon=True, minutes=60,
         perceptual=0.65, perceptual_from=500, decide=True,
@@ -38,9 +38,9 @@ class CompressObjective(Objective):
     primary_metric = "loss"
     passes = 4
 
-    def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:
-        super().__init__(photographs, recipe)
-        self.model: Hyperprior = build(self.architecture, config)  # type: ignore[assignment]
+    @classmethod
+    def source(cls, data: Path, recipe: Recipe, config: Config) -> Photographs:
+        return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
     def prepare(self) -> None:
         """The linear shortcut: principal components of 128,000 blocks."""
@@ -49,7 +49,7 @@ class CompressObjective(Objective):
         self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
 
     def _terms(
-        self, model: nn.Module, x: Tensor, q: Tensor, *, share: float, decide: bool
+        self, model: Hyperprior, x: Tensor, q: Tensor, *, share: float, decide: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of each image, and bits per pixel, mean squared error (8-bit units) and score; `share` of the last."""
         decoded, code_bits, side_bits = model(x, q, decide=decide)
@@ -72,7 +72,7 @@ class CompressObjective(Objective):
         return loss.mean(), {name: float(term.detach().mean()) for name, term in terms.items()}
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Hyperprior) -> dict[str, float]:
         """Loss, bits per pixel, PSNR and score at four rates; and the mean of the losses."""
         device = next(model.parameters()).device
         figures: dict[str, float] = {}
@@ -92,15 +92,15 @@ class CompressObjective(Objective):
         losses = [value for name, value in figures.items() if name.startswith("loss")]
         return {"loss": sum(losses) / len(losses), **figures}
 
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
+    def export(self, model: Hyperprior) -> dict[str, Tensor]:
         """Weights, the integers that the scales are computed with, and the coder's tables."""
-        assert isinstance(model, Hyperprior)
         tensors = super().export(model)
         # The linear codes reach 1,000 and must be reproduced to a fraction of a step.
         tensors |= {"linear": model.linear, "spread": model.spread}
         tensors |= {f"integer/{name}": tensor for name, tensor in freeze(model.scales).items()}
-        rounded: Hyperprior = self.rounded(model, tensors)  # type: ignore[assignment]
-        codec = HyperpriorCodec(rounded, tensors | {"tables": torch.from_numpy(logistic_tables())}, "", b"")
+        codec = HyperpriorCodec(
+            self.rounded(model, tensors), tensors | {"tables": torch.from_numpy(logistic_tables())}, "", b""
+        )
         return tensors | {"tables": torch.from_numpy(self._fit_tables(codec))}
 
     def _fit_tables(self, codec: HyperpriorCodec, crops: int = 600) -> np.ndarray:

@@ -20,6 +20,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -50,6 +51,41 @@ def _some(paths: Sequence[Path]) -> str:
     """The names of `paths`; of many, the first three and how many more there are."""
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(map(str, paths[:3])) + more
+
+
+class Dataset(Protocol):
+    """What an objective needs of the images that it trains on."""
+
+    folder: Path
+    """The folder that holds them."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of how they were read."""
+        ...
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels they have together."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def count(self, size: int) -> int:
+        """The number of images from which crops of `size` pixels can be drawn."""
+        ...
+
+    def split(self, held_out: int) -> list[int]:
+        """Holds out so many images, from which `crops` no longer draws. Returns their indices."""
+        ...
+
+    def image(self, index: int) -> Array:
+        """Image `index`, uint8 `[H,W,C]`."""
+        ...
+
+    def crops(self, rng: np.random.Generator, count: int, size: int) -> Tensor:
+        """`count` random crops, uint8 `[count,C,size,size]`."""
+        ...
 
 
 class Photographs:
@@ -254,6 +290,14 @@ class Digits:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def count(self, size: int) -> int:
+        """The number of images that are drawn from: all that are not held out, if they have `size` pixels a side."""
+        return self.training if size <= self.side else 0
+
+    def image(self, index: int) -> Array:
+        """Image `index`, uint8 `[S,S,1]`."""
+        return self.images[index][:, :, None]
 
     def split(self, held_out: int | None = None) -> list[int]:
         """Holds out those of the file's last `held_out` images (default: a fifth of them) that are kept, from which

@@ -214,7 +214,7 @@ def photographed(
             x, noisy = sharpened(x, amount).clamp(0, 1), sharpened(noisy, amount)
 
     order = [resize, sharpen, jpeg]
-    rng.shuffle(order)  # type: ignore[arg-type]
+    rng.shuffle(order)
     if rng.random() < 0.6:
         order.sort(key=lambda step: step is jpeg)
     for step in order:

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..weights import build
+from ..models.unet import UNet
 from .datasets import Pairs, Photographs
 from .degradations import add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
-from .objective import AT_LEAST, Objective, Recipe, middle
+from .objective import AT_LEAST, Config, Objective, Recipe, middle
 
 SHAPE = {"channels": (32, 96, 128, 192), "inner": (32, 64, 128, 192), "blocks": (1, 1, 3, 2), "blocks_up": (1, 2, 2)}
 """The shape of a denoiser whose config gives none: that of the shipped ones. See `UNetConfig`."""
@@ -44,11 +43,12 @@ def _psnr(result: Tensor, clean: Tensor) -> float:
     return -10 * math.log10(max(float(error.square().mean()), 1e-10))
 
 
-class DenoiseObjective(Objective):
+class DenoiseObjective(Objective[Photographs, UNet]):
     """White noise of a known sigma, 0 to `MAXIMUM_SIGMA`. The loss is Charbonnier's, then squared error."""
 
     task = "denoise"
     architecture = "unet"
+    network = UNet
     recipe = Recipe(
         crop=96, batch=16, learning_rate=1.5e-3, late=0.2, late_crop=128, late_batch=16, muon=True, minutes=60
     )
@@ -56,10 +56,13 @@ class DenoiseObjective(Objective):
     higher_is_better = True
     passes = 3
 
-    def __init__(self, photographs: Photographs, config: dict[str, Any], recipe: Recipe) -> None:
-        super().__init__(photographs, recipe)
-        shape = {} if "channels" in config else SHAPE
-        self.model = build(self.architecture, {"slope": 0.1, "takes_grey": True, **shape, **config})
+    @classmethod
+    def source(cls, data: Path, recipe: Recipe, config: Config) -> Photographs:
+        return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
+
+    def fresh_model(self, config: Config) -> UNet:
+        shape: Config = {} if "channels" in config else SHAPE
+        return self.build({"slope": 0.1, "takes_grey": True, **shape, **config})
 
     def _denoising_loss(
         self, clean: Tensor, noisy: Tensor, sigma: Tensor, level: Tensor, late: bool
@@ -88,7 +91,7 @@ class DenoiseObjective(Objective):
         return self._denoising_loss(clean, noisy, sigma, sigma, late)
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: UNet) -> dict[str, float]:
         """The PSNR of held-out images with white noise of sigma 15, 25 and 50, denoised, in dB."""
         device = next(model.parameters()).device
         figures = {}
@@ -112,9 +115,7 @@ class BlindObjective(DenoiseObjective):
 
     primary_metric = "camera"
 
-    def __init__(
-        self, photographs: Photographs, config: dict[str, Any], recipe: Recipe, pairs: Pairs | None = None
-    ) -> None:
+    def __init__(self, photographs: Photographs, config: Config, recipe: Recipe, pairs: Pairs | None = None) -> None:
         super().__init__(photographs, {"assumed_sigma": 25.0, **config}, recipe)
         if recipe.jpeg:
             self.primary_metric = "jpeg"
@@ -149,7 +150,7 @@ class BlindObjective(DenoiseObjective):
         return _psnr(model(noisy, torch.zeros(1, device=device)), clean.to(device))
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: UNet) -> dict[str, float]:
         """Figures of held-out images, denoised, in dB: the PSNR after white noise of sigma 25 and JPEG of quality 75,
         after the noise of a camera, and of clean images; and what the PSNR of held-out pairs gains."""
         rows = []
@@ -181,14 +182,14 @@ class PairsObjective(BlindObjective):
     passes = 1
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
+    def source(cls, data: Path, recipe: Recipe, config: Config) -> Pairs:
         return Pairs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
     def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
         return _both(self.photographs.crops(rng, *self._size(late)))
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: UNet) -> dict[str, float]:
         """The PSNR of held-out pairs in dB: of the noisy image, and of the denoised one."""
         rows = []
         for index in self.held_out:

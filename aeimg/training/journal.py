@@ -43,6 +43,7 @@ class Journal:
     best: int | None = None
     """The index of the best evaluation. None counts before the objective is `comparable_from`."""
     evaluations_since_best: int = 0
+    """The number of evaluations in a row that were no better than the best one."""
     ending: tuple[int, int, float] | None = None
     """Once patience has run out: the step at which the ending begins, how many steps it takes, and the progress, 0..1,
     at which it begins."""
@@ -74,8 +75,11 @@ class Schedule:
     """How much of a run is over at each step: what a run bounded by steps does depends on this alone, never on time."""
 
     minutes: float | None
+    """How long the run takes, time before a resumption included; None where steps alone bound it."""
     steps: int | None
+    """How many steps the run takes; None where time alone bounds it."""
     journal: Journal
+    """How the run has gone so far."""
     began: float = field(init=False)
     """When the run began, on the clock of `time.monotonic`, as if it had never been interrupted."""
 

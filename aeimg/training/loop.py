@@ -13,11 +13,10 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import plots
 from ..errors import OutputError, TrainingDiverged
 from ..paths import write_atomic
-from .checkpoints import Optimizers, not_finite, save_checkpoint, tensors_of
+from .checkpoints import Called, Optimizers, not_finite, save_checkpoint, tensors_of
 from .journal import BATCHES_AHEAD, Journal, Schedule, learning_rate_factor
 from .objective import Objective
 
@@ -45,14 +44,18 @@ class Batch:
     """A batch and what it was drawn with."""
 
     step: int
+    """The step that it is for."""
     tensors: tuple[Tensor, ...]
+    """What `Objective.batch` made."""
     rng: np.random.Generator
     """The generator that drew the batch, as it was left, for what the loss leaves to chance."""
     late: bool
     """Whether it is one of the last phase."""
 
 
-def batches_ahead(objective: Objective, seed: int, start: int, late: Callable[[int], bool]) -> Iterator[Batch]:
+def batches_ahead(
+    objective: Objective, seed: int, start: int, late: Callable[[int], bool]
+) -> Generator[Batch, None, None]:
     """The batches from step `start` on, made by a thread of their own. Each depends on seed, step and phase alone."""
     ahead: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_AHEAD)
     stop = threading.Event()
@@ -123,7 +126,7 @@ def average_decay(step: int, decay: float) -> float:
 
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """`average` becomes `decay * average + (1 - decay) * model`, parameter by parameter."""
-    update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update: Callable[[Sequence[Tensor], Sequence[Tensor], int], None] = get_ema_multi_avg_fn(decay)
     update(list(average.parameters()), list(model.parameters()), 0)
 
 
@@ -141,12 +144,15 @@ class Settings:
     """How a loop runs, beside what its objective says."""
 
     device: torch.device
+    """Where the network is trained."""
     dtype: torch.dtype
     """The precision of the multiplications (autocast)."""
     seed: int
+    """The seed of batches and of all noise."""
     patience: int | None
     """The run ends after so many evaluations in a row without a better one."""
     checkpoint: Path
+    """The file that checkpoints are written to."""
     curve: Path | None
     """Where the loss curve is drawn; None where matplotlib is not installed."""
     title: str
@@ -160,12 +166,16 @@ class Loop:
     """A run under way."""
 
     objective: Objective
+    """What is trained, and on what."""
     average: nn.Module
     """The moving average of the objective's model, which is evaluated and written."""
     optimizers: Optimizers
+    """They hold the parameters of the objective's model."""
     schedule: Schedule
+    """How much of the run is over at each step."""
     settings: Settings
-    call: dict[str, Any]
+    """How the loop runs."""
+    call: Called
     """How the run was called, for the checkpoint."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """With patience, the average as it was at the best evaluation."""
@@ -207,7 +217,7 @@ class Loop:
             objective, self.settings.seed, journal.step, lambda step: progress(step) >= 1 - recipe.late
         )
         objective.model.train()
-        with closing(batches), deferred_interrupts() as raise_if_interrupted:  # type: ignore[type-var]
+        with closing(batches), deferred_interrupts() as raise_if_interrupted:
             for batch in batches:
                 raise_if_interrupted()
                 objective.progress, objective.step = progress(batch.step), batch.step
@@ -236,7 +246,7 @@ class Loop:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss, terms = objective.loss(tuple(part.to(device) for part in batch.tensors), batch.rng, batch.late)
         model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         if not (torch.isfinite(loss.detach()) and torch.isfinite(norm)):
             self._skip(batch.step)

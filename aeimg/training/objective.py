@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..weights import build
-from .datasets import Photographs
+from .datasets import Dataset
 
 AT_LEAST = 10
 """Training needs so many images, or pairs."""
@@ -70,15 +71,27 @@ class Recipe:
     """Of idx files: the labels whose images are used. None: all of them."""
 
 
-class Objective(ABC):
-    """What is trained, on what, and how it is evaluated."""
+RecipeValue = float | bool | tuple[int, ...] | None
+"""The value of a field of a `Recipe`."""
+Config = Mapping[str, float | str | Sequence[int] | None]
+"""Fields of a network's config dataclass, by their names; True and False are numbers."""
+
+D = TypeVar("D", bound=Dataset)
+N = TypeVar("N", bound=nn.Module)
+
+
+class Objective(ABC, Generic[D, N]):
+    """What is trained, a network `N`, on what, a dataset `D`, and how it is evaluated."""
 
     task: str
     """The task of aeimg that the model is for."""
     architecture: str
     """The network's name in `weights.build`."""
+    network: type[N]
+    """The class that `architecture` names."""
     recipe: Recipe
-    model: nn.Module
+    """How the model is trained; of the class, how it is where the call says nothing else."""
+    model: N
     """The network under training."""
     primary_metric: str
     """The held-out figure that says how well it goes."""
@@ -96,13 +109,14 @@ class Objective(ABC):
     """The step under way. The loop keeps it up to date."""
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
+    @abstractmethod
+    def source(cls, data: Path, recipe: Recipe, config: Config) -> D:
         """The dataset in the folder `data`. Raises `DataError`."""
-        return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
-    def __init__(self, photographs: Any, recipe: Recipe) -> None:
+    def __init__(self, photographs: D, config: Config, recipe: Recipe) -> None:
         self.photographs = photographs
-        self.recipe = recipe
+        self.model = self.fresh_model(config)
+        self.recipe = recipe = self.fitted(recipe)
         self.notes: list[str] = []
         """What the user should know of how the data is used."""
         self.held_out = self.split()
@@ -112,6 +126,20 @@ class Objective(ABC):
                 f"{enough} images are large enough for the last phase's crops of {recipe.late_crop} pixels: "
                 f"it keeps to crops of {recipe.crop}"
             )
+
+    def fresh_model(self, config: Config) -> N:
+        """The network to be trained, with random weights."""
+        return self.build(config)
+
+    def fitted(self, recipe: Recipe) -> Recipe:
+        """`recipe` as the model needs it: here, as it is."""
+        return recipe
+
+    def build(self, config: Config) -> N:
+        """A network of this `config` with random weights. Raises `InvalidWeights` where there is none."""
+        network = build(self.architecture, config)
+        assert isinstance(network, self.network)
+        return network
 
     def split(self) -> list[int]:
         """Holds out a tenth of the images, at most 16, and returns their indices. No crop is drawn from them."""
@@ -144,23 +172,25 @@ class Objective(ABC):
         """The loss of a `batch`, and its terms, each named by its unit."""
 
     @abstractmethod
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: N) -> dict[str, float]:
         """The figures of `model` on the held-out images, the primary metric among them."""
 
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
+    def export(self, model: N) -> dict[str, Tensor]:
         """The tensors of the weights file: here, the weights of `model` in half precision."""
         return {name: tensor.half() for name, tensor in model.state_dict().items()}
 
-    def rounded(self, model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    def rounded(self, model: N, tensors: dict[str, Tensor]) -> N:
         """`model` as it will be loaded from `tensors`: what is measured for the weights file is measured with it."""
-        network = build(self.architecture, config_of(model))
+        network = self.build(config_of(model))
         network.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
         return network.eval()
 
 
-def config_of(model: nn.Module) -> dict[str, Any]:
+def config_of(model: nn.Module) -> dict[str, float | str | Sequence[int] | None]:
     """The fields of a network's config."""
-    config: Any = model.config
+    config: object = model.config
+    assert is_dataclass(config)
+    assert not isinstance(config, type)
     return asdict(config)
 
 

@@ -7,8 +7,8 @@ scaled to the size of AdamW's (Liu et al. 2025), so that one learning rate serve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,17 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
         self.dtype = dtype
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step along the gradients. `closure` computes them and the loss anew, which is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
             for parameter in group["params"]:
@@ -57,6 +66,7 @@ class Muon(torch.optim.Optimizer):
                 steps = orthogonalise(torch.stack([direction for _, direction in members]).to(self.dtype))
                 for (parameter, _), step in zip(members, steps, strict=True):
                     parameter.add_(step.view(parameter.shape), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
+        return loss
 
 
 def make_optimizers(

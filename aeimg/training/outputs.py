@@ -18,8 +18,11 @@ class Outputs:
     """The files that a run writes."""
 
     weights: Path
+    """The weights file."""
     checkpoint: Path
+    """The checkpoint."""
     curve: Path
+    """The picture of the loss curve."""
 
     @classmethod
     def beside(cls, weights: Path, checkpoint: Path | None, curve: Path | None) -> Outputs:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,15 @@ from .. import plots
 from ..devices import pick_device, pick_dtype
 from ..errors import InvalidWeights, OutputError, TrainingDiverged, UsageError
 from ..registry import resolve
-from ..weights import Header, build, load_tensors, save_weights
+from ..weights import Header, load_tensors, save_weights
 from .card import commit, make_card
-from .checkpoints import not_finite, read_checkpoint, restore, under
+from .checkpoints import Called, not_finite, read_checkpoint, restore, under
 from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
 from .journal import Journal, Schedule
 from .loop import Loop, Settings
-from .objective import AT_LEAST, Objective, Recipe, config_of
+from .objective import AT_LEAST, Config, Objective, Recipe, RecipeValue, config_of
 from .optimizers import make_optimizers
 from .outputs import Outputs
 from .textbook_objectives import TEXTBOOKS
@@ -51,8 +50,8 @@ def train(
     version: int = 1,
     pairs: Path | None = None,
     blind: bool = False,
-    config: dict[str, Any] | None = None,
-    recipe: dict[str, Any] | None = None,
+    config: Config | None = None,
+    recipe: Mapping[str, RecipeValue] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -116,8 +115,8 @@ class Call:
     version: int
     pairs: Path | None
     blind: bool
-    config: dict[str, Any]
-    recipe: dict[str, Any]
+    config: Config
+    recipe: Mapping[str, RecipeValue]
     device: str
     dtype: str
     seed: int
@@ -148,7 +147,7 @@ class Call:
                 f"for {'folders of images' if textbook else self.task}; leave --labels out"
             )
 
-    def objective(self, config: dict[str, Any]) -> type[Objective]:
+    def objective(self, config: Config) -> type[Objective]:
         """Which objective the call means, where the run begins with a network of that `config`."""
         if self.task != "denoise":
             return OBJECTIVES[self.task]
@@ -162,13 +161,15 @@ class Call:
 class Origin:
     """What a run begins with: nothing, trained weights, or a checkpoint."""
 
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Config = field(default_factory=dict)
     """The config of the network."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    """The tensors of the weights file or of the checkpoint."""
     label: str | None = None
     """The label and digest of the weights that the run began with."""
     journal: Journal = field(default_factory=Journal)
-    call: dict[str, Any] = field(default_factory=dict)
+    """How the run has gone that wrote the checkpoint."""
+    call: Called = field(default_factory=Called)
     """How the run was called that wrote the checkpoint."""
 
     @classmethod
@@ -197,7 +198,7 @@ class Origin:
             raise InvalidWeights(f"{start}: {broken} is not finite; start from other weights")
         return cls(header.config, tensors, f"{header.label} ({digest.hex()})")
 
-    def merged_config(self, config: dict[str, Any], source: object) -> dict[str, Any]:
+    def merged_config(self, config: Config, source: object) -> Config:
         """The config of the network with the fields of `config`, of which none may change what is known.
 
         A field that is None is unknown, such as the level that a blind network assumes. Raises `UsageError`, which
@@ -251,7 +252,7 @@ class Run:
         self._write(loop, header)
         return header
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Called:
         """What can't change when the run is resumed."""
         return {"task": self.call.task, "objective": self.kind.__name__, "pairs": self.call.pairs is not None}
 
@@ -288,12 +289,13 @@ class Run:
         config = origin.merged_config(call.config, call.resume or call.start)
         torch.manual_seed(call.seed)
         dataset = self.kind.source(call.data, recipe, config)
-        more: dict[str, Any] = {}
         if call.pairs is not None:
             self.pairs = Pairs(call.pairs, min_side=max(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
-            more["pairs"] = self.pairs
-        kind: Any = self.kind  # only some take pairs
-        objective: Objective = kind(dataset, config, recipe, **more)
+        objective = (
+            self.kind(dataset, config, recipe, self.pairs)
+            if issubclass(self.kind, BlindObjective)
+            else self.kind(dataset, config, recipe)
+        )
         if call.start is not None:
             _take_over(objective.model, origin.tensors, call.start)
         elif call.resume is None:
@@ -303,7 +305,7 @@ class Run:
 
     def _loop(self, objective: Objective) -> Loop:
         call, origin, model, recipe = self.call, self.origin, objective.model, objective.recipe
-        average = build(objective.architecture, config_of(model))
+        average = objective.build(config_of(model))
         average.load_state_dict(model.state_dict())
         _place(average, self.device).eval().requires_grad_(False)
         optimizers = make_optimizers(model, recipe.learning_rate, recipe.beta2, self.dtype, muon=recipe.muon)
@@ -313,7 +315,7 @@ class Run:
             curve=call.outputs.curve if plots.is_available() else None, title=f"{call.model_name}: {call.task}",
             log=call.log,
         )  # fmt: skip
-        about = {
+        about: Called = {
             **self._identity(), "seed": call.seed, "config": config_of(model), "recipe": asdict(recipe),
             "start": origin.label, "patience": patience, "pixels": objective.photographs.pixels,
         }  # fmt: skip
@@ -382,15 +384,14 @@ class Run:
         self.call.log(f"wrote {outputs.weights}{curve}")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """`value` as JSON has it, which has no tuples."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _place(model: nn.Module, device: torch.device) -> nn.Module:
     """Moves a network to the device, laid out for convolutions."""
-    module: Any = model.to(device)
-    return module.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def _take_over(model: nn.Module, tensors: dict[str, Tensor], start: str | Path) -> None:

@@ -19,22 +19,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..entropy import LEVELS, SMALLEST, STEP, logistic_tables
 from ..errors import DataError, UsageError
+from ..models import convolutional, variational
+from ..models.convolutional import Convolutional
+from ..models.dense import Dense
 from ..models.integer import QUALITIES
 from ..models.variational import divergence
 from ..patch_codec import block_step
 from ..pixels import pad, padded
-from ..weights import build
 from .datasets import Digits, GreyPhotographs
-from .objective import AT_LEAST, Objective, Recipe
+from .objective import AT_LEAST, Config, Objective, Recipe
 
 SYMBOLS = 127
 """The largest magnitude that the coder's tables hold: 8 standard deviations at the finest step."""
@@ -50,43 +52,56 @@ CONVOLUTIONS = replace(RECIPE, batch=16, late_batch=16, learning_rate=2e-2, muon
 of small batches take them further than fewer of large ones."""
 
 
-class Textbook(Objective):
+Coder = Dense | Convolutional | variational.Variational
+"""A network whose codes can be coded."""
+C = TypeVar("C", bound=Coder)
+T = TypeVar("T", bound=Coder | convolutional.Denoising)
+
+
+class Textbook(Objective[Digits | GreyPhotographs, T]):
     """Reconstruction of grey images, by binary cross-entropy."""
 
-    task = "compress"
     recipe = RECIPE
-    config: ClassVar[dict[str, Any]] = {}
+    config: ClassVar[Config] = {}
     """The fields of the network's config that make it this kind of autoencoder, or are its default."""
-    primary_metric = "bce"
     gains_from_bf16 = False  # networks this small wait for memory, not for multiplications
 
     @classmethod
-    def source(cls, data: Path, recipe: Recipe, config: dict[str, Any]) -> Any:
+    def source(cls, data: Path, recipe: Recipe, config: Config) -> Digits | GreyPhotographs:
         if Digits.are_in(data):
             return Digits(data, recipe.labels, at_least=AT_LEAST)
-        return GreyPhotographs(data, min_side=config.get("side", recipe.crop), at_least=AT_LEAST)
+        side = config.get("side")
+        return GreyPhotographs(data, min_side=side if isinstance(side, int) else recipe.crop, at_least=AT_LEAST)
 
-    def __init__(self, photographs: Any, config: dict[str, Any], recipe: Recipe) -> None:
-        """Raises `UsageError` where `config` makes it another kind of autoencoder, `DataError` where digits do not have
-        the size that the network takes."""
+    def fresh_model(self, config: Config) -> T:
+        """A network for images of the dataset's size.
+
+        Raises `UsageError` where `config` makes it another kind of autoencoder, `DataError` where digits do not have
+        the size that the network takes.
+        """
         for field in ("activation", "rectified_code"):
             wanted = self.config.get(field, True)
             if config.get(field, wanted) != wanted:
                 raise UsageError(
                     f"a network with {field} {config[field]} is another kind of autoencoder; start from the same kind"
                 )
-        digits = photographs.side if isinstance(photographs, Digits) else None
-        self.model = build(self.architecture, {**self.config, **config})
-        sized = hasattr(self.model, "side")
-        if sized and digits is not None and self.model.side != digits:
-            if "side" in config:
-                raise DataError(
-                    f"{photographs.folder}: images of {digits}x{digits} pixels, but the network takes "
-                    f"{self.model.side}x{self.model.side}"
-                )
-            self.model = build(self.architecture, {**self.config, **config, "side": digits})
-        side: int = self.model.side if sized else digits or recipe.crop  # type: ignore[assignment]
-        super().__init__(photographs, replace(recipe, crop=side, late_crop=side))
+        model = self.build({**self.config, **config})
+        side, digits = _own_side(model), self._side_of_digits()
+        if side is None or digits is None or side == digits:
+            return model
+        if "side" in config:
+            raise DataError(
+                f"{self.photographs.folder}: images of {digits}x{digits} pixels, but the network takes {side}x{side}"
+            )
+        return self.build({**self.config, **config, "side": digits})
+
+    def fitted(self, recipe: Recipe) -> Recipe:
+        """`recipe` with crops of the size that the network takes, or else of that of the digits."""
+        side = _own_side(self.model) or self._side_of_digits() or recipe.crop
+        return replace(recipe, crop=side, late_crop=side)
+
+    def _side_of_digits(self) -> int | None:
+        return self.photographs.side if isinstance(self.photographs, Digits) else None
 
     def split(self) -> list[int]:
         """Holds out a fifth of the digits; of photographs, as many as other objectives do."""
@@ -100,8 +115,7 @@ class Textbook(Objective):
 
     def prepare(self) -> None:
         """Makes a fresh network give back the mean image."""
-        network: Any = self.model
-        network.begin_at(self.sample().mean((0, 1)).clamp(1e-3, 1 - 1e-3))
+        self.model.begin_at(self.sample().mean((0, 1)).clamp(1e-3, 1 - 1e-3))
 
     def evaluated_pixels(self) -> int:
         return self.held_out_images().numel()
@@ -124,34 +138,49 @@ class Textbook(Objective):
         """The loss of decoded images, per pixel."""
         return F.binary_cross_entropy_with_logits(logits.float(), x)
 
+
+def _own_side(network: Coder | convolutional.Denoising) -> int | None:
+    """The side of the images that a network takes, in pixels; None where it takes any."""
+    return network.side if isinstance(network, Dense | variational.Variational) else None
+
+
+def _multiple(network: Coder) -> int:
+    """What the sides of the images that a network takes must be a multiple of, in pixels."""
+    return network.multiple if isinstance(network, Convolutional) else 1
+
+
+def _logits(network: Coder, x: Tensor) -> Tensor:
+    """The logits of the reconstruction of `x`, which is padded on the way to a size that the network takes."""
+    height, width = (padded(side, _multiple(network)) for side in x.shape[2:])
+    logits = network.logits(network.encode(pad(x, height, width)))
+    return logits[:, :, : x.shape[2], : x.shape[3]]
+
+
+class Coding(Textbook[C]):
+    """An autoencoder whose codes can be coded, so that it is a codec too."""
+
+    task = "compress"
+    primary_metric = "bce"
+
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         x = batch[0].float() / 255.0
-        network: Any = self.model
-        return self.reconstruction(self._logits(network, x), x), {}
-
-    @staticmethod
-    def _logits(network: Any, x: Tensor) -> Tensor:
-        """The logits of the reconstruction of `x`, which is padded on the way to a size that the network takes."""
-        height, width = (padded(side, getattr(network, "multiple", 1)) for side in x.shape[2:])
-        logits: Tensor = network.logits(network.encode(pad(x, height, width)))
-        return logits[:, :, : x.shape[2], : x.shape[3]]
+        return self.reconstruction(_logits(self.model, x), x), {}
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: C) -> dict[str, float]:
         """Mean squared error and binary cross-entropy (in nats) of held-out images, per pixel."""
-        network: Any = model
         x = self.held_out_images().to(next(model.parameters()).device)
-        logits = self._logits(network, x)
-        back = network.pixels_of(logits)
+        logits = _logits(model, x)
+        back = model.pixels_of(logits)
         return {"mse": float((back - x).square().mean()), "bce": float(F.binary_cross_entropy_with_logits(logits, x))}
 
     @torch.no_grad()
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
+    def export(self, model: C) -> dict[str, Tensor]:
         """The weights; the distribution of codes, for the coder; the errors of training images, for `aeimg score`."""
         tensors = super().export(model)
-        network: Any = self.rounded(model, tensors)
+        network = self.rounded(model, tensors)
         x = self.sample()
-        side = padded(self.recipe.crop, getattr(network, "multiple", 1))
+        side = padded(self.recipe.crop, _multiple(network))
         codes = network.encode(pad(x, side, side))
         flat = codes.transpose(0, 1).flatten(1)
         sparse = bool((flat >= 0).all())
@@ -171,42 +200,44 @@ class Textbook(Objective):
         }  # fmt: skip
 
 
-class Linear(Textbook):
+class Linear(Coding[Dense]):
     """One linear layer each way, by mean squared error: they span the principal subspace (Baldi and Hornik 1989)."""
 
     architecture = "dense"
-    config: ClassVar[dict[str, Any]] = {"widths": (64,), "activation": False, "rectified_code": False}
+    network = Dense
+    config: ClassVar[Config] = {"widths": (64,), "activation": False, "rectified_code": False}
     recipe = replace(RECIPE, learning_rate=1e-3, average=0.995)
     primary_metric = "mse"
 
     def reconstruction(self, logits: Tensor, x: Tensor) -> Tensor:
         return 10 * (logits.float() - x).square().mean()
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Dense) -> dict[str, float]:
         """Mean squared error alone: the pixels of a linear network are no probabilities."""
         return {"mse": super().validate(model)["mse"]}
 
 
-class Vanilla(Textbook):
+class Vanilla(Coding[Dense]):
     """One hidden layer, a rectifier and a sigmoid."""
 
     architecture = "dense"
-    config: ClassVar[dict[str, Any]] = {"widths": (64,)}
+    network = Dense
+    config: ClassVar[Config] = {"widths": (64,)}
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Dense) -> dict[str, float]:
         """Errors, and the share of code values that are not zero."""
-        network: Any = model
-        code = network.encode(self.held_out_images().to(next(model.parameters()).device))
+        code = model.encode(self.held_out_images().to(next(model.parameters()).device))
         return {**super().validate(model), "active": active(code)}
 
 
-class Multilayer(Textbook):
+class Multilayer(Coding[Dense]):
     """Three hidden layers. The code is linear, as in Hinton and Salakhutdinov (2006): if it were rectified, some of its
     values would be on for every image, or for none."""
 
     architecture = "dense"
-    config: ClassVar[dict[str, Any]] = {"widths": (128, 64), "rectified_code": False}
+    network = Dense
+    config: ClassVar[Config] = {"widths": (128, 64), "rectified_code": False}
 
 
 class Stacked(Multilayer):
@@ -224,7 +255,7 @@ class Stacked(Multilayer):
     comparable_from = JOINT
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
-        network: Any = self.model
+        network = self.model
         depth = len(network.encoder)
         if self.progress >= self.JOINT:
             return super().loss(batch, rng, late)
@@ -243,19 +274,21 @@ class Stacked(Multilayer):
         return (F.relu(back) - h).square().mean(), {}
 
 
-class Deep2d(Textbook):
+class Deep2d(Coding[Dense]):
     """A deep network whose code has two values, a map of three digits (Hinton and Salakhutdinov 2006)."""
 
     architecture = "dense"
-    config: ClassVar[dict[str, Any]] = {"widths": (500, 300, 2), "rectified_code": False}
+    network = Dense
+    config: ClassVar[Config] = {"widths": (500, 300, 2), "rectified_code": False}
     # With more steps it would overfit its few digits.
     recipe = replace(RECIPE, labels=(1, 5, 6), steps=1_200)
 
 
-class Conv(Textbook):
+class Conv(Coding[Convolutional]):
     """Convolutions and pooling, for images of any size."""
 
     architecture = "convolutional"
+    network = Convolutional
     recipe = CONVOLUTIONS
 
 
@@ -271,7 +304,7 @@ class Sparse(Vanilla):
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         x = batch[0].float() / 255.0
-        network: Any = self.model
+        network = self.model
         code = network.encode(x)
         scale = network.decoder[0].weight.norm(dim=0)
         penalty = self.PENALTY * (code.abs() * scale).sum(1).mean()
@@ -283,11 +316,12 @@ def active(code: Tensor) -> float:
     return float((code.detach().abs() > 1e-3 * code.detach().abs().max()).float().mean())
 
 
-class Denoising(Textbook):
+class Denoising(Textbook[convolutional.Denoising]):
     """Gaussian noise, clipped to [0,1], is to be removed (Vincent et al. 2008)."""
 
     task = "denoise"
     architecture = "denoising"
+    network = convolutional.Denoising
     recipe = replace(CONVOLUTIONS, steps=2_000)
     primary_metric = "psnr"
     higher_is_better = True
@@ -300,13 +334,11 @@ class Denoising(Textbook):
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         x = batch[0].float() / 255.0
-        network: Any = self.model
-        inner = network.network
         noisy = self._noisy(x, int(rng.integers(2**62)))
-        return self.reconstruction(self._logits(inner, noisy), x), {}
+        return self.reconstruction(_logits(self.model.network, noisy), x), {}
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: convolutional.Denoising) -> dict[str, float]:
         """The PSNR of noisy held-out images, and of the same ones denoised, in dB."""
         x = self.held_out_images().to(next(model.parameters()).device)
         noisy = self._noisy(x, 0)
@@ -315,17 +347,15 @@ class Denoising(Textbook):
             name: -10 * math.log10(float((y - x).square().mean())) for name, y in (("noisy", noisy), ("psnr", clean))
         }
 
-    def export(self, model: nn.Module) -> dict[str, Tensor]:
-        return Objective.export(self, model)
 
-
-class Variational(Textbook):
+class Variational(Coding[variational.Variational]):
     """The evidence lower bound, with its sign turned so that less is better (Kingma and Welling 2014)."""
 
     architecture = "variational"
+    network = variational.Variational
     primary_metric = "bound"
 
-    def _terms(self, model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _terms(self, model: variational.Variational, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mean cross-entropy and the mean divergence from the prior, in nats an image."""
         logits, mean, log_variance = model(x)
         cost = F.binary_cross_entropy_with_logits(logits.float(), x, reduction="none").flatten(1).sum(1)
@@ -336,14 +366,14 @@ class Variational(Textbook):
         return (cost + distance) / 100, {"nats": float(cost.detach()), "kl": float(distance.detach())}
 
     @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: variational.Variational) -> dict[str, float]:
         """Errors, the bound and the divergence from the prior, in nats an image."""
         torch.manual_seed(0)
         cost, distance = self._terms(model, self.held_out_images().to(next(model.parameters()).device))
         return {**super().validate(model), "bound": float(cost + distance), "kl": float(distance)}
 
 
-TEXTBOOKS: dict[str, type[Objective]] = {
+TEXTBOOKS: dict[str, type[Textbook]] = {
     "linear": Linear, "vanilla": Vanilla, "multilayer": Multilayer, "stacked": Stacked, "deep2d": Deep2d, "conv": Conv,
     "sparse": Sparse, "denoising": Denoising, "variational": Variational,
 }  # fmt: skip
