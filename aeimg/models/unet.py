@@ -45,7 +45,7 @@ class UNetConfig:
     """Width between the two convolutions of each level's blocks; none given: that of the level."""
     slope: float = 0.0
     """The slope of the rectifiers for negative values. Without biases or normalisation, units of slope 0 die in
-    numbers: nothing brings back one that no input excites."""
+    numbers, and nothing brings back one that no input excites."""
     takes_grey: bool = False
     """Whether grey images with grey noise were among what it learned from: three equal channels, and sigma as it is."""
     assumed_sigma: float | None = None
