@@ -38,7 +38,7 @@ HALO = 8
 
 PERCEPTUAL = 0.5
 """The share of the distortion that SSIMULACRA2 measures in refining; squared error measures the rest."""
-REACH = 0.2
+REACH = 0.05
 """How far the first round of refining changes the codes, as a root mean square, in quantiser steps."""
 FARTHEST = 0.6
 """No round changes a code further, in quantiser steps."""
@@ -203,7 +203,7 @@ class HyperpriorCodec:
             better = new_cost < cost
             chosen = better.view(-1, 1, 1, 1)
             best, gradient = torch.where(chosen, tried, best), torch.where(chosen, new_gradient, gradient)
-            cost, reach = torch.where(better, new_cost, cost), torch.where(better, 1.2 * reach, 0.5 * reach)
+            cost, reach = torch.where(better, new_cost, cost), torch.where(better, 1.3 * reach, 0.5 * reach)
         tile.inner(around).copy_(best)
         return around
 
