@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from aeimg import UnsupportedImage, UsageError, container, process
 from aeimg.cli import main
-from aeimg.metrics import psnr, ssim
+from aeimg.metrics import psnr, ssim, ssimulacra2
 
 
 def quality_of(file: bytes) -> int:
