@@ -211,7 +211,7 @@ def _check_json(file: Path, key: str) -> None:
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
     from .paths import write_atomic
 
-    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "seconds")
+    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "missed", "seconds")
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
     about |= {"failed": len(summary.failed), "files": summary.files}
     write_atomic(file, json.dumps(about, indent=1).encode())
@@ -271,9 +271,11 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
         line += f", {_size(summary.bytes_in)} -> {_size(summary.bytes_out)}"
     if summary.done and task == "compress":
         line += f" ({8 * summary.bytes_out / summary.pixels:.3f} bits per pixel)"
-    figures = [record["psnr"] for record in summary.files if record.get("psnr") is not None]
-    if figures:
-        line += f", mean PSNR {sum(figures) / len(figures):.2f} dB"
+    for key, name, unit in (("psnr", "PSNR", " dB"), ("ssimulacra2", "SSIMULACRA2", "")):
+        figures = [record[key] for record in summary.files if record.get(key) is not None]
+        line += f", mean {name} {sum(figures) / len(figures):.2f}{unit}" if figures else ""
+    if summary.missed:
+        line += f"; {summary.missed} miss the target"
     if not (summary.done or summary.skipped or summary.failed):
         line += "; no images found"
     return line
@@ -314,9 +316,7 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
-    default=50,
-    show_default=True,
-    help="1 makes the smallest files, 100 the best.",
+    help="1 makes the smallest files, 100 the best. [default: 50]",
 )
 @click.option(
     "--target-bpp", type=float, help="Instead of --quality: make the best file of at most so many bits per pixel."
@@ -326,6 +326,12 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     "--target-psnr", type=float, help="Instead of --quality: make the smallest file of at least this PSNR (dB)."
 )
 @click.option(
+    "--target-ssimulacra2",
+    type=float,
+    help="Instead of --quality: make the smallest file of at least this SSIMULACRA2 score (90: no difference is seen; "
+    "70: high quality; needs aeimg[metrics]).",
+)
+@click.option(
     "--effort",
     type=click.IntRange(1, 9),
     default=1,
@@ -333,7 +339,10 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     help="From 2 on, refine each latent: smaller files, slower encoding, the same decoding.",
 )
 @click.option(
-    "--measure", is_flag=True, help="Decode again, and print the mean PSNR (--json lists PSNR and SSIM of each file)."
+    "--measure",
+    is_flag=True,
+    help="Decode each latent again, and print the mean PSNR and, where its package is installed, SSIMULACRA2 (--json "
+    "lists them and SSIM for each file).",
 )
 @_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:

@@ -76,12 +76,14 @@ class Summary:
     """The size of the inputs that are done."""
     bytes_out: int = 0
     """The size of their results."""
+    missed: int = 0
+    """How many results miss the target that was asked for (bits per pixel, PSNR or SSIMULACRA2)."""
     seconds: float = 0.0
     """How long the run took."""
     files: list[dict[str, Any]] = field(default_factory=list)
     """A record for each file: `input`, `output`, `status` ("done", "skipped", "failed" or "planned"); then, as it
-    applies, sizes, `seconds`, `model`, `quality`, `bpp`, `psnr` (None where nothing was lost), `ssim` (None under 11
-    pixels), `warnings`, `error`."""
+    applies, sizes, `seconds`, `model`, `quality`, `bpp`, `target_missed` (what the result has instead of the target),
+    `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `ssimulacra2`, `warnings`, `error`."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -277,11 +279,14 @@ def process(
             sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
             strength: 0 leaves the picture as it is, 1 removes all the noise (denoise).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
-            target_bpp, max_bytes, target_psnr: Instead of a quality, for each picture the highest quality whose file is
-                no larger, or the lowest that reaches the PSNR in dB (compress).
+            target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
+                quality whose file is no larger, or the lowest that reaches the PSNR in dB or the SSIMULACRA2 score
+                (needs the package ssimulacra2). A picture for which no quality does gets the nearest one and a
+                warning, or, for `max_bytes`, an error (compress).
             effort: 1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent
                 (compress).
-            measure: Decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
+            measure: Decode what was encoded, for PSNR, SSIM and, where its package is there, SSIMULACRA2 in the
+                summary (compress, with `out`).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
             format: The suffix of the files written, "keep" for that of the source (for a latent file, of what was
@@ -333,13 +338,13 @@ def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, file
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
-        results = [outcome.result().value for outcome in _stream(source, made, run)]
+        results = [_value(outcome) for outcome in _stream(source, made, run)]
         if task == "denoise":
             return torch.stack(results) if results else source.clone()
         return results
     if isinstance(source, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray | Tensor):
         (outcome,) = _stream([source], made, run)
-        return outcome.result().value
+        return _value(outcome)
     if isinstance(source, Iterable):
         return _generate(source, made, run)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
@@ -360,7 +365,15 @@ def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iter
         if outcome.error is not None and run.on_error == "continue":
             yield outcome.error
         else:
-            yield outcome.result().value
+            yield _value(outcome)
+
+
+def _value(outcome: Outcome[Any, Result[Any]]) -> Any:
+    """Returns the value of a result that does not become a file. A missed target is logged: there is no summary."""
+    result = outcome.result()
+    if "target_missed" in result.figures():
+        log.warning("%s (it has %.5g)", result.warnings[-1], result.figures()["target_missed"])
+    return result.value
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -561,6 +574,7 @@ class _FileRun:
         summary.pixels += outcome.work
         summary.bytes_in += written.bytes_in
         summary.bytes_out += written.bytes_out
+        summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
         log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
 
