@@ -76,6 +76,7 @@ _SELECTION = [
     click.option("--include", multiple=True, help="Take only files whose name or path fits this pattern."),
     click.option("--exclude", multiple=True, help="Pass over files and folders whose name or path fits this pattern."),
     click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
+    click.option("--allow-empty", is_flag=True, help="Exit with 0, not with 1, where no files are found."),
 ]
 
 
@@ -94,8 +95,11 @@ _FOR_FILES = _with(
     *_MODEL,
     *_SELECTION,
     click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
+    click.option("-n", "--dry-run", is_flag=True, help="Write nothing, process nothing, and list what would be done."),
     click.option(
-        "-n", "--dry-run", is_flag=True, help="Write nothing; list what would be done, and how long it takes."
+        "--estimate",
+        is_flag=True,
+        help="With --dry-run: process five of the images, to say how long the run takes and how much it writes.",
     ),
     click.option("--memory", help="How much memory pictures may hold on their way: 500M, 4G. [default: 2G]"),
     click.option(
@@ -142,6 +146,7 @@ def _run(
     quiet: bool,
     verbose: bool,
     json_file: Path | None,
+    allow_empty: bool,
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
@@ -168,11 +173,11 @@ def _run(
         _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
     if interrupted:
         raise KeyboardInterrupt
-    if summary.failed:
+    if summary.failed or (not summary.files and not allow_empty):
         sys.exit(1)
 
 
-_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "if_exists", "on_error")
+_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error")
 
 
 def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
@@ -211,7 +216,8 @@ def _check_json(file: Path, key: str) -> None:
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
     from .paths import write_atomic
 
-    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "missed", "seconds")
+    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "missed", "seconds",
+              "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
     about |= {"failed": len(summary.failed), "files": summary.files}
     write_atomic(file, json.dumps(about, indent=1).encode())
@@ -242,9 +248,11 @@ def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) 
             if record["status"] == "planned":
                 click.echo(_plain(f"{record['input']} -> {record['output']}"))
         expected = summary.expected
-        line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date; "
-        line += f"about {expected['megapixels']:.1f} megapixels, {expected['seconds']:.0f} s, "
-        click.echo(line + f"{_size(int(expected['bytes_out']))} to be written", err=True)
+        line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date"
+        line += f"; {expected['megapixels']:.1f} megapixels"
+        if "seconds" in expected:
+            line += f", about {expected['seconds']:.0f} s, {_size(int(expected['bytes_out']))} to be written"
+        click.echo(line + _nothing(summary, task) + _passed_over(summary), err=True)
     elif not quiet:
         click.echo(_summary_line(summary, task), err=True)
 
@@ -276,9 +284,22 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
         line += f", mean {name} {sum(figures) / len(figures):.2f}{unit}" if figures else ""
     if summary.missed:
         line += f"; {summary.missed} miss the target"
-    if not (summary.done or summary.skipped or summary.failed):
-        line += "; no images found"
-    return line
+    return line + _nothing(summary, task) + _passed_over(summary)
+
+
+def _nothing(summary: Summary, task: FileTask) -> str:
+    return "" if summary.files else f"; no {'latent files' if task == 'decompress' else 'images'} found"
+
+
+def _passed_over(summary: Summary) -> str:
+    """Returns what the folders hold besides: `; passed over: 3 .psd, 2 symbolic links`."""
+    from .paths import LINK
+
+    links = {LINK: "symbolic links (see --follow-symlinks)"}
+    kinds = [f"{count} {links.get(kind, kind)}" for kind, count in summary.passed_over.items()]
+    if len(kinds) > SHOWN:
+        kinds[SHOWN:] = [f"{len(kinds) - SHOWN} other kinds of files"]
+    return f"; passed over: {', '.join(kinds)}" if kinds else ""
 
 
 def _size(count: int) -> str:
@@ -381,14 +402,14 @@ _FOLDERS = _with(
 )
 
 
-def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool) -> None:
+def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool, allow_empty: bool) -> None:
     """Prints what became of the images; exits with 1 where one has failed."""
     _print_failed(explored.failed)
     if not quiet:
         line = f"{command}: {len(explored.images)} images{more if explored.images else ''}"
         line += f", {len(explored.failed)} failed" if explored.failed else ""
         click.echo(line + ("" if explored.images or explored.failed else "; no images found"), err=True)
-    if explored.failed:
+    if explored.failed or not (explored.images or allow_empty):
         sys.exit(1)
 
 
@@ -399,7 +420,7 @@ def _print_drawn(command: str, paths: list[Path]) -> None:
 
 @main.command()
 @_FOLDERS
-def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+def features(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write one vector for each image in SOURCES to the file OUT (.safetensors, .npz or .csv), with its name.
 
     What the vector holds depends on the model: of aeimg-codec, mean and standard deviation of each code over the
@@ -410,7 +431,13 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
     from . import explore
 
     explored = explore.features(sources, out, progress=not quiet, **options)
-    _finish_explored("features", explored, f", {explored.values} values each by {explored.model}", quiet=quiet)
+    _finish_explored(
+        "features",
+        explored,
+        f", {explored.values} values each by {explored.model}",
+        quiet=quiet,
+        allow_empty=allow_empty,
+    )
 
 
 @main.command()
@@ -423,7 +450,7 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
     help="Of the errors of the training images: an image above it counts as strange.",
 )
 @click.option("--heatmaps", type=PATH, help="A folder for pictures of where the errors lie.")
-def score(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+def score(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write how strange each image in SOURCES is to a model to the file OUT (.csv), the strangest first.
 
     The score of an image is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that
@@ -437,12 +464,12 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> N
     more = ", no threshold: this model does not know the errors of its training images"
     if explored.strange is not None:
         more = f", {explored.strange} of them strange"
-    _finish_explored("score", explored, more, quiet=quiet)
+    _finish_explored("score", explored, more, quiet=quiet, allow_empty=allow_empty)
 
 
 @main.command("plot-latents")
 @_FOLDERS
-def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Draw the images in SOURCES as points of a plane into the picture OUT, coloured by sub-folder.
 
     Codes of two values are the plane; for longer vectors (see `aeimg features`) it is that of their two first
@@ -453,7 +480,13 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
     from . import explore
 
     explored = explore.plot_latents(sources, out, progress=not quiet, **options)
-    _finish_explored("plot-latents", explored, f", {explored.values} values each by {explored.model}", quiet=quiet)
+    _finish_explored(
+        "plot-latents",
+        explored,
+        f", {explored.values} values each by {explored.model}",
+        quiet=quiet,
+        allow_empty=allow_empty,
+    )
 
 
 @main.command()

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,7 +70,10 @@ class Summary:
     planned: int = 0
     """How many inputs are still to be done: of a dry run, or of one that was interrupted or stopped at an error."""
     expected: dict[str, float] = field(default_factory=dict)
-    """Of a dry run: `megapixels`, `seconds` and `bytes_out`, extrapolated from a few of the inputs."""
+    """Of a dry run: `megapixels`; with `estimate` also `seconds` and `bytes_out`, extrapolated from a few inputs."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """How many files in the folders are none that aeimg takes, by suffix; and how many are links that are not followed,
+    as `paths.LINK`. Hidden files, and what `include` and `exclude` pass over, are not counted."""
     pixels: int = 0
     """How many pixels the results hold."""
     bytes_in: int = 0
@@ -257,6 +261,7 @@ def process(
     dtype: str = "auto",
     progress: bool = False,
     dry_run: bool = False,
+    estimate: bool = False,
     **options: Any,
 ) -> Any:
     """Denoises, compresses or decompresses pictures, or returns what an encoder makes of them.
@@ -275,6 +280,7 @@ def process(
         dtype: "auto", "fp32", "bf16".
         progress: With `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
         dry_run: With `out`, write nothing, and return in the summary what would be done.
+        estimate: With `dry_run`, process five of the inputs as well, to estimate the time and the bytes.
         options:
             sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
             strength: 0 leaves the picture as it is, 1 removes all the noise (denoise).
@@ -322,12 +328,16 @@ def process(
         raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
     if out is not None and task not in WRITES_FILES:
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
+    if estimate and not dry_run:
+        raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
             raise UsageError("out: an empty name is no file or folder")
-        return _FileRun(task, made, own, run, files).go(_names(source), Path(out), progress, dry_run)
+        file_run = _FileRun(task, made, own, run, files)
+        names, out = _names(source), Path(out)
+        return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
@@ -492,26 +502,44 @@ class _FileRun:
         self.name, self.task, self.own, self.run, self.files = name, task, own, run, files
         self.summary = Summary()
 
-    def go(self, sources: list[str], out: Path, progress: bool, dry_run: bool) -> Summary:
-        """Does what is left to do, or says what that would be."""
+    def go(self, sources: list[str], out: Path, progress: bool) -> Summary:
+        """Does what is left to do."""
         began = time.monotonic()
-        jobs, alone = _plan(sources, self.name, out, self.own, self.files)
+        jobs, todo, to_files = self._begin(sources, out, dry=False)
+        try:
+            self._write(todo, to_files, progress)
+        finally:
+            self._end(jobs, began)
+        return self.summary
+
+    def plan(self, sources: list[str], out: Path, *, estimate: bool) -> Summary:
+        """Says what `go` would do."""
+        began = time.monotonic()
+        jobs, todo, to_files = self._begin(sources, out, dry=True)
+        self.summary.planned = len(todo)
+        for job in todo:
+            self._note(job, "planned")
+        pixels = self._declared(todo)
+        self.summary.expected = {"megapixels": round(sum(pixels.values()) / 1e6, 3)}
+        if estimate:
+            self.summary.expected |= self._estimated(pixels, to_files)
+        self._end(jobs, began)
+        return self.summary
+
+    def _begin(self, sources: list[str], out: Path, *, dry: bool) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
+        """Returns all jobs, those that are left to do, and what does them."""
+        passed_over: Counter[str] = Counter()
+        jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
+        self.summary.passed_over = dict(passed_over.most_common())
         manifest = None if alone else Manifest(out)
         recipe: str = self.task.recipe()
-        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry_run)
-        try:
-            if dry_run:
-                self.summary.planned = len(todo)
-                for job in todo:
-                    self._note(job, "planned")
-                self.summary.expected = self._expected(todo)
-            else:
-                self._write(todo, _ToFiles(self.task, manifest, recipe), progress)
-        finally:
-            order = {str(job.target): number for number, job in enumerate(jobs)}
-            self.summary.files.sort(key=lambda record: order[record["output"]])
-            self.summary.seconds = time.monotonic() - began
-        return self.summary
+        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
+        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+
+    def _end(self, jobs: list[paths.Job], began: float) -> None:
+        order = {str(job.target): number for number, job in enumerate(jobs)}
+        self.summary.files.sort(key=lambda record: order[record["output"]])
+        self.summary.seconds = time.monotonic() - began
 
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
         self.summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
@@ -578,28 +606,27 @@ class _FileRun:
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
         log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
 
-    def _expected(self, jobs: list[paths.Job]) -> dict[str, float]:
-        """Returns what `jobs` would take: pixels by their headers; seconds and bytes by those of a few, spread
-        evenly."""
+    def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
+        """Returns the pixels of the sources, by their headers."""
         pixels = {}
         for job in jobs:
             try:
                 pixels[job] = _declared(job.source, self.name)
             except (AeimgError, OSError):
                 continue  # the run will report it
+        return pixels
+
+    def _estimated(self, pixels: dict[paths.Job, int], tried: _ToFiles) -> dict[str, float]:
+        """Returns the seconds and bytes that the jobs would take, by those of a few, spread evenly."""
         able = list(pixels)
         chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]
-        tried = _ToFiles(self.task, None, "", dry=True)
         list(_stream(chosen[:1], tried, self.run))
         began = time.monotonic()
         outcomes = [one for one in _stream(chosen[1:] or chosen, tried, self.run) if one.error is None]
         seconds, seen = time.monotonic() - began, sum(outcome.work for outcome in outcomes)
-        total = sum(pixels.values())
-        scale = total / seen if seen else 0.0
+        scale = sum(pixels.values()) / seen if seen else 0.0
         made = sum(outcome.result().bytes_out for outcome in outcomes)
-        return {
-            "megapixels": round(total / 1e6, 3), "seconds": round(scale * seconds, 1), "bytes_out": round(scale * made),
-        }  # fmt: skip
+        return {"seconds": round(scale * seconds, 1), "bytes_out": round(scale * made)}
 
 
 # -- planning ------------------------------------------------------------------------------------------------
@@ -618,9 +645,9 @@ def _kept(path: Path) -> str:
 
 
 def _plan(
-    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions
+    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
 ) -> tuple[list[paths.Job], bool]:
-    """Returns the jobs, and whether `out` is the one file to write rather than a folder."""
+    """Returns the jobs, and whether `out` is the one file to write rather than a folder. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
     wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
     kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
@@ -646,7 +673,7 @@ def _plan(
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
             )
-    found = paths.find(sources, _suffixes(task), replace(files.selection, without=out))
+    found = paths.find(sources, _suffixes(task), replace(files.selection, without=out, passed_over=passed_over))
 
     def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
         return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
@@ -655,7 +682,7 @@ def _plan(
 
 
 SAMPLE = 5
-"""How many inputs a dry run tries; the first of them warms up."""
+"""How many inputs a dry run tries to estimate the rest; the first of them warms up."""
 
 
 def _declared(path: Path, task: str) -> int:

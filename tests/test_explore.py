@@ -356,7 +356,7 @@ def test_a_model_without_features_says_so_once(pictures):
     (pictures / "none").mkdir()
     registry.unregister("small")
     done = command("score", pictures / "none", pictures / "s.csv", "-m", model(identity()))
-    assert (done.exit_code, done.output) == (0, "score: 0 images; no images found\n")
+    assert (done.exit_code, done.output) == (1, "score: 0 images; no images found\n")
 
 
 def test_the_commands(tmp_path, monkeypatch):

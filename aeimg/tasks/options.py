@@ -292,6 +292,7 @@ class RunWords(TypedDict, total=False):
     dtype: str
     progress: bool
     dry_run: bool
+    estimate: bool
     on_error: OnError | None
     jobs: int | None
     batch_size: int
