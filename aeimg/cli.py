@@ -1,18 +1,24 @@
 """The command line: parses, calls the public API, prints.
 
-Exit codes: 0 all well, 1 any failure, 2 usage, 130 interrupted.
+Exit codes: 0 all well, 1 any failure or nothing found, 2 usage, 130 interrupted (by Ctrl-C, SIGTERM or SIGHUP).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -29,6 +35,82 @@ FileTask = Literal["denoise", "compress", "decompress"]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+# -- printing ------------------------------------------------------------------------------------------------
+
+
+def _abandon(stream: IO[str] | None) -> None:
+    """Lets a standard stream that can't be written lead nowhere, so that Python's exit does not stumble over it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]  # where there is none, nothing is to be done
+        os.close(nowhere)
+
+
+def _say(line: str) -> None:
+    """Prints a line on standard error. Where that is closed or full, the work goes on without it."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _log(line: str) -> None:
+    """Prints a line on standard output. Where that is closed or full, the work goes on without it."""
+    try:
+        click.echo(line)
+    except OSError:
+        _abandon(sys.stdout)
+
+
+def _print(text: str | bytes) -> None:
+    """Prints what was asked for on standard output. Ends the program where that can't be written."""
+    try:
+        click.echo(text, nl=isinstance(text, str))
+    except OSError as error:
+        _abandon(sys.stdout)
+        if error.errno == errno.EPIPE:  # as when `head` has seen enough
+            sys.exit(1)
+        raise click.ClickException(f"standard output can't be written ({error.strerror or error})") from error
+
+
+def _replace_closed_streams() -> None:
+    """Opens the standard streams that are closed (`2>&-`, pythonw) to nowhere.
+
+    Otherwise the next file that is opened would get the number of standard error, and whatever a library prints.
+    """
+    opened = [os.open(os.devnull, os.O_RDWR)]
+    while opened[-1] <= 2:
+        opened.append(os.open(os.devnull, os.O_RDWR))
+    os.close(opened[-1])
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the program runs
+
+
+# -- ending --------------------------------------------------------------------------------------------------
+
+
+def _end_as_ctrl_c_does(number: int, frame: object) -> None:
+    """Handles SIGTERM and SIGHUP: they do what Ctrl-C would do at this moment."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.raise_signal(signal.SIGINT)
+    else:  # a shell has the programs that it starts in the background ignore Ctrl-C
+        raise KeyboardInterrupt
+
+
+def _handle_signals(ctx: click.Context) -> None:
+    """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, as long as the command runs; one that is ignored stays so."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may
+        return
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end_as_ctrl_c_does)
+            ctx.call_on_close(functools.partial(signal.signal, number, signal.SIG_DFL))
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
 class _Group(click.Group):
     """A group of commands that turns the package's errors into one line and an exit code."""
 
@@ -40,7 +122,7 @@ class _Group(click.Group):
         except AeimgError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("interrupted; what was written is whole", err=True)
+            _say("interrupted; what was written is whole")
             sys.exit(130)
 
 
@@ -60,8 +142,11 @@ class _Levels(click.ParamType):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Denoise and compress folders of images with learned autoencoders."""
+    _replace_closed_streams()
+    _handle_signals(ctx)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     # Pillow warns at half the size that is an error here; see images.pixel_limit.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
@@ -186,6 +271,8 @@ def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
     try:
         data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0]).read_bytes()
     except OSError as error:
@@ -195,8 +282,7 @@ def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
         result = process(data, task, kind="bytes", **{"format": "png", **kept})
     else:
         result = process(data, task, **kept)
-    sys.stdout.buffer.write(result)
-    sys.stdout.buffer.flush()
+    _print(result)
 
 
 def _check_json(file: Path, key: str) -> None:
@@ -239,27 +325,27 @@ def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) 
             notes.setdefault(warning, []).append(record["input"])
     for warning, names in notes.items():
         for name in names[:SHOWN]:
-            click.echo(_plain(f"note: {name}: {warning}"), err=True)
+            _say(_plain(f"note: {name}: {warning}"))
         if len(names) > SHOWN:
-            click.echo(f"note: and {len(names) - SHOWN} more: {warning}", err=True)
+            _say(f"note: and {len(names) - SHOWN} more: {warning}")
     _print_failed(summary.failed)
     if dry and not quiet:
         for record in summary.files:
             if record["status"] == "planned":
-                click.echo(_plain(f"{record['input']} -> {record['output']}"))
+                _print(_plain(f"{record['input']} -> {record['output']}"))
         expected = summary.expected
         line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date"
         line += f"; {expected['megapixels']:.1f} megapixels"
         if "seconds" in expected:
             line += f", about {expected['seconds']:.0f} s, {_size(int(expected['bytes_out']))} to be written"
-        click.echo(line + _nothing(summary, task) + _passed_over(summary), err=True)
+        _say(line + _nothing(summary, task) + _passed_over(summary))
     elif not quiet:
-        click.echo(_summary_line(summary, task), err=True)
+        _say(_summary_line(summary, task))
 
 
 def _print_failed(failed: list[tuple[Path, str]]) -> None:
     for path, reason in failed:
-        click.echo(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"), err=True)
+        _say(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"))
 
 
 def _summary_line(summary: Summary, task: FileTask) -> str:
@@ -408,14 +494,14 @@ def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool
     if not quiet:
         line = f"{command}: {len(explored.images)} images{more if explored.images else ''}"
         line += f", {len(explored.failed)} failed" if explored.failed else ""
-        click.echo(line + ("" if explored.images or explored.failed else "; no images found"), err=True)
+        _say(line + ("" if explored.images or explored.failed else "; no images found"))
     if explored.failed or not (explored.images or allow_empty):
         sys.exit(1)
 
 
 def _print_drawn(command: str, paths: list[Path]) -> None:
     last = f" to {paths[-1].name}" if len(paths) > 1 else ""
-    click.echo(_plain(f"{command}: {paths[0]}{last}"), err=True)
+    _say(_plain(f"{command}: {paths[0]}{last}"))
 
 
 @main.command()
@@ -557,14 +643,14 @@ def info(files: tuple[Path, ...], as_json: bool) -> None:
         try:
             about = describe(path)
         except AeimgError as error:
-            click.echo(_plain(f"failed: {error}"), err=True)
+            _say(_plain(f"failed: {error}"))
             failed = True
             continue
         if as_json:
-            click.echo(json.dumps(about))
+            _print(json.dumps(about))
         else:
             width = max(map(len, about))
-            click.echo("\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n")
+            _print("\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n")
     if failed:
         sys.exit(1)
 
@@ -578,14 +664,14 @@ def models(as_json: bool) -> None:
     rows, broken = describe_models()
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row, default=str))  # the card of a plug-in may hold anything
+            _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
     else:
         for row in rows:
-            click.echo(row.pop("name"))
+            _print(row.pop("name"))
             for key, value in row.items():
-                click.echo(f"    {key:12}  {value}")
+                _print(f"    {key:12}  {value}")
     for error in broken:
-        click.echo(f"broken: {error}", err=True)
+        _say(f"broken: {error}")
 
 
 TRAINED = (
@@ -662,7 +748,7 @@ def train(
             recipe["labels"] = tuple(int(label) for label in labels.split(","))
         except ValueError as error:
             raise UsageError(f"--labels takes whole numbers like 1,5,6, not {labels!r}") from error
-    run(task, data, out, log=click.echo, recipe=recipe, **options)
+    run(task, data, out, log=_log, recipe=recipe, **options)
 
 
 @main.command()
@@ -704,7 +790,7 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         figures = benches.bench_textbooks(data, device=options["device"])
     else:
         figures = benches.bench_compress(data, **options, effort=effort or 1)
-    click.echo(benches.table(figures))
+    _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())
     if card:
@@ -720,7 +806,7 @@ def demo(out: Path) -> None:
     """
     from .report import run_demo
 
-    click.echo(run_demo(out))
+    _print(run_demo(out))
 
 
 if __name__ == "__main__":

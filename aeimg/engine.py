@@ -747,7 +747,7 @@ class _Progress:
 
         self.task, self.total, self.count = task, total, 0
         self.began = self.last_line = time.monotonic()
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
         self.lines = wanted and not terminal
         self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -175,6 +176,107 @@ def test_an_interrupt_exits_with_130(monkeypatch, folder):
 
     monkeypatch.setattr(aeimg.engine, "process", interrupted)
     assert run("denoise", folder / "in", folder / "out").exit_code == 130
+
+
+SLOW = """
+import sys, time
+import aeimg
+from aeimg.cli import main
+
+
+class Slow:
+    task, halo, label = "denoise", 0, "slow-1"
+
+    def __call__(self, x, sigma):
+        print("running", flush=True)
+        time.sleep(0.3)
+        return x
+
+
+aeimg.register("slow", Slow)
+main(sys.argv[1:])
+"""
+"""The command line with a denoiser that takes its time."""
+
+
+def start(*arguments, code=SLOW, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_run_that_is_ended_by_a_signal_keeps_and_reports_what_is_done(tmp_path, small, name):
+    (tmp_path / "in").mkdir()
+    for number in range(30):
+        Image.fromarray(small).save(tmp_path / "in" / f"{number}.png")
+    child = start("denoise", tmp_path / "in", tmp_path / "out", "-m", "slow", "-b", 1, "--json", tmp_path / "s.json")
+    for _ in range(3):
+        assert child.stdout.readline() == "running\n"
+    child.send_signal(getattr(signal, name))
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "not begun" in told
+    assert "Traceback" not in told
+    about = json.loads((tmp_path / "s.json").read_text())
+    assert about["done"] + about["planned"] == 30
+    assert about["done"] == len(list((tmp_path / "out").glob("*.png"))) > 0
+    assert not list((tmp_path / "out").glob("*.aeimg-part"))
+
+
+def test_a_signal_that_a_parent_ignores_stays_ignored(tmp_path, small):
+    Image.fromarray(small).save(tmp_path / "a.png")
+    command = "denoise", tmp_path / "a.png", tmp_path / "b.png", "-m", "slow"
+    child = start(*command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # as nohup does
+    assert child.stdout.readline() == "running\n"
+    child.send_signal(signal.SIGHUP)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+def test_training_that_is_ended_by_a_signal_leaves_a_checkpoint_to_resume_from(tmp_path, photograph):
+    (tmp_path / "in").mkdir()
+    for n in range(10):
+        Image.fromarray(photograph[10 * n : 10 * n + 60, :80]).save(tmp_path / "in" / f"{n}.png")
+    weights, checkpoint = tmp_path / "v.safetensors", tmp_path / "c.safetensors"
+    command = "train", "vanilla", tmp_path / "in", "-o", weights, "--checkpoint", checkpoint
+    child = start(*command, "--minutes", 5, code="import sys\nfrom aeimg.cli import main\nmain(sys.argv[1:])")
+    while "step" not in (line := child.stdout.readline()):
+        assert line, child.stderr.read()
+    child.terminate()
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert checkpoint.exists()
+    assert not weights.exists()
+    done = run(*command, "--resume", checkpoint, "--steps", 1)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_run_without_standard_error_is_a_run(folder, closed):
+    command = f"{sys.executable} -m aeimg denoise in out --sigma 5 {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((folder / "out").rglob("*.png"))) == 2
+    for path in (folder / "out").rglob("*.png"):  # nothing was printed into what was opened in the place of it
+        Image.open(path).load()
+
+
+@pytest.mark.parametrize(
+    ("rest", "code", "told"),
+    [("denoise in/a.png - > /dev/full", 1, "Error: standard output can't be written (No space left on device)\n"),
+     ("info latents/a.aei > /dev/full", 1, "Error: standard output can't be written (No space left on device)\n"),
+     ("denoise in/a.png - >&-", 2, "Error: standard output is closed\n"),
+     ("info latents/a.aei | true", 1, "")],
+)  # fmt: skip
+def test_standard_output_that_takes_no_more_is_one_line_and_no_traceback(folder, rest, code, told):
+    if rest.startswith("info"):
+        run("compress", folder / "in", folder / "latents")
+    command = f"(sleep 0.1; {sys.executable} -m aeimg {rest.split('|')[0]}; echo $? > code) {'| true' * ('|' in rest)}"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert int((folder / "code").read_text()) == code
+    assert done.stderr.endswith(told)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_the_module_runs_as_a_program():
