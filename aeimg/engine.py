@@ -48,7 +48,7 @@ from .tasks.options import (
     TaskOptions,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, suffix_of
+from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
 
 log = logging.getLogger("aeimg")
@@ -116,6 +116,11 @@ WRITES_FILES = ("denoise", "compress", "decompress")
 
 def make_task(task: str, model: Name | None, device: str, dtype: str, options: TaskOptions) -> Any:
     """Returns the task of that name with its model loaded. Raises `UsageError`, `ModelError`."""
+    if model is not None and not is_path(model):
+        raise UsageError(
+            f"model: a {type(model).__name__} is no name of a model and no weights file; "
+            "aeimg.register(name, lambda: model, task=...) gives it a name"
+        )
     place = pick_device(device)
     return TASKS[task](model, place, pick_dtype(dtype, place), options)
 
@@ -268,8 +273,10 @@ def process(
 
     Args:
         source: A file or folder; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float
-            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, float in [0,1]; the bytes of an image or of a latent
-            file; or any iterable of these. Float input is not clipped.
+            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes of an image or of a
+            latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
+            `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
+            them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
         task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which return a
             vector, float32 `[D]`, or a `Strangeness`, for each picture.
         out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
@@ -315,8 +322,8 @@ def process(
 
     Returns:
         One result for one source; a generator, in order, for an iterable or for a folder without `out`: it holds only a
-        bounded number of images at a time. `denoise` returns the kind that came in (a PIL image for a path), `compress`
-        bytes, `decompress` what `kind` names.
+        bounded number of images at a time. `denoise` returns the kind that came in (a PIL image for a path or an open
+        file), `compress` bytes, `decompress` what `kind` names.
 
     Raises:
         UsageError: The call is wrong.
@@ -345,17 +352,17 @@ def process(
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
     """Returns what `process` does without `out`."""
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+    if is_path(source) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, made, run)]
         if task == "denoise":
             return torch.stack(results) if results else source.clone()
         return results
-    if isinstance(source, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray | Tensor):
+    if is_one(source):
         (outcome,) = _stream([source], made, run)
         return _value(outcome)
-    if isinstance(source, Iterable):
+    if isinstance(source, Iterable) and not isinstance(source, Mapping):
         return _generate(source, made, run)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
 
@@ -394,12 +401,15 @@ def _suffixes(task: str) -> Iterable[str]:
 
 
 def _names(source: object) -> list[str]:
-    several = isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray | np.ndarray | Tensor)
+    several = isinstance(source, Iterable) and not isinstance(source, Mapping) and not is_one(source)
     names = []
     for one in source if several and isinstance(source, Iterable) else [source]:
-        if not isinstance(one, str | os.PathLike):
-            raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
-        names.append(os.fspath(one))
+        if not is_path(one):
+            raise UsageError(
+                "with out=, the source must be a file, a folder, a glob, or several of these, "
+                f"not a {type(one).__name__}"
+            )
+        names.append(os.fsdecode(one))
     return names
 
 
