@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from . import __version__
 from .errors import AeimgError, UsageError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from .explore import Explored
 
 PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=str, allow_dash=True)
+"""A file or folder, @list.txt, a glob or -: shells complete names of files."""
 FileTask = Literal["denoise", "compress", "decompress"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -152,19 +155,6 @@ def main(ctx: click.Context) -> None:
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
 
 
-_MODEL = [
-    click.option("-m", "--model", help="A registered model (see `aeimg models`), a weights file or spandrel:FILE."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
-]
-_SELECTION = [
-    click.option("--include", multiple=True, help="Take only files whose name or path fits this pattern."),
-    click.option("--exclude", multiple=True, help="Pass over files and folders whose name or path fits this pattern."),
-    click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
-    click.option("--allow-empty", is_flag=True, help="Exit with 0, not with 1, where no files are found."),
-]
-
-
 def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Returns one decorator that adds several options."""
 
@@ -174,6 +164,46 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
         return command
 
     return add
+
+
+class _Model(click.ParamType):
+    """The name of a model, or a weights file."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from .registry import names
+
+        found = [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+def _need_sources(ctx: click.Context, param: click.Parameter, out: str) -> str:
+    """Refuses a call with one name only, which the parser takes for OUT."""
+    if not ctx.params.get("sources"):
+        message = f"after SOURCES, name where the results go, as in: {ctx.command_path} in/ out/"
+        raise click.MissingParameter(message, ctx, param)
+    return out
+
+
+MODEL = _Model()
+_SOURCES_AND_OUT = _with(
+    click.argument("sources", type=FILE, nargs=-1, metavar="SOURCES..."),
+    click.argument("out", type=FILE, callback=_need_sources),
+)
+_MODEL = [
+    click.option(
+        "-m", "--model", type=MODEL, help="A registered model (see `aeimg models`), a weights file or spandrel:FILE."
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
+]
+_SELECTION = [
+    click.option("--include", multiple=True, help="Take only files whose name or path fits this pattern."),
+    click.option("--exclude", multiple=True, help="Pass over files and folders whose name or path fits this pattern."),
+    click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
+    click.option("--allow-empty", is_flag=True, help="Exit with 0, not with 1, where no files are found."),
+]
 
 
 _FOR_FILES = _with(
@@ -393,8 +423,7 @@ def _size(count: int) -> str:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("out")
+@_SOURCES_AND_OUT
 @click.option(
     "--sigma", default="auto", show_default=True, help="Level of the noise in 8-bit units, or auto to estimate it."
 )
@@ -418,8 +447,7 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("out")
+@_SOURCES_AND_OUT
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
@@ -462,8 +490,7 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("out")
+@_SOURCES_AND_OUT
 @click.option(
     "--format",
     help="Suffix of the files written: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
@@ -480,8 +507,7 @@ def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 
 _FOLDERS = _with(
-    click.argument("sources", nargs=-1, required=True),
-    click.argument("out", type=PATH),
+    _SOURCES_AND_OUT,
     *_MODEL,
     *_SELECTION,
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
@@ -506,7 +532,7 @@ def _print_drawn(command: str, paths: list[Path]) -> None:
 
 @main.command()
 @_FOLDERS
-def features(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, **options: Any) -> None:
+def features(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write one vector for each image in SOURCES to the file OUT (.safetensors, .npz or .csv), with its name.
 
     What the vector holds depends on the model: of aeimg-codec, mean and standard deviation of each code over the
@@ -536,7 +562,7 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool
     help="Of the errors of the training images: an image above it counts as strange.",
 )
 @click.option("--heatmaps", type=PATH, help="A folder for pictures of where the errors lie.")
-def score(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, **options: Any) -> None:
+def score(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write how strange each image in SOURCES is to a model to the file OUT (.csv), the strangest first.
 
     The score of an image is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that
@@ -555,7 +581,7 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, *
 
 @main.command("plot-latents")
 @_FOLDERS
-def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, allow_empty: bool, **options: Any) -> None:
+def plot_latents(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Draw the images in SOURCES as points of a plane into the picture OUT, coloured by sub-folder.
 
     Codes of two values are the plane; for longer vectors (see `aeimg features`) it is that of their two first
@@ -632,27 +658,34 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.argument("sources", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def info(files: tuple[Path, ...], as_json: bool) -> None:
-    """Print what latent files (.aei) and weights files (.safetensors) state of themselves."""
+def info(sources: tuple[str, ...], as_json: bool) -> None:
+    """Print what latent files (.aei), weights files (.safetensors) and models state of themselves.
+
+    SOURCES are files, folders of files, names of models, or - for a latent file on standard input.
+    """
     from .report import describe
 
     failed = False
-    for path in files:
+    for source in sources:
         try:
-            about = describe(path)
+            for about in describe(source):
+                if isinstance(about, AeimgError):
+                    _say(_plain(f"failed: {about}"))
+                    failed = True
+                else:
+                    _print(json.dumps(about) if as_json else _table(about))
         except AeimgError as error:
             _say(_plain(f"failed: {error}"))
             failed = True
-            continue
-        if as_json:
-            _print(json.dumps(about))
-        else:
-            width = max(map(len, about))
-            _print("\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n")
     if failed:
         sys.exit(1)
+
+
+def _table(about: dict[str, Any]) -> str:
+    width = max(map(len, about))
+    return "\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n"
 
 
 @main.command()
@@ -685,7 +718,12 @@ TRAINED = (
 @click.argument("task", type=click.Choice(TRAINED), metavar="TASK")
 @click.argument("data", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help="The weights file to write (.safetensors).")
-@click.option("--from", "start", help="Weights to specialise: a model or a weights file of the same kind.")
+@click.option(
+    "--from",
+    "start",
+    type=MODEL,
+    help="Start from these weights, instead of from random ones: a model or a weights file of the same kind.",
+)
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
@@ -754,7 +792,7 @@ def train(
 @main.command()
 @click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
 @click.argument("data", type=PATH)
-@click.option("-m", "--model", help="A registered model or a weights file.")
+@click.option("-m", "--model", type=MODEL, help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
 @click.option("--card", is_flag=True, help="Write the figures into the card of the weights file named by --model, too.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
@@ -807,6 +845,21 @@ def demo(out: Path) -> None:
     from .report import run_demo
 
     _print(run_demo(out))
+
+
+@main.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, command: str | None) -> None:
+    """Print the help of COMMAND, or the list of all commands."""
+    assert ctx.parent is not None  # it is the context of `main`
+    if command is None:
+        _print(ctx.parent.get_help())
+        return
+    found = main.get_command(ctx.parent, command)
+    if found is None:
+        raise click.UsageError(f"no such command {command!r}; `aeimg help` lists them", ctx)
+    _print(found.get_help(click.Context(found, ctx.parent, command)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from aeimg import container
+from aeimg import container, registry
 from aeimg.cli import main
 from aeimg.metrics import psnr
 
@@ -127,7 +127,7 @@ def test_info_takes_names_that_are_no_text(folder):
 
 
 def test_info_describes_latents_and_weights_and_refuses_others(folder):
-    from aeimg import registry, weights
+    from aeimg import weights
 
     run("compress", folder / "in", folder / "latents", "--quality", 60)
     weights = weights.find_weights(registry.BUILTINS["aeimg-codec"][1])
@@ -145,6 +145,67 @@ def test_info_describes_latents_and_weights_and_refuses_others(folder):
     assert refused.exit_code == 1
     assert "hollow.aei: not an image in a format" in refused.stderr
     assert "aeimg-codec" in refused.stdout
+
+
+def test_info_takes_folders_models_and_standard_input(folder):
+    run("compress", folder / "in", folder / "latents", "--quality", 60)
+    (folder / "latents" / "z.aei").write_bytes(b"no")
+    done = run("info", "--json", folder / "latents")
+    assert done.exit_code == 1
+    assert [json.loads(line)["source"] for line in done.stdout.splitlines()] == ["a.png", "b.png"]
+    assert "z.aei: neither a latent file" in done.stderr
+    label = registry.BUILTINS["vanilla"][1]
+    for name in ("vanilla", label):
+        assert json.loads(run("info", "--json", name).stdout)["label"] == label
+    registry.register("mine", lambda: None, task="denoise")
+    assert json.loads(run("info", "--json", "mine").stdout) == {
+        "model": "mine", "kind": "model", "task": "denoise", "origin": "registered",
+    }  # fmt: skip
+    latent = (folder / "latents" / "a.aei").read_bytes()
+    done = CliRunner().invoke(main, ["info", "-", "--json"], input=latent)
+    assert json.loads(done.stdout)["bytes"] == len(latent)
+    for nothing, told in (
+        (folder / "in", "holds no latent files"),
+        ("nowhere", "no such file or folder, and no model"),
+    ):
+        done = run("info", nothing)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert told in done.stderr
+
+
+@pytest.mark.parametrize("task", ["denoise", "compress", "decompress", "features", "score", "plot-latents"])
+def test_a_single_name_is_not_taken_for_the_output_alone(task):
+    done = run(task, "in/")
+    assert done.exit_code == 2
+    assert f"Missing argument 'OUT'. after SOURCES, name where the results go, as in: main {task} in/ out/" in (
+        " ".join(done.stderr.split())
+    )
+    assert f"Usage: main {task} [OPTIONS] SOURCES... OUT" in done.stderr
+
+
+def test_help_is_a_command_too():
+    for name in main.commands:
+        assert run("help", name).stdout.splitlines()[2:] == run(name, "--help").stdout.splitlines()[2:]
+    assert "plot-latents" in run("help").stdout
+    done = run("help", "polish")
+    assert done.exit_code == 2
+    assert "no such command 'polish'" in done.stderr
+
+
+def completions(*words):
+    from click.shell_completion import BashComplete
+
+    complete = BashComplete(main, {}, "aeimg", "_AEIMG_COMPLETE")
+    return [(item.type, item.value) for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_shells_complete_files_and_models():
+    for command in ("denoise", "compress", "decompress", "info", "features"):
+        assert completions(command, "a.p") == [("file", "a.p")]
+        assert completions(command, "in/", "o") == [("file", "o")]
+    for command, option in (("denoise", "-m"), ("compress", "--model"), ("train", "--from"), ("bench", "-m")):
+        assert ("plain", "aeimg-denoise-blind") in completions(command, option, "aeimg-")
+        assert completions(command, option, "mine.s") == [("file", "mine.s")]
 
 
 def test_models_tells_task_size_cost_figures_and_origin():
