@@ -199,8 +199,10 @@ _MODEL = [
     click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
 ]
 _SELECTION = [
-    click.option("--include", multiple=True, help="Take only files whose name or path fits this pattern."),
-    click.option("--exclude", multiple=True, help="Pass over files and folders whose name or path fits this pattern."),
+    click.option("--include", multiple=True, help="Take only files whose name or path matches this pattern."),
+    click.option(
+        "--exclude", multiple=True, help="Pass over files and folders whose name or path matches this pattern."
+    ),
     click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
     click.option("--allow-empty", is_flag=True, help="Exit with 0, not with 1, where no files are found."),
 ]
@@ -209,16 +211,18 @@ _SELECTION = [
 _FOR_FILES = _with(
     *_MODEL,
     *_SELECTION,
-    click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
+    click.option(
+        "--name", help="Name the outputs by this template of {stem}, {name} and {suffix}. [default: {stem}{suffix}]"
+    ),
     click.option("-n", "--dry-run", is_flag=True, help="Write nothing, process nothing, and list what would be done."),
     click.option(
         "--estimate",
         is_flag=True,
         help="With --dry-run: process five of the images, to say how long the run takes and how much it writes.",
     ),
-    click.option("--memory", help="How much memory pictures may hold on their way: 500M, 4G. [default: 2G]"),
+    click.option("--memory", help="Let the pictures in work take at most so much memory: 500M, 4G. [default: 2G]"),
     click.option(
-        "-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores, at most 8]"
+        "-j", "--jobs", type=click.IntRange(1), help="Read and write with so many threads. [default: cores, at most 8]"
     ),
     click.option(
         "-b",
@@ -226,21 +230,21 @@ _FOR_FILES = _with(
         type=click.IntRange(1),
         default=8,
         show_default=True,
-        help="How many images run at once, at most.",
+        help="Run at most so many images at once.",
     ),
     click.option(
         "--if-exists",
         type=click.Choice(["skip", "overwrite", "error"]),
         default="skip",
         show_default=True,
-        help="Outputs that are there: keep those that are still right, redo all, or refuse.",
+        help="Where outputs exist: skip those that are still right, overwrite all, or stop with an error.",
     ),
     click.option(
         "--on-error",
         type=click.Choice(["continue", "stop"]),
         default="continue",
         show_default=True,
-        help="What to do after an image that fails.",
+        help="After an image that fails: continue with the others, or stop.",
     ),
     click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
@@ -249,7 +253,9 @@ _FOR_FILES = _with(
 """The options of the three tasks that write files."""
 
 _IMAGE_QUALITY = click.option(
-    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
+    "--image-quality",
+    type=_Levels(),
+    help="Set the quality of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]",
 )
 
 
@@ -425,7 +431,10 @@ def _size(count: int) -> str:
 @main.command()
 @_SOURCES_AND_OUT
 @click.option(
-    "--sigma", default="auto", show_default=True, help="Level of the noise in 8-bit units, or auto to estimate it."
+    "--sigma",
+    default="auto",
+    show_default=True,
+    help="The level of the noise in 8-bit units (0 to 255), or auto to estimate it.",
 )
 @click.option(
     "--strength",
@@ -434,7 +443,7 @@ def _size(count: int) -> str:
     show_default=True,
     help="0 leaves the images as they are, 1 removes all the noise.",
 )
-@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: that of the source]")
+@click.option("--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]")
 @_IMAGE_QUALITY
 @_FOR_FILES
 def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
@@ -493,7 +502,7 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 @_SOURCES_AND_OUT
 @click.option(
     "--format",
-    help="Suffix of the files written: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
+    help="Write files of this format: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
 @_IMAGE_QUALITY
 @_FOR_FILES
@@ -559,9 +568,9 @@ def features(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool,
     type=click.FloatRange(0, 100),
     default=99.0,
     show_default=True,
-    help="Of the errors of the training images: an image above it counts as strange.",
+    help="An image counts as strange where its error is above this percentile of those of the training images.",
 )
-@click.option("--heatmaps", type=PATH, help="A folder for pictures of where the errors lie.")
+@click.option("--heatmaps", type=PATH, help="Write pictures that show where the errors lie into this folder.")
 def score(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write how strange each image in SOURCES is to a model to the file OUT (.csv), the strangest first.
 
@@ -717,7 +726,7 @@ TRAINED = (
 @main.command()
 @click.argument("task", type=click.Choice(TRAINED), metavar="TASK")
 @click.argument("data", type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The weights file to write (.safetensors).")
+@click.option("-o", "--out", type=PATH, required=True, help="Write the weights to this file (.safetensors).")
 @click.option(
     "--from",
     "start",
@@ -727,52 +736,64 @@ TRAINED = (
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="How long to train, resumed time included. [default: 60 for denoise and compress]",
+    help="Train for so many minutes, those before --resume included. [default: 60 for denoise and compress]",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), help="How many steps to train at most. [default: 1,200 to 24,000 for textbooks']"
+    "--steps",
+    type=click.IntRange(1),
+    help="Train for at most so many steps. [default: 1,200 to 24,000 for the textbooks' autoencoders]",
 )
 @click.option(
     "--patience",
     type=click.IntRange(1),
-    help="End after so many evaluations (40 a run) in a row without a better one, and keep the best. [default: do not]",
+    help="Stop after so many evaluations in a row (a run has 40) without a better one, and keep the best weights. "
+    "[default: train to the end]",
 )
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
-    help="The highest learning rate. [default: the task's; with --from, a third of it]",
+    help="Set the highest learning rate. [default: that of the task; with --from, a third of it]",
 )
-@click.option("--resume", type=PATH, help="A checkpoint to continue from.")
-@click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
-@click.option("--curve", type=PATH, help="Where to draw the loss curve. [default: beside the weights, .png]")
+@click.option("--resume", type=PATH, help="Continue from this checkpoint.")
+@click.option("--checkpoint", type=PATH, help="Write the checkpoint to this file. [default: beside the weights]")
+@click.option("--curve", type=PATH, help="Draw the loss curve into this picture. [default: beside the weights, .png]")
 @click.option(
     "--if-exists",
     type=click.Choice(["error", "overwrite"]),
     default="error",
     show_default=True,
-    help="What to do about weights and a checkpoint of another run; other files are never written over.",
+    help="Refuse to replace the weights and the checkpoint of another run, or replace them. Other files are never "
+    "replaced.",
 )
-@click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
-@click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
+@click.option("--labels", help="Train only on the images with these labels, like 1,5,6 (idx files).")
 @click.option(
-    "--jpeg", is_flag=True, help="A blind one for white noise that has been through JPEG, and for nothing else."
+    "--blind", is_flag=True, help="Train a denoiser that gets no noise level as input, for the noise of cameras."
 )
-@click.option("--pairs", type=PATH, help="Real photographs for it, beside DATA: a folder with noisy/ and clean/.")
-@click.option("--name", help="What the model is called. [default: the file's name]")
-@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")
+@click.option(
+    "--jpeg", is_flag=True, help="Train a blind denoiser only for white noise that was compressed as JPEG afterwards."
+)
+@click.option(
+    "--pairs",
+    type=PATH,
+    help="Train a blind denoiser on real photographs, too: a folder with noisy/ and clean/.",
+)
+@click.option("--name", help="Give the model this name. [default: the file's name]")
+@click.option(
+    "--version", type=click.IntRange(1), default=1, show_default=True, help="Give the weights this version number."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal batches.")
 def train(
     task: str, data: Path, out: Path, learning_rate: float | None, labels: str | None, jpeg: bool, **options: Any
 ) -> None:
     """Train a model of TASK on the images in the folder DATA.
 
-    TASK is denoise or compress, for networks as they ship; or an autoencoder of the textbooks: linear, vanilla,
-    multilayer, stacked, deep2d, conv, sparse, denoising, variational. These learn from idx files (MNIST) or from
+    denoise and compress train networks like those that ship. linear, vanilla, multilayer, stacked, deep2d, conv, sparse,
+    denoising and variational train the small autoencoders of the textbooks; they learn from idx files (MNIST) or from
     images.
 
-    A denoiser learns from clean images, or from DATA/noisy and DATA/clean with files of equal names.
+    A denoiser learns from clean images, or from pairs of files with equal names in DATA/noisy and DATA/clean.
     """
     from .training import train as run
 
@@ -793,17 +814,20 @@ def train(
 @click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", type=MODEL, help="A registered model or a weights file.")
-@click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
-@click.option("--card", is_flag=True, help="Write the figures into the card of the weights file named by --model, too.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
-@click.option("--effort", type=click.IntRange(1, 9), help="Of compress.")
+@click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
+@click.option(
+    "--card", is_flag=True, help="Also write the figures into the card of the weights file that --model names."
+)
+@click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
+@click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
-    """Measure a model on the images in DATA, beside its peers; or what the engine loses around it.
+    """Measure a model, and others beside it, on the images in DATA.
 
-    anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it tells the
-    others apart; textbooks trains those of the textbooks' autoencoders that do not ship.
+    denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
+    the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
+    distinguishes the others from it. textbooks trains and measures the textbooks' autoencoders that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
