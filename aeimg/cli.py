@@ -789,9 +789,9 @@ def train(
 ) -> None:
     """Train a model of TASK on the images in the folder DATA.
 
-    denoise and compress train networks like those that ship. linear, vanilla, multilayer, stacked, deep2d, conv, sparse,
-    denoising and variational train the small autoencoders of the textbooks; they learn from idx files (MNIST) or from
-    images.
+    denoise and compress train networks like those that ship. linear, vanilla, multilayer, stacked, deep2d, conv,
+    sparse, denoising and variational train the small autoencoders of the textbooks; they learn from idx files (MNIST)
+    or from images.
 
     A denoiser learns from clean images, or from pairs of files with equal names in DATA/noisy and DATA/clean.
     """

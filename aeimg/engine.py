@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -147,8 +147,8 @@ def process(
     source: Name | Iterable[Name], task: Literal["decompress"], *, out: Name, **options: Unpack[DecompressWords]
 ) -> Summary: ...
 @overload
-def process(
-    source: Name, task: Literal["denoise"], **options: Unpack[DenoiseWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["denoise"], **options: Unpack[DenoiseWords]
 ) -> Image.Image | Iterator[Image.Image]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
@@ -159,28 +159,32 @@ def process(source: Paths, task: Literal["denoise"], **options: Unpack[DenoiseWo
 @overload
 def process(source: Iterable[P], task: Literal["denoise"], **options: Unpack[DenoiseWords]) -> Iterator[P]: ...
 @overload
-def process(source: Name, task: Literal["compress"], **options: Unpack[CompressWords]) -> bytes | Iterator[bytes]: ...
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["compress"], **options: Unpack[CompressWords]
+) -> bytes | Iterator[bytes]: ...
 @overload
 def process(source: Tensor, task: Literal["compress"], **options: Unpack[CompressWords]) -> bytes | list[bytes]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
-    source: Image.Image | Array | bytes, task: Literal["compress"], **options: Unpack[CompressWords]
+    source: Image.Image | Array | bytes | memoryview, task: Literal["compress"], **options: Unpack[CompressWords]
 ) -> bytes: ...
 @overload
 def process(source: Sources, task: Literal["compress"], **options: Unpack[CompressWords]) -> Iterator[bytes]: ...
 @overload
-def process(source: Name, task: Literal["features"], **options: Unpack[RunWords]) -> Array | Iterator[Array]: ...
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["features"], **options: Unpack[RunWords]
+) -> Array | Iterator[Array]: ...
 @overload
 def process(source: Tensor, task: Literal["features"], **options: Unpack[RunWords]) -> Array | list[Array]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
-    source: Image.Image | Array | bytes, task: Literal["features"], **options: Unpack[RunWords]
+    source: Image.Image | Array | bytes | memoryview, task: Literal["features"], **options: Unpack[RunWords]
 ) -> Array: ...
 @overload
 def process(source: Sources, task: Literal["features"], **options: Unpack[RunWords]) -> Iterator[Array]: ...
 @overload
-def process(
-    source: Name, task: Literal["score"], **options: Unpack[ScoreWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["score"], **options: Unpack[ScoreWords]
 ) -> Strangeness | Iterator[Strangeness]: ...
 @overload
 def process(
@@ -188,17 +192,25 @@ def process(
 ) -> Strangeness | list[Strangeness]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
-    source: Image.Image | Array | bytes, task: Literal["score"], **options: Unpack[ScoreWords]
+    source: Image.Image | Array | bytes | memoryview, task: Literal["score"], **options: Unpack[ScoreWords]
 ) -> Strangeness: ...
 @overload
 def process(source: Sources, task: Literal["score"], **options: Unpack[ScoreWords]) -> Iterator[Strangeness]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["pil"] = "pil", **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["pil"] = "pil",
+    **options: Unpack[DecompressWords],
 ) -> Image.Image | Iterator[Image.Image]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["pil"] = "pil", **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["pil"] = "pil",
+    **options: Unpack[DecompressWords],
 ) -> Image.Image: ...
 @overload
 def process(
@@ -209,12 +221,16 @@ def process(
     **options: Unpack[DecompressWords],
 ) -> Iterator[Image.Image]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["numpy"], **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["decompress"], *, kind: Literal["numpy"], **options: Unpack[DecompressWords]
 ) -> Array | Iterator[Array]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["numpy"], **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["numpy"],
+    **options: Unpack[DecompressWords],
 ) -> Array: ...
 @overload
 def process(
@@ -225,12 +241,16 @@ def process(
     **options: Unpack[DecompressWords],
 ) -> Iterator[Array]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["tensor"], **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["decompress"], *, kind: Literal["tensor"], **options: Unpack[DecompressWords]
 ) -> Tensor | Iterator[Tensor]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["tensor"], **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["tensor"],
+    **options: Unpack[DecompressWords],
 ) -> Tensor: ...
 @overload
 def process(
@@ -241,12 +261,16 @@ def process(
     **options: Unpack[DecompressWords],
 ) -> Iterator[Tensor]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["bytes"], **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["decompress"], *, kind: Literal["bytes"], **options: Unpack[DecompressWords]
 ) -> bytes | Iterator[bytes]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["bytes"], **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["bytes"],
+    **options: Unpack[DecompressWords],
 ) -> bytes: ...
 @overload
 def process(
