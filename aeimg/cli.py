@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -374,7 +374,7 @@ def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) 
         line += f"; {expected['megapixels']:.1f} megapixels"
         if "seconds" in expected:
             line += f", about {expected['seconds']:.0f} s, {_size(int(expected['bytes_out']))} to be written"
-        _say(line + _nothing(summary, task) + _passed_over(summary))
+        _say(line + _nothing(summary, task) + _passed_over(summary.passed_over))
     elif not quiet:
         _say(_summary_line(summary, task))
 
@@ -406,19 +406,19 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
         line += f", mean {name} {sum(figures) / len(figures):.2f}{unit}" if figures else ""
     if summary.missed:
         line += f"; {summary.missed} miss the target"
-    return line + _nothing(summary, task) + _passed_over(summary)
+    return line + _nothing(summary, task) + _passed_over(summary.passed_over)
 
 
 def _nothing(summary: Summary, task: FileTask) -> str:
     return "" if summary.files else f"; no {'latent files' if task == 'decompress' else 'images'} found"
 
 
-def _passed_over(summary: Summary) -> str:
+def _passed_over(counts: Mapping[str, int]) -> str:
     """Returns what the folders hold besides: `; passed over: 3 .psd, 2 symbolic links`."""
     from .paths import LINK
 
     links = {LINK: "symbolic links (see --follow-symlinks)"}
-    kinds = [f"{count} {links.get(kind, kind)}" for kind, count in summary.passed_over.items()]
+    kinds = [f"{count} {links.get(kind, kind)}" for kind, count in counts.items()]
     if len(kinds) > SHOWN:
         kinds[SHOWN:] = [f"{len(kinds) - SHOWN} other kinds of files"]
     return f"; passed over: {', '.join(kinds)}" if kinds else ""
@@ -529,7 +529,8 @@ def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool
     if not quiet:
         line = f"{command}: {len(explored.images)} images{more if explored.images else ''}"
         line += f", {len(explored.failed)} failed" if explored.failed else ""
-        _say(line + ("" if explored.images or explored.failed else "; no images found"))
+        line += "" if explored.images or explored.failed else "; no images found"
+        _say(line + _passed_over(explored.passed_over))
     if explored.failed or not (explored.images or allow_empty):
         sys.exit(1)
 
