@@ -1,20 +1,27 @@
 """The command line: parses, calls the public API, prints.
 
-Exit codes: 0 all well, 1 any failure, 2 usage, 130 interrupted.
+Exit codes: 0 all well, 1 any failure or nothing found, 2 usage, 130 interrupted (by Ctrl-C, SIGTERM or SIGHUP).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import json
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from . import __version__
 from .errors import AeimgError, UsageError
@@ -24,9 +31,87 @@ if TYPE_CHECKING:
     from .explore import Explored
 
 PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=str, allow_dash=True)
+"""A file or folder, @list.txt, a glob or -: shells complete names of files."""
 FileTask = Literal["denoise", "compress", "decompress"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+# -- printing ------------------------------------------------------------------------------------------------
+
+
+def _abandon(stream: IO[str] | None) -> None:
+    """Lets a standard stream that can't be written lead nowhere, so that Python's exit does not stumble over it."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]  # where there is none, nothing is to be done
+        os.close(nowhere)
+
+
+def _say(line: str) -> None:
+    """Prints a line on standard error. Where that is closed or full, the work goes on without it."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _abandon(sys.stderr)
+
+
+def _log(line: str) -> None:
+    """Prints a line on standard output. Where that is closed or full, the work goes on without it."""
+    try:
+        click.echo(line)
+    except OSError:
+        _abandon(sys.stdout)
+
+
+def _print(text: str | bytes) -> None:
+    """Prints what was asked for on standard output. Ends the program where that can't be written."""
+    try:
+        click.echo(text, nl=isinstance(text, str))
+    except OSError as error:
+        _abandon(sys.stdout)
+        if error.errno == errno.EPIPE:  # as when `head` has seen enough
+            sys.exit(1)
+        raise click.ClickException(f"standard output can't be written ({error.strerror or error})") from error
+
+
+def _replace_closed_streams() -> None:
+    """Opens the standard streams that are closed (`2>&-`, pythonw) to nowhere.
+
+    Otherwise the next file that is opened would get the number of standard error, and whatever a library prints.
+    """
+    opened = [os.open(os.devnull, os.O_RDWR)]
+    while opened[-1] <= 2:
+        opened.append(os.open(os.devnull, os.O_RDWR))
+    os.close(opened[-1])
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for as long as the program runs
+
+
+# -- ending --------------------------------------------------------------------------------------------------
+
+
+def _end_as_ctrl_c_does(number: int, frame: object) -> None:
+    """Handles SIGTERM and SIGHUP: they do what Ctrl-C would do at this moment."""
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.raise_signal(signal.SIGINT)
+    else:  # a shell has the programs that it starts in the background ignore Ctrl-C
+        raise KeyboardInterrupt
+
+
+def _handle_signals(ctx: click.Context) -> None:
+    """Lets SIGTERM and SIGHUP end a run as Ctrl-C does, as long as the command runs; one that is ignored stays so."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may
+        return
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end_as_ctrl_c_does)
+            ctx.call_on_close(functools.partial(signal.signal, number, signal.SIG_DFL))
+
+
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 class _Group(click.Group):
@@ -40,7 +125,7 @@ class _Group(click.Group):
         except AeimgError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
-            click.echo("interrupted; what was written is whole", err=True)
+            _say("interrupted; what was written is whole")
             sys.exit(130)
 
 
@@ -60,23 +145,14 @@ class _Levels(click.ParamType):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Denoise and compress folders of images with learned autoencoders."""
+    _replace_closed_streams()
+    _handle_signals(ctx)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     # Pillow warns at half the size that is an error here; see images.pixel_limit.
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
-
-
-_MODEL = [
-    click.option("-m", "--model", help="A registered model (see `aeimg models`), a weights file or spandrel:FILE."),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
-    click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
-]
-_SELECTION = [
-    click.option("--include", multiple=True, help="Take only files whose name or path fits this pattern."),
-    click.option("--exclude", multiple=True, help="Pass over files and folders whose name or path fits this pattern."),
-    click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
-]
 
 
 def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -90,16 +166,63 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return add
 
 
+class _Model(click.ParamType):
+    """The name of a model, or a weights file."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from .registry import names
+
+        found = [CompletionItem(name) for name in names() if name.startswith(incomplete)]
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+def _need_sources(ctx: click.Context, param: click.Parameter, out: str) -> str:
+    """Refuses a call with one name only, which the parser takes for OUT."""
+    if not ctx.params.get("sources"):
+        message = f"after SOURCES, name where the results go, as in: {ctx.command_path} in/ out/"
+        raise click.MissingParameter(message, ctx, param)
+    return out
+
+
+MODEL = _Model()
+_SOURCES_AND_OUT = _with(
+    click.argument("sources", type=FILE, nargs=-1, metavar="SOURCES..."),
+    click.argument("out", type=FILE, callback=_need_sources),
+)
+_MODEL = [
+    click.option(
+        "-m", "--model", type=MODEL, help="A registered model (see `aeimg models`), a weights file or spandrel:FILE."
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16."),
+]
+_SELECTION = [
+    click.option("--include", multiple=True, help="Take only files whose name or path matches this pattern."),
+    click.option(
+        "--exclude", multiple=True, help="Pass over files and folders whose name or path matches this pattern."
+    ),
+    click.option("--follow-symlinks", is_flag=True, help="Follow symbolic links in folders."),
+    click.option("--allow-empty", is_flag=True, help="Exit with 0, not with 1, where no files are found."),
+]
+
+
 _FOR_FILES = _with(
     *_MODEL,
     *_SELECTION,
-    click.option("--name", help="Names of the outputs, of {stem}, {name}, {suffix}. [default: {stem}{suffix}]"),
     click.option(
-        "-n", "--dry-run", is_flag=True, help="Write nothing; list what would be done, and how long it takes."
+        "--name", help="Name the outputs by this template of {stem}, {name} and {suffix}. [default: {stem}{suffix}]"
     ),
-    click.option("--memory", help="How much memory pictures may hold on their way: 500M, 4G. [default: 2G]"),
+    click.option("-n", "--dry-run", is_flag=True, help="Write nothing, process nothing, and list what would be done."),
     click.option(
-        "-j", "--jobs", type=click.IntRange(1), help="Threads that read and write. [default: cores, at most 8]"
+        "--estimate",
+        is_flag=True,
+        help="With --dry-run: process five of the images, to say how long the run takes and how much it writes.",
+    ),
+    click.option("--memory", help="Let the pictures in work take at most so much memory: 500M, 4G. [default: 2G]"),
+    click.option(
+        "-j", "--jobs", type=click.IntRange(1), help="Read and write with so many threads. [default: cores, at most 8]"
     ),
     click.option(
         "-b",
@@ -107,21 +230,21 @@ _FOR_FILES = _with(
         type=click.IntRange(1),
         default=8,
         show_default=True,
-        help="How many images run at once, at most.",
+        help="Run at most so many images at once.",
     ),
     click.option(
         "--if-exists",
         type=click.Choice(["skip", "overwrite", "error"]),
         default="skip",
         show_default=True,
-        help="Outputs that are there: keep those that are still right, redo all, or refuse.",
+        help="Where outputs exist: skip those that are still right, overwrite all, or stop with an error.",
     ),
     click.option(
         "--on-error",
         type=click.Choice(["continue", "stop"]),
         default="continue",
         show_default=True,
-        help="What to do after an image that fails.",
+        help="After an image that fails: continue with the others, or stop.",
     ),
     click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
@@ -130,7 +253,9 @@ _FOR_FILES = _with(
 """The options of the three tasks that write files."""
 
 _IMAGE_QUALITY = click.option(
-    "--image-quality", type=_Levels(), help="Of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]"
+    "--image-quality",
+    type=_Levels(),
+    help="Set the quality of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]",
 )
 
 
@@ -142,6 +267,7 @@ def _run(
     quiet: bool,
     verbose: bool,
     json_file: Path | None,
+    allow_empty: bool,
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
@@ -168,11 +294,11 @@ def _run(
         _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
     if interrupted:
         raise KeyboardInterrupt
-    if summary.failed:
+    if summary.failed or (not summary.files and not allow_empty):
         sys.exit(1)
 
 
-_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "if_exists", "on_error")
+_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error")
 
 
 def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
@@ -181,6 +307,8 @@ def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
     try:
         data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0]).read_bytes()
     except OSError as error:
@@ -190,8 +318,7 @@ def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
         result = process(data, task, kind="bytes", **{"format": "png", **kept})
     else:
         result = process(data, task, **kept)
-    sys.stdout.buffer.write(result)
-    sys.stdout.buffer.flush()
+    _print(result)
 
 
 def _check_json(file: Path, key: str) -> None:
@@ -211,7 +338,8 @@ def _check_json(file: Path, key: str) -> None:
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
     from .paths import write_atomic
 
-    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "seconds")
+    counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "missed", "seconds",
+              "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
     about |= {"failed": len(summary.failed), "files": summary.files}
     write_atomic(file, json.dumps(about, indent=1).encode())
@@ -233,25 +361,27 @@ def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) 
             notes.setdefault(warning, []).append(record["input"])
     for warning, names in notes.items():
         for name in names[:SHOWN]:
-            click.echo(_plain(f"note: {name}: {warning}"), err=True)
+            _say(_plain(f"note: {name}: {warning}"))
         if len(names) > SHOWN:
-            click.echo(f"note: and {len(names) - SHOWN} more: {warning}", err=True)
+            _say(f"note: and {len(names) - SHOWN} more: {warning}")
     _print_failed(summary.failed)
     if dry and not quiet:
         for record in summary.files:
             if record["status"] == "planned":
-                click.echo(_plain(f"{record['input']} -> {record['output']}"))
+                _print(_plain(f"{record['input']} -> {record['output']}"))
         expected = summary.expected
-        line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date; "
-        line += f"about {expected['megapixels']:.1f} megapixels, {expected['seconds']:.0f} s, "
-        click.echo(line + f"{_size(int(expected['bytes_out']))} to be written", err=True)
+        line = f"{task}, dry run: {summary.planned} to do, {summary.skipped} up to date"
+        line += f"; {expected['megapixels']:.1f} megapixels"
+        if "seconds" in expected:
+            line += f", about {expected['seconds']:.0f} s, {_size(int(expected['bytes_out']))} to be written"
+        _say(line + _nothing(summary, task) + _passed_over(summary.passed_over))
     elif not quiet:
-        click.echo(_summary_line(summary, task), err=True)
+        _say(_summary_line(summary, task))
 
 
 def _print_failed(failed: list[tuple[Path, str]]) -> None:
     for path, reason in failed:
-        click.echo(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"), err=True)
+        _say(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"))
 
 
 def _summary_line(summary: Summary, task: FileTask) -> str:
@@ -271,12 +401,27 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
         line += f", {_size(summary.bytes_in)} -> {_size(summary.bytes_out)}"
     if summary.done and task == "compress":
         line += f" ({8 * summary.bytes_out / summary.pixels:.3f} bits per pixel)"
-    figures = [record["psnr"] for record in summary.files if record.get("psnr") is not None]
-    if figures:
-        line += f", mean PSNR {sum(figures) / len(figures):.2f} dB"
-    if not (summary.done or summary.skipped or summary.failed):
-        line += "; no images found"
-    return line
+    for key, name, unit in (("psnr", "PSNR", " dB"), ("ssimulacra2", "SSIMULACRA2", "")):
+        figures = [record[key] for record in summary.files if record.get(key) is not None]
+        line += f", mean {name} {sum(figures) / len(figures):.2f}{unit}" if figures else ""
+    if summary.missed:
+        line += f"; {summary.missed} miss the target"
+    return line + _nothing(summary, task) + _passed_over(summary.passed_over)
+
+
+def _nothing(summary: Summary, task: FileTask) -> str:
+    return "" if summary.files else f"; no {'latent files' if task == 'decompress' else 'images'} found"
+
+
+def _passed_over(counts: Mapping[str, int]) -> str:
+    """Returns what the folders hold besides: `; passed over: 3 .psd, 2 symbolic links`."""
+    from .paths import LINK
+
+    links = {LINK: "symbolic links (see --follow-symlinks)"}
+    kinds = [f"{count} {links.get(kind, kind)}" for kind, count in counts.items()]
+    if len(kinds) > SHOWN:
+        kinds[SHOWN:] = [f"{len(kinds) - SHOWN} other kinds of files"]
+    return f"; passed over: {', '.join(kinds)}" if kinds else ""
 
 
 def _size(count: int) -> str:
@@ -284,10 +429,12 @@ def _size(count: int) -> str:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("out")
+@_SOURCES_AND_OUT
 @click.option(
-    "--sigma", default="auto", show_default=True, help="Level of the noise in 8-bit units, or auto to estimate it."
+    "--sigma",
+    default="auto",
+    show_default=True,
+    help="The level of the noise in 8-bit units (0 to 255), or auto to estimate it.",
 )
 @click.option(
     "--strength",
@@ -296,7 +443,7 @@ def _size(count: int) -> str:
     show_default=True,
     help="0 leaves the images as they are, 1 removes all the noise.",
 )
-@click.option("--format", help="Suffix of the files written: png, jpg, webp, tiff, ... [default: that of the source]")
+@click.option("--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]")
 @_IMAGE_QUALITY
 @_FOR_FILES
 def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
@@ -309,14 +456,11 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("out")
+@_SOURCES_AND_OUT
 @click.option(
     "--quality",
     type=click.IntRange(1, 100),
-    default=50,
-    show_default=True,
-    help="1 makes the smallest files, 100 the best.",
+    help="1 makes the smallest files, 100 the best. [default: 50]",
 )
 @click.option(
     "--target-bpp", type=float, help="Instead of --quality: make the best file of at most so many bits per pixel."
@@ -326,6 +470,12 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     "--target-psnr", type=float, help="Instead of --quality: make the smallest file of at least this PSNR (dB)."
 )
 @click.option(
+    "--target-ssimulacra2",
+    type=float,
+    help="Instead of --quality: make the smallest file of at least this SSIMULACRA2 score (90: no difference is seen; "
+    "70: high quality; needs aeimg[metrics]).",
+)
+@click.option(
     "--effort",
     type=click.IntRange(1, 9),
     default=1,
@@ -333,7 +483,10 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     help="From 2 on, refine each latent: smaller files, slower encoding, the same decoding.",
 )
 @click.option(
-    "--measure", is_flag=True, help="Decode again, and print the mean PSNR (--json lists PSNR and SSIM of each file)."
+    "--measure",
+    is_flag=True,
+    help="Decode each latent again, and print the mean PSNR and, where its package is installed, SSIMULACRA2 (--json "
+    "lists them and SSIM for each file).",
 )
 @_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
@@ -346,11 +499,10 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("sources", nargs=-1, required=True)
-@click.argument("out")
+@_SOURCES_AND_OUT
 @click.option(
     "--format",
-    help="Suffix of the files written: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
+    help="Write files of this format: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
 @_IMAGE_QUALITY
 @_FOR_FILES
@@ -364,33 +516,33 @@ def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 
 
 _FOLDERS = _with(
-    click.argument("sources", nargs=-1, required=True),
-    click.argument("out", type=PATH),
+    _SOURCES_AND_OUT,
     *_MODEL,
     *_SELECTION,
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
 )
 
 
-def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool) -> None:
+def _finish_explored(command: str, explored: Explored, more: str, *, quiet: bool, allow_empty: bool) -> None:
     """Prints what became of the images; exits with 1 where one has failed."""
     _print_failed(explored.failed)
     if not quiet:
         line = f"{command}: {len(explored.images)} images{more if explored.images else ''}"
         line += f", {len(explored.failed)} failed" if explored.failed else ""
-        click.echo(line + ("" if explored.images or explored.failed else "; no images found"), err=True)
-    if explored.failed:
+        line += "" if explored.images or explored.failed else "; no images found"
+        _say(line + _passed_over(explored.passed_over))
+    if explored.failed or not (explored.images or allow_empty):
         sys.exit(1)
 
 
 def _print_drawn(command: str, paths: list[Path]) -> None:
     last = f" to {paths[-1].name}" if len(paths) > 1 else ""
-    click.echo(_plain(f"{command}: {paths[0]}{last}"), err=True)
+    _say(_plain(f"{command}: {paths[0]}{last}"))
 
 
 @main.command()
 @_FOLDERS
-def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+def features(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write one vector for each image in SOURCES to the file OUT (.safetensors, .npz or .csv), with its name.
 
     What the vector holds depends on the model: of aeimg-codec, mean and standard deviation of each code over the
@@ -401,7 +553,13 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
     from . import explore
 
     explored = explore.features(sources, out, progress=not quiet, **options)
-    _finish_explored("features", explored, f", {explored.values} values each by {explored.model}", quiet=quiet)
+    _finish_explored(
+        "features",
+        explored,
+        f", {explored.values} values each by {explored.model}",
+        quiet=quiet,
+        allow_empty=allow_empty,
+    )
 
 
 @main.command()
@@ -411,10 +569,10 @@ def features(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -
     type=click.FloatRange(0, 100),
     default=99.0,
     show_default=True,
-    help="Of the errors of the training images: an image above it counts as strange.",
+    help="An image counts as strange where its error is above this percentile of those of the training images.",
 )
-@click.option("--heatmaps", type=PATH, help="A folder for pictures of where the errors lie.")
-def score(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+@click.option("--heatmaps", type=PATH, help="Write pictures that show where the errors lie into this folder.")
+def score(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Write how strange each image in SOURCES is to a model to the file OUT (.csv), the strangest first.
 
     The score of an image is the error at which the model brings it back (mean squared, pixels in [0,1]): a model that
@@ -428,12 +586,12 @@ def score(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> N
     more = ", no threshold: this model does not know the errors of its training images"
     if explored.strange is not None:
         more = f", {explored.strange} of them strange"
-    _finish_explored("score", explored, more, quiet=quiet)
+    _finish_explored("score", explored, more, quiet=quiet, allow_empty=allow_empty)
 
 
 @main.command("plot-latents")
 @_FOLDERS
-def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+def plot_latents(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: bool, **options: Any) -> None:
     """Draw the images in SOURCES as points of a plane into the picture OUT, coloured by sub-folder.
 
     Codes of two values are the plane; for longer vectors (see `aeimg features`) it is that of their two first
@@ -444,7 +602,13 @@ def plot_latents(sources: tuple[str, ...], out: Path, quiet: bool, **options: An
     from . import explore
 
     explored = explore.plot_latents(sources, out, progress=not quiet, **options)
-    _finish_explored("plot-latents", explored, f", {explored.values} values each by {explored.model}", quiet=quiet)
+    _finish_explored(
+        "plot-latents",
+        explored,
+        f", {explored.values} values each by {explored.model}",
+        quiet=quiet,
+        allow_empty=allow_empty,
+    )
 
 
 @main.command()
@@ -504,27 +668,34 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("files", type=PATH, nargs=-1, required=True)
+@click.argument("sources", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def info(files: tuple[Path, ...], as_json: bool) -> None:
-    """Print what latent files (.aei) and weights files (.safetensors) state of themselves."""
+def info(sources: tuple[str, ...], as_json: bool) -> None:
+    """Print what latent files (.aei), weights files (.safetensors) and models state of themselves.
+
+    SOURCES are files, folders of files, names of models, or - for a latent file on standard input.
+    """
     from .report import describe
 
     failed = False
-    for path in files:
+    for source in sources:
         try:
-            about = describe(path)
+            for about in describe(source):
+                if isinstance(about, AeimgError):
+                    _say(_plain(f"failed: {about}"))
+                    failed = True
+                else:
+                    _print(json.dumps(about) if as_json else _table(about))
         except AeimgError as error:
-            click.echo(_plain(f"failed: {error}"), err=True)
+            _say(_plain(f"failed: {error}"))
             failed = True
-            continue
-        if as_json:
-            click.echo(json.dumps(about))
-        else:
-            width = max(map(len, about))
-            click.echo("\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n")
     if failed:
         sys.exit(1)
+
+
+def _table(about: dict[str, Any]) -> str:
+    width = max(map(len, about))
+    return "\n".join(_plain(f"{key:{width}}  {value}") for key, value in about.items()) + "\n"
 
 
 @main.command()
@@ -536,14 +707,14 @@ def models(as_json: bool) -> None:
     rows, broken = describe_models()
     if as_json:
         for row in rows:
-            click.echo(json.dumps(row, default=str))  # the card of a plug-in may hold anything
+            _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
     else:
         for row in rows:
-            click.echo(row.pop("name"))
+            _print(row.pop("name"))
             for key, value in row.items():
-                click.echo(f"    {key:12}  {value}")
+                _print(f"    {key:12}  {value}")
     for error in broken:
-        click.echo(f"broken: {error}", err=True)
+        _say(f"broken: {error}")
 
 
 TRAINED = (
@@ -556,57 +727,74 @@ TRAINED = (
 @main.command()
 @click.argument("task", type=click.Choice(TRAINED), metavar="TASK")
 @click.argument("data", type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The weights file to write (.safetensors).")
-@click.option("--from", "start", help="Weights to specialise: a model or a weights file of the same kind.")
+@click.option("-o", "--out", type=PATH, required=True, help="Write the weights to this file (.safetensors).")
+@click.option(
+    "--from",
+    "start",
+    type=MODEL,
+    help="Start from these weights, instead of from random ones: a model or a weights file of the same kind.",
+)
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="How long to train, resumed time included. [default: 60 for denoise and compress]",
+    help="Train for so many minutes, those before --resume included. [default: 60 for denoise and compress]",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), help="How many steps to train at most. [default: 1,200 to 24,000 for textbooks']"
+    "--steps",
+    type=click.IntRange(1),
+    help="Train for at most so many steps. [default: 1,200 to 24,000 for the textbooks' autoencoders]",
 )
 @click.option(
     "--patience",
     type=click.IntRange(1),
-    help="End after so many evaluations (40 a run) in a row without a better one, and keep the best. [default: do not]",
+    help="Stop after so many evaluations in a row (a run has 40) without a better one, and keep the best weights. "
+    "[default: train to the end]",
 )
 @click.option(
     "--learning-rate",
     type=click.FloatRange(0, min_open=True),
-    help="The highest learning rate. [default: the task's; with --from, a third of it]",
+    help="Set the highest learning rate. [default: that of the task; with --from, a third of it]",
 )
-@click.option("--resume", type=PATH, help="A checkpoint to continue from.")
-@click.option("--checkpoint", type=PATH, help="Where to keep the checkpoint. [default: beside the weights]")
-@click.option("--curve", type=PATH, help="Where to draw the loss curve. [default: beside the weights, .png]")
+@click.option("--resume", type=PATH, help="Continue from this checkpoint.")
+@click.option("--checkpoint", type=PATH, help="Write the checkpoint to this file. [default: beside the weights]")
+@click.option("--curve", type=PATH, help="Draw the loss curve into this picture. [default: beside the weights, .png]")
 @click.option(
     "--if-exists",
     type=click.Choice(["error", "overwrite"]),
     default="error",
     show_default=True,
-    help="What to do about weights and a checkpoint of another run; other files are never written over.",
+    help="Refuse to replace the weights and the checkpoint of another run, or replace them. Other files are never "
+    "replaced.",
 )
-@click.option("--labels", help="Of idx files: only images of these, like 1,5,6.")
-@click.option("--blind", is_flag=True, help="A denoiser that is told no noise level, for what cameras do to pictures.")
+@click.option("--labels", help="Train only on the images with these labels, like 1,5,6 (idx files).")
 @click.option(
-    "--jpeg", is_flag=True, help="A blind one for white noise that has been through JPEG, and for nothing else."
+    "--blind", is_flag=True, help="Train a denoiser that gets no noise level as input, for the noise of cameras."
 )
-@click.option("--pairs", type=PATH, help="Real photographs for it, beside DATA: a folder with noisy/ and clean/.")
-@click.option("--name", help="What the model is called. [default: the file's name]")
-@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version of its weights.")
+@click.option(
+    "--jpeg", is_flag=True, help="Train a blind denoiser only for white noise that was compressed as JPEG afterwards."
+)
+@click.option(
+    "--pairs",
+    type=PATH,
+    help="Train a blind denoiser on real photographs, too: a folder with noisy/ and clean/.",
+)
+@click.option("--name", help="Give the model this name. [default: the file's name]")
+@click.option(
+    "--version", type=click.IntRange(1), default=1, show_default=True, help="Give the weights this version number."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal batches.")
 def train(
     task: str, data: Path, out: Path, learning_rate: float | None, labels: str | None, jpeg: bool, **options: Any
 ) -> None:
     """Train a model of TASK on the images in the folder DATA.
 
-    TASK is denoise or compress, for networks as they ship; or an autoencoder of the textbooks: linear, vanilla,
-    multilayer, stacked, deep2d, conv, sparse, denoising, variational. These learn from idx files (MNIST) or from
-    images.
+    denoise and compress train networks like those that ship. linear, vanilla, multilayer, stacked, deep2d, conv,
+    sparse, denoising and variational train the small autoencoders of the textbooks; they learn from idx files (MNIST)
+    or from images.
 
-    A denoiser learns from clean images, or from DATA/noisy and DATA/clean with files of equal names.
+    A denoiser learns from clean images, or from pairs of files with equal names in DATA/noisy and DATA/clean.
     """
     from .training import train as run
 
@@ -620,24 +808,27 @@ def train(
             recipe["labels"] = tuple(int(label) for label in labels.split(","))
         except ValueError as error:
             raise UsageError(f"--labels takes whole numbers like 1,5,6, not {labels!r}") from error
-    run(task, data, out, log=click.echo, recipe=recipe, **options)
+    run(task, data, out, log=_log, recipe=recipe, **options)
 
 
 @main.command()
 @click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
 @click.argument("data", type=PATH)
-@click.option("-m", "--model", help="A registered model or a weights file.")
-@click.option("--json", "json_file", type=PATH, help="Write the figures to this file as well.")
-@click.option("--card", is_flag=True, help="Write the figures into the card of the weights file named by --model, too.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first so many images.")
-@click.option("--effort", type=click.IntRange(1, 9), help="Of compress.")
+@click.option("-m", "--model", type=MODEL, help="A registered model or a weights file.")
+@click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
+@click.option(
+    "--card", is_flag=True, help="Also write the figures into the card of the weights file that --model names."
+)
+@click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
+@click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
-    """Measure a model on the images in DATA, beside its peers; or what the engine loses around it.
+    """Measure a model, and others beside it, on the images in DATA.
 
-    anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it tells the
-    others apart; textbooks trains those of the textbooks' autoencoders that do not ship.
+    denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
+    the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
+    distinguishes the others from it. textbooks trains and measures the textbooks' autoencoders that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
@@ -662,7 +853,7 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         figures = benches.bench_textbooks(data, device=options["device"])
     else:
         figures = benches.bench_compress(data, **options, effort=effort or 1)
-    click.echo(benches.table(figures))
+    _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())
     if card:
@@ -678,7 +869,22 @@ def demo(out: Path) -> None:
     """
     from .report import run_demo
 
-    click.echo(run_demo(out))
+    _print(run_demo(out))
+
+
+@main.command("help")
+@click.argument("command", required=False)
+@click.pass_context
+def help_(ctx: click.Context, command: str | None) -> None:
+    """Print the help of COMMAND, or the list of all commands."""
+    assert ctx.parent is not None  # it is the context of `main`
+    if command is None:
+        _print(ctx.parent.get_help())
+        return
+    found = main.get_command(ctx.parent, command)
+    if found is None:
+        raise click.UsageError(f"no such command {command!r}; `aeimg help` lists them", ctx)
+    _print(found.get_help(click.Context(found, ctx.parent, command)))
 
 
 if __name__ == "__main__":

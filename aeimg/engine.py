@@ -15,10 +15,11 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack, overload
+from typing import Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ from .tasks.options import (
     TaskOptions,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, suffix_of
+from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
 
 log = logging.getLogger("aeimg")
@@ -69,19 +70,24 @@ class Summary:
     planned: int = 0
     """How many inputs are still to be done: of a dry run, or of one that was interrupted or stopped at an error."""
     expected: dict[str, float] = field(default_factory=dict)
-    """Of a dry run: `megapixels`, `seconds` and `bytes_out`, extrapolated from a few of the inputs."""
+    """Of a dry run: `megapixels`; with `estimate` also `seconds` and `bytes_out`, extrapolated from a few inputs."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """How many files in the folders are none that aeimg takes, by suffix; and how many are links that are not followed,
+    as `paths.LINK`. Hidden files, and what `include` and `exclude` pass over, are not counted."""
     pixels: int = 0
     """How many pixels the results hold."""
     bytes_in: int = 0
     """The size of the inputs that are done."""
     bytes_out: int = 0
     """The size of their results."""
+    missed: int = 0
+    """How many results miss the target that was asked for (bits per pixel, PSNR or SSIMULACRA2)."""
     seconds: float = 0.0
     """How long the run took."""
     files: list[dict[str, Any]] = field(default_factory=list)
     """A record for each file: `input`, `output`, `status` ("done", "skipped", "failed" or "planned"); then, as it
-    applies, sizes, `seconds`, `model`, `quality`, `bpp`, `psnr` (None where nothing was lost), `ssim` (None under 11
-    pixels), `warnings`, `error`."""
+    applies, sizes, `seconds`, `model`, `quality`, `bpp`, `target_missed` (what the result has instead of the target),
+    `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `ssimulacra2`, `warnings`, `error`."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -110,6 +116,11 @@ WRITES_FILES = ("denoise", "compress", "decompress")
 
 def make_task(task: str, model: Name | None, device: str, dtype: str, options: TaskOptions) -> Any:
     """Returns the task of that name with its model loaded. Raises `UsageError`, `ModelError`."""
+    if model is not None and not is_path(model):
+        raise UsageError(
+            f"model: a {type(model).__name__} is no name of a model and no weights file; "
+            "aeimg.register(name, lambda: model, task=...) gives it a name"
+        )
     place = pick_device(device)
     return TASKS[task](model, place, pick_dtype(dtype, place), options)
 
@@ -136,8 +147,8 @@ def process(
     source: Name | Iterable[Name], task: Literal["decompress"], *, out: Name, **options: Unpack[DecompressWords]
 ) -> Summary: ...
 @overload
-def process(
-    source: Name, task: Literal["denoise"], **options: Unpack[DenoiseWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["denoise"], **options: Unpack[DenoiseWords]
 ) -> Image.Image | Iterator[Image.Image]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
@@ -148,28 +159,32 @@ def process(source: Paths, task: Literal["denoise"], **options: Unpack[DenoiseWo
 @overload
 def process(source: Iterable[P], task: Literal["denoise"], **options: Unpack[DenoiseWords]) -> Iterator[P]: ...
 @overload
-def process(source: Name, task: Literal["compress"], **options: Unpack[CompressWords]) -> bytes | Iterator[bytes]: ...
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["compress"], **options: Unpack[CompressWords]
+) -> bytes | Iterator[bytes]: ...
 @overload
 def process(source: Tensor, task: Literal["compress"], **options: Unpack[CompressWords]) -> bytes | list[bytes]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
-    source: Image.Image | Array | bytes, task: Literal["compress"], **options: Unpack[CompressWords]
+    source: Image.Image | Array | bytes | memoryview, task: Literal["compress"], **options: Unpack[CompressWords]
 ) -> bytes: ...
 @overload
 def process(source: Sources, task: Literal["compress"], **options: Unpack[CompressWords]) -> Iterator[bytes]: ...
 @overload
-def process(source: Name, task: Literal["features"], **options: Unpack[RunWords]) -> Array | Iterator[Array]: ...
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["features"], **options: Unpack[RunWords]
+) -> Array | Iterator[Array]: ...
 @overload
 def process(source: Tensor, task: Literal["features"], **options: Unpack[RunWords]) -> Array | list[Array]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
-    source: Image.Image | Array | bytes, task: Literal["features"], **options: Unpack[RunWords]
+    source: Image.Image | Array | bytes | memoryview, task: Literal["features"], **options: Unpack[RunWords]
 ) -> Array: ...
 @overload
 def process(source: Sources, task: Literal["features"], **options: Unpack[RunWords]) -> Iterator[Array]: ...
 @overload
-def process(
-    source: Name, task: Literal["score"], **options: Unpack[ScoreWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["score"], **options: Unpack[ScoreWords]
 ) -> Strangeness | Iterator[Strangeness]: ...
 @overload
 def process(
@@ -177,17 +192,25 @@ def process(
 ) -> Strangeness | list[Strangeness]: ...
 @overload
 def process(  # type: ignore[overload-overlap]
-    source: Image.Image | Array | bytes, task: Literal["score"], **options: Unpack[ScoreWords]
+    source: Image.Image | Array | bytes | memoryview, task: Literal["score"], **options: Unpack[ScoreWords]
 ) -> Strangeness: ...
 @overload
 def process(source: Sources, task: Literal["score"], **options: Unpack[ScoreWords]) -> Iterator[Strangeness]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["pil"] = "pil", **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["pil"] = "pil",
+    **options: Unpack[DecompressWords],
 ) -> Image.Image | Iterator[Image.Image]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["pil"] = "pil", **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["pil"] = "pil",
+    **options: Unpack[DecompressWords],
 ) -> Image.Image: ...
 @overload
 def process(
@@ -198,12 +221,16 @@ def process(
     **options: Unpack[DecompressWords],
 ) -> Iterator[Image.Image]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["numpy"], **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["decompress"], *, kind: Literal["numpy"], **options: Unpack[DecompressWords]
 ) -> Array | Iterator[Array]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["numpy"], **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["numpy"],
+    **options: Unpack[DecompressWords],
 ) -> Array: ...
 @overload
 def process(
@@ -214,12 +241,16 @@ def process(
     **options: Unpack[DecompressWords],
 ) -> Iterator[Array]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["tensor"], **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["decompress"], *, kind: Literal["tensor"], **options: Unpack[DecompressWords]
 ) -> Tensor | Iterator[Tensor]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["tensor"], **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["tensor"],
+    **options: Unpack[DecompressWords],
 ) -> Tensor: ...
 @overload
 def process(
@@ -230,12 +261,16 @@ def process(
     **options: Unpack[DecompressWords],
 ) -> Iterator[Tensor]: ...
 @overload
-def process(
-    source: Name, task: Literal["decompress"], *, kind: Literal["bytes"], **options: Unpack[DecompressWords]
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["decompress"], *, kind: Literal["bytes"], **options: Unpack[DecompressWords]
 ) -> bytes | Iterator[bytes]: ...
 @overload
 def process(
-    source: bytes, task: Literal["decompress"], *, kind: Literal["bytes"], **options: Unpack[DecompressWords]
+    source: bytes | memoryview,
+    task: Literal["decompress"],
+    *,
+    kind: Literal["bytes"],
+    **options: Unpack[DecompressWords],
 ) -> bytes: ...
 @overload
 def process(
@@ -255,14 +290,17 @@ def process(
     dtype: str = "auto",
     progress: bool = False,
     dry_run: bool = False,
+    estimate: bool = False,
     **options: Any,
 ) -> Any:
     """Denoises, compresses or decompresses pictures, or returns what an encoder makes of them.
 
     Args:
         source: A file or folder; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float
-            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, float in [0,1]; the bytes of an image or of a latent
-            file; or any iterable of these. Float input is not clipped.
+            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes of an image or of a
+            latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
+            `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
+            them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
         task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which return a
             vector, float32 `[D]`, or a `Strangeness`, for each picture.
         out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
@@ -273,15 +311,19 @@ def process(
         dtype: "auto", "fp32", "bf16".
         progress: With `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
         dry_run: With `out`, write nothing, and return in the summary what would be done.
+        estimate: With `dry_run`, process five of the inputs as well, to estimate the time and the bytes.
         options:
             sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
             strength: 0 leaves the picture as it is, 1 removes all the noise (denoise).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
-            target_bpp, max_bytes, target_psnr: Instead of a quality, for each picture the highest quality whose file is
-                no larger, or the lowest that reaches the PSNR in dB (compress).
+            target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
+                quality whose file is no larger, or the lowest that reaches the PSNR in dB or the SSIMULACRA2 score
+                (needs the package ssimulacra2). A picture for which no quality does gets the nearest one and a
+                warning, or, for `max_bytes`, an error (compress).
             effort: 1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent
                 (compress).
-            measure: Decode what was encoded, for PSNR and SSIM in the summary (compress, with `out`).
+            measure: Decode what was encoded, for PSNR, SSIM and, where its package is there, SSIMULACRA2 in the
+                summary (compress, with `out`).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
             format: The suffix of the files written, "keep" for that of the source (for a latent file, of what was
@@ -304,8 +346,8 @@ def process(
 
     Returns:
         One result for one source; a generator, in order, for an iterable or for a folder without `out`: it holds only a
-        bounded number of images at a time. `denoise` returns the kind that came in (a PIL image for a path), `compress`
-        bytes, `decompress` what `kind` names.
+        bounded number of images at a time. `denoise` returns the kind that came in (a PIL image for a path or an open
+        file), `compress` bytes, `decompress` what `kind` names.
 
     Raises:
         UsageError: The call is wrong.
@@ -317,12 +359,16 @@ def process(
         raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
     if out is not None and task not in WRITES_FILES:
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
+    if estimate and not dry_run:
+        raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
             raise UsageError("out: an empty name is no file or folder")
-        return _FileRun(task, made, own, run, files).go(_names(source), Path(out), progress, dry_run)
+        file_run = _FileRun(task, made, own, run, files)
+        names, out = _names(source), Path(out)
+        return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
@@ -330,17 +376,17 @@ def process(
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
     """Returns what `process` does without `out`."""
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+    if is_path(source) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
-        results = [outcome.result().value for outcome in _stream(source, made, run)]
+        results = [_value(outcome) for outcome in _stream(source, made, run)]
         if task == "denoise":
             return torch.stack(results) if results else source.clone()
         return results
-    if isinstance(source, str | os.PathLike | bytes | bytearray | Image.Image | np.ndarray | Tensor):
+    if is_one(source):
         (outcome,) = _stream([source], made, run)
-        return outcome.result().value
-    if isinstance(source, Iterable):
+        return _value(outcome)
+    if isinstance(source, Iterable) and not isinstance(source, Mapping):
         return _generate(source, made, run)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
 
@@ -360,7 +406,15 @@ def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iter
         if outcome.error is not None and run.on_error == "continue":
             yield outcome.error
         else:
-            yield outcome.result().value
+            yield _value(outcome)
+
+
+def _value(outcome: Outcome[Any, Result[Any]]) -> Any:
+    """Returns the value of a result that does not become a file. A missed target is logged: there is no summary."""
+    result = outcome.result()
+    if "target_missed" in result.figures():
+        log.warning("%s (it has %.5g)", result.warnings[-1], result.figures()["target_missed"])
+    return result.value
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -371,12 +425,15 @@ def _suffixes(task: str) -> Iterable[str]:
 
 
 def _names(source: object) -> list[str]:
-    several = isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray | np.ndarray | Tensor)
+    several = isinstance(source, Iterable) and not isinstance(source, Mapping) and not is_one(source)
     names = []
     for one in source if several and isinstance(source, Iterable) else [source]:
-        if not isinstance(one, str | os.PathLike):
-            raise UsageError("with out=, the source must be a file, a folder, a glob, or several of these")
-        names.append(os.fspath(one))
+        if not is_path(one):
+            raise UsageError(
+                "with out=, the source must be a file, a folder, a glob, or several of these, "
+                f"not a {type(one).__name__}"
+            )
+        names.append(os.fsdecode(one))
     return names
 
 
@@ -479,26 +536,44 @@ class _FileRun:
         self.name, self.task, self.own, self.run, self.files = name, task, own, run, files
         self.summary = Summary()
 
-    def go(self, sources: list[str], out: Path, progress: bool, dry_run: bool) -> Summary:
-        """Does what is left to do, or says what that would be."""
+    def go(self, sources: list[str], out: Path, progress: bool) -> Summary:
+        """Does what is left to do."""
         began = time.monotonic()
-        jobs, alone = _plan(sources, self.name, out, self.own, self.files)
+        jobs, todo, to_files = self._begin(sources, out, dry=False)
+        try:
+            self._write(todo, to_files, progress)
+        finally:
+            self._end(jobs, began)
+        return self.summary
+
+    def plan(self, sources: list[str], out: Path, *, estimate: bool) -> Summary:
+        """Says what `go` would do."""
+        began = time.monotonic()
+        jobs, todo, to_files = self._begin(sources, out, dry=True)
+        self.summary.planned = len(todo)
+        for job in todo:
+            self._note(job, "planned")
+        pixels = self._declared(todo)
+        self.summary.expected = {"megapixels": round(sum(pixels.values()) / 1e6, 3)}
+        if estimate:
+            self.summary.expected |= self._estimated(pixels, to_files)
+        self._end(jobs, began)
+        return self.summary
+
+    def _begin(self, sources: list[str], out: Path, *, dry: bool) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
+        """Returns all jobs, those that are left to do, and what does them."""
+        passed_over: Counter[str] = Counter()
+        jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
+        self.summary.passed_over = dict(passed_over.most_common())
         manifest = None if alone else Manifest(out)
         recipe: str = self.task.recipe()
-        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry_run)
-        try:
-            if dry_run:
-                self.summary.planned = len(todo)
-                for job in todo:
-                    self._note(job, "planned")
-                self.summary.expected = self._expected(todo)
-            else:
-                self._write(todo, _ToFiles(self.task, manifest, recipe), progress)
-        finally:
-            order = {str(job.target): number for number, job in enumerate(jobs)}
-            self.summary.files.sort(key=lambda record: order[record["output"]])
-            self.summary.seconds = time.monotonic() - began
-        return self.summary
+        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
+        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+
+    def _end(self, jobs: list[paths.Job], began: float) -> None:
+        order = {str(job.target): number for number, job in enumerate(jobs)}
+        self.summary.files.sort(key=lambda record: order[record["output"]])
+        self.summary.seconds = time.monotonic() - began
 
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
         self.summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
@@ -561,31 +636,31 @@ class _FileRun:
         summary.pixels += outcome.work
         summary.bytes_in += written.bytes_in
         summary.bytes_out += written.bytes_out
+        summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
         log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
 
-    def _expected(self, jobs: list[paths.Job]) -> dict[str, float]:
-        """Returns what `jobs` would take: pixels by their headers; seconds and bytes by those of a few, spread
-        evenly."""
+    def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
+        """Returns the pixels of the sources, by their headers."""
         pixels = {}
         for job in jobs:
             try:
                 pixels[job] = _declared(job.source, self.name)
             except (AeimgError, OSError):
                 continue  # the run will report it
+        return pixels
+
+    def _estimated(self, pixels: dict[paths.Job, int], tried: _ToFiles) -> dict[str, float]:
+        """Returns the seconds and bytes that the jobs would take, by those of a few, spread evenly."""
         able = list(pixels)
         chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]
-        tried = _ToFiles(self.task, None, "", dry=True)
         list(_stream(chosen[:1], tried, self.run))
         began = time.monotonic()
         outcomes = [one for one in _stream(chosen[1:] or chosen, tried, self.run) if one.error is None]
         seconds, seen = time.monotonic() - began, sum(outcome.work for outcome in outcomes)
-        total = sum(pixels.values())
-        scale = total / seen if seen else 0.0
+        scale = sum(pixels.values()) / seen if seen else 0.0
         made = sum(outcome.result().bytes_out for outcome in outcomes)
-        return {
-            "megapixels": round(total / 1e6, 3), "seconds": round(scale * seconds, 1), "bytes_out": round(scale * made),
-        }  # fmt: skip
+        return {"seconds": round(scale * seconds, 1), "bytes_out": round(scale * made)}
 
 
 # -- planning ------------------------------------------------------------------------------------------------
@@ -604,9 +679,9 @@ def _kept(path: Path) -> str:
 
 
 def _plan(
-    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions
+    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
 ) -> tuple[list[paths.Job], bool]:
-    """Returns the jobs, and whether `out` is the one file to write rather than a folder."""
+    """Returns the jobs, and whether `out` is the one file to write rather than a folder. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
     wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
     kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
@@ -632,7 +707,7 @@ def _plan(
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
             )
-    found = paths.find(sources, _suffixes(task), replace(files.selection, without=out))
+    found = paths.find(sources, _suffixes(task), replace(files.selection, without=out, passed_over=passed_over))
 
     def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
         return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
@@ -641,7 +716,7 @@ def _plan(
 
 
 SAMPLE = 5
-"""How many inputs a dry run tries; the first of them warms up."""
+"""How many inputs a dry run tries to estimate the rest; the first of them warms up."""
 
 
 def _declared(path: Path, task: str) -> int:
@@ -706,7 +781,7 @@ class _Progress:
 
         self.task, self.total, self.count = task, total, 0
         self.began = self.last_line = time.monotonic()
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
         self.lines = wanted and not terminal
         self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
 

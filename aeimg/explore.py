@@ -54,6 +54,8 @@ class Explored:
     """The label of the model."""
     values: int = 0
     """How many values a vector has (features, plot_latents)."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """How many files in the folders are no images, by suffix; see `engine.Summary.passed_over`."""
     strange: int | None = None
     """How many images are strange; None where the model does not know the errors of its training images (score)."""
 
@@ -80,6 +82,8 @@ class _Inputs:
 
     names: dict[Found, str]
     """Image file -> its name."""
+    passed_over: Counter[str]
+    """How many files of each suffix, and links, were passed over."""
 
     @classmethod
     def find(
@@ -99,14 +103,17 @@ class _Inputs:
         named = [os.fspath(source) for source in sources]
         if "-" in named:
             raise UsageError("-: this takes files and folders, not standard input")
-        found = find(named, IMAGE_SUFFIXES, replace(options.selection, without=without))
+        passed_over: Counter[str] = Counter()
+        selection = replace(options.selection, without=without, passed_over=passed_over)
+        found = find(named, IMAGE_SUFFIXES, selection)
         if ours(out):  # it was drawn into one of the folders
             found = [one for one in found if os.path.realpath(one.path) != os.path.realpath(out)]
         _refuse_inputs([one.path for one in found], [out])
         names = [one.relative.as_posix() for one in found]
         count = Counter(names)
         return cls(
-            {one: name if count[name] == 1 else one.path.as_posix() for name, one in zip(names, found, strict=True)}
+            {one: name if count[name] == 1 else one.path.as_posix() for name, one in zip(names, found, strict=True)},
+            passed_over,
         )
 
     def through(
@@ -117,6 +124,7 @@ class _Inputs:
         **words: Unpack[_Words],
     ) -> None:
         """Gives `take` each image that has a result, and that; enters into `explored` what became of it."""
+        explored.passed_over = dict(self.passed_over.most_common())
         for one, result in each(list(self.names), task, **words):
             if isinstance(result, Exception):
                 explored.failed.append((one.path, str(result)))

@@ -33,6 +33,8 @@ IMAGE_SUFFIXES = frozenset(
     ".heic .heif .hif .jxl".split()
 )
 LATENT_SUFFIX = ".aei"
+LINK = "symbolic link"
+"""What `Selection.passed_over` calls a link that is not followed."""
 LONGEST_NAME = 255
 """The longest name of a file, in bytes, that all common file systems take."""
 
@@ -70,6 +72,13 @@ class Selection:
     """Whether symbolic links in folders are followed."""
     without: Path | None = None
     """A folder that is passed over with everything in it: the output folder, which may lie among the inputs."""
+    passed_over: Counter[str] | None = None
+    """Where there is one, it counts what is passed over though no pattern says so, by suffix or by `LINK`."""
+
+    def pass_over(self, what: str) -> None:
+        """Counts a file that is passed over."""
+        if self.passed_over is not None:
+            self.passed_over[what or "without a suffix"] += 1
 
     @staticmethod
     def _fits(relative: Path, patterns: Sequence[str]) -> bool:
@@ -108,13 +117,18 @@ def _walk(
     follow = selection.follow_symlinks
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith(".") or (entry.is_symlink() and not follow):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_symlink() and not follow:
+            selection.pass_over(LINK)
             continue
         relative = path.relative_to(base)
         if entry.is_dir(follow_symlinks=follow):
             if selection.enters(path, relative):
                 yield from _walk(path, base, suffixes, selection, above | {identity})
-        elif entry.is_file(follow_symlinks=follow) and path.suffix.lower() in suffixes and selection.takes(relative):
+        elif not entry.is_file(follow_symlinks=follow) or path.suffix.lower() not in suffixes:
+            selection.pass_over(path.suffix.lower())
+        elif selection.takes(relative):
             yield path
 
 
@@ -145,7 +159,9 @@ def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> It
     for match in matched:
         relative = match.relative_to(base)
         linked = os.path.islink(match) and not follow
-        if match.suffix.lower() in suffixes and not linked and selection.takes(relative) and entered(relative.parent):
+        if linked or match.suffix.lower() not in suffixes:
+            selection.pass_over(LINK if linked else match.suffix.lower())
+        elif selection.takes(relative) and entered(relative.parent):
             yield Found(match, base)
 
 

@@ -141,6 +141,8 @@ def from_array(array: Array) -> tuple[Array, Array | None]:
 
     Raises `UsageError` for other shapes and dtypes, and for floats that `check_range` refuses.
     """
+    if array.ndim == 4:
+        raise UsageError(f"an array must be one picture; this is {_shape(array)}: give a batch as list(array)")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
         raise UsageError(f"an array must be [H,W], [H,W,3] or [H,W,4]; this is {_shape(array)}")
     if np.issubdtype(array.dtype, np.floating):
@@ -160,12 +162,15 @@ def to_array(planes: Array, like: object = None) -> Array:
 
 
 def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
-    """A caller's tensor, float `[C,H,W]`, C 1, 3 or 4, on any device, as pixels and alpha.
+    """A caller's tensor, float or uint8 `[C,H,W]`, C 1, 3 or 4, on any device, as pixels and alpha.
 
     Raises `UsageError` for other shapes and dtypes, and for floats that `check_range` refuses.
     """
-    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3, 4) or not tensor.is_floating_point():
-        raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float, C 1, 3 or 4; this is {_shape(tensor)}")
+    integers = tensor.dtype == torch.uint8
+    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3, 4) or not (integers or tensor.is_floating_point()):
+        raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float or uint8, C 1, 3 or 4; this is {_shape(tensor)}")
+    if integers:
+        return split_alpha(np.ascontiguousarray(tensor.detach().cpu().numpy()))
     values = tensor.detach().float().cpu().numpy()
     check_range(values)
     return split_alpha(np.ascontiguousarray(values))
@@ -173,6 +178,8 @@ def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
 
 def to_tensor(planes: Array, like: object = None) -> Tensor:
     """Planes `[C,H,W]` of any kind as a float tensor; of the device and dtype of `like` where that is a tensor."""
+    if isinstance(like, Tensor) and like.dtype == torch.uint8:
+        return torch.from_numpy(np.ascontiguousarray(to_eight_bits(planes))).to(like.device)
     result = torch.from_numpy(np.ascontiguousarray(to_floats(planes)))
     return result.to(like.device, like.dtype) if isinstance(like, Tensor) else result
 

@@ -197,16 +197,21 @@ def entry(name: str) -> Entry:
         return _builtin(name)
     if os.path.isfile(name):
         raise ModelError(f"{name}: not a .safetensors file; others are not loaded, because some of them can run code")
-    known = ", ".join(sorted({*BUILTINS, *_registered, *points}))
+    known = ", ".join(names())
     raise ModelError(
         f"unknown model {name!r}; known: {known}; or name a weights file, FILE.safetensors or spandrel:FILE"
     )
 
 
+def names() -> list[str]:
+    """Returns the name of every registered model, without loading anything."""
+    return sorted({*BUILTINS, *_registered, *_points()})
+
+
 def entries() -> list[Entry | ModelError]:
     """Returns every registered model; in the place of a broken one, the error that says what is wrong with it."""
     found: list[Entry | ModelError] = []
-    for name in sorted({*BUILTINS, *_registered, *_points()}):
+    for name in names():
         try:
             found.append(entry(name))
         except ModelError as error:

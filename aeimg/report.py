@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,42 +16,77 @@ from PIL import Image, ImageDraw
 
 from . import container, registry, weights
 from .engine import process
-from .errors import AeimgError, DataError, InputError, UsageError
+from .errors import AeimgError, DataError, InputError, ModelError, UsageError
 from .images import encode_picture, from_pil, open_image
 from .metrics import bits_per_pixel, psnr
-from .paths import write_atomic
+from .paths import LATENT_SUFFIX, find, write_atomic
 
 # -- info and models ----------------------------------------------------------------------------------------------
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Returns what a latent file or a weights file states of itself.
+STANDARD_INPUT = "-"
 
-    Raises `InputError`, `InvalidWeights`, and `UsageError` for any other file.
+
+def describe(source: str | os.PathLike[str]) -> Iterator[dict[str, Any] | AeimgError]:
+    """Yields what a source states of itself; in the place of a file that can't be described, its error.
+
+    A source is a latent file, a weights file, "-" for a latent file on standard input, a folder of such files, or the
+    name of a model (see `registry.resolve`). Raises `InputError` where a source can't be read, `UsageError` for what is
+    none of these.
     """
-    path = Path(path)
+    name = os.fspath(source)
+    if os.path.isdir(name):
+        found = find(name, [LATENT_SUFFIX, ".safetensors"])
+        if not found:
+            raise UsageError(f"{name}: holds no latent files (.aei) and no weights files (.safetensors)")
+        for one in found:
+            try:
+                yield _describe_file(one.path)
+            except AeimgError as error:
+                yield error
+    elif name == STANDARD_INPUT:
+        yield _describe_latent("standard input", sys.stdin.buffer.read())
+    elif os.path.lexists(name) or Path(name).suffix:
+        yield _describe_file(Path(name))
+    else:
+        yield _describe_model(name)
+
+
+def _describe_file(path: Path) -> dict[str, Any]:
+    """Returns what a latent file or a weights file states of itself."""
     try:
         with open(path, "rb") as file:
             is_latent = file.read(len(container.MAGIC)) == container.MAGIC
-        size = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
     if is_latent:
-        return _describe_latent(path, size)
+        return _describe_latent(str(path), container.read_file(path))
     if path.suffix == ".safetensors":
         header, _, digest = weights.load_tensors(path)
+        size = path.stat().st_size
         return {"file": str(path), "kind": "weights", "bytes": size, "label": header.label, "digest": digest.hex(),
                 **dataclasses.asdict(header)}  # fmt: skip
     raise UsageError(f"{path}: neither a latent file (.aei) nor a weights file (.safetensors)")
 
 
-def _describe_latent(path: Path, size: int) -> dict[str, Any]:
-    data = path.read_bytes()
-    latent = container.read(data, str(path))
-    about: dict[str, Any] = {"file": str(path), "kind": "latent", "bytes": size, "format_version": data[4]}
-    sizes = {tag: len(payload) for tag, payload in container.sections(data, str(path)).items()}
+def _describe_model(name: str) -> dict[str, Any]:
+    """Returns what the weights of a registered model state of themselves or, where aeimg has no file of them, what the
+    registry knows. Raises `ModelError`."""
+    try:
+        found = registry.resolve(name)
+    except ModelError as error:
+        raise ModelError(f"{name}: no such file or folder, and no model ({error})") from error
+    if isinstance(found, Path):
+        return _describe_file(found)
+    return {"model": found.name, "kind": "model", "task": found.task, "origin": found.origin}
+
+
+def _describe_latent(name: str, data: bytes) -> dict[str, Any]:
+    latent = container.read(data, name)
+    about: dict[str, Any] = {"file": name, "kind": "latent", "bytes": len(data), "format_version": data[4]}
+    sizes = {tag: len(payload) for tag, payload in container.sections(data, name).items()}
     if isinstance(latent, container.Stored):
-        with open_image(io.BytesIO(latent.data), str(path)) as image:
+        with open_image(io.BytesIO(latent.data), name) as image:
             width, height, mode, held = *image.size, image.mode, image.format
         about |= {"mode": "stored", "stored_as": held, "width": width, "height": height, "pixels": mode}
     else:
@@ -57,7 +94,7 @@ def _describe_latent(path: Path, size: int) -> dict[str, Any]:
         pixels = ("L" if latent.channels == 1 else "RGB") + ("A" if latent.alpha is not None else "")
         about |= {"mode": "coded", "model": latent.label, "weights": latent.digest.hex(), "quality": latent.quality,
                   "width": width, "height": height, "pixels": pixels, "bits_per_channel": latent.depth}  # fmt: skip
-    about["bits_per_pixel"] = round(bits_per_pixel(size, width, height), 4)
+    about["bits_per_pixel"] = round(bits_per_pixel(len(data), width, height), 4)
     return about | {"source": latent.name, "source_format": latent.format, "sections": sizes}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from aeimg import container
+from aeimg import container, registry
 from aeimg.cli import main
 from aeimg.metrics import psnr
 
@@ -126,7 +127,7 @@ def test_info_takes_names_that_are_no_text(folder):
 
 
 def test_info_describes_latents_and_weights_and_refuses_others(folder):
-    from aeimg import registry, weights
+    from aeimg import weights
 
     run("compress", folder / "in", folder / "latents", "--quality", 60)
     weights = weights.find_weights(registry.BUILTINS["aeimg-codec"][1])
@@ -144,6 +145,67 @@ def test_info_describes_latents_and_weights_and_refuses_others(folder):
     assert refused.exit_code == 1
     assert "hollow.aei: not an image in a format" in refused.stderr
     assert "aeimg-codec" in refused.stdout
+
+
+def test_info_takes_folders_models_and_standard_input(folder):
+    run("compress", folder / "in", folder / "latents", "--quality", 60)
+    (folder / "latents" / "z.aei").write_bytes(b"no")
+    done = run("info", "--json", folder / "latents")
+    assert done.exit_code == 1
+    assert [json.loads(line)["source"] for line in done.stdout.splitlines()] == ["a.png", "b.png"]
+    assert "z.aei: neither a latent file" in done.stderr
+    label = registry.BUILTINS["vanilla"][1]
+    for name in ("vanilla", label):
+        assert json.loads(run("info", "--json", name).stdout)["label"] == label
+    registry.register("mine", lambda: None, task="denoise")
+    assert json.loads(run("info", "--json", "mine").stdout) == {
+        "model": "mine", "kind": "model", "task": "denoise", "origin": "registered",
+    }  # fmt: skip
+    latent = (folder / "latents" / "a.aei").read_bytes()
+    done = CliRunner().invoke(main, ["info", "-", "--json"], input=latent)
+    assert json.loads(done.stdout)["bytes"] == len(latent)
+    for nothing, told in (
+        (folder / "in", "holds no latent files"),
+        ("nowhere", "no such file or folder, and no model"),
+    ):
+        done = run("info", nothing)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert told in done.stderr
+
+
+@pytest.mark.parametrize("task", ["denoise", "compress", "decompress", "features", "score", "plot-latents"])
+def test_a_single_name_is_not_taken_for_the_output_alone(task):
+    done = run(task, "in/")
+    assert done.exit_code == 2
+    assert f"Missing argument 'OUT'. after SOURCES, name where the results go, as in: main {task} in/ out/" in (
+        " ".join(done.stderr.split())
+    )
+    assert f"Usage: main {task} [OPTIONS] SOURCES... OUT" in done.stderr
+
+
+def test_help_is_a_command_too():
+    for name in main.commands:
+        assert run("help", name).stdout.splitlines()[2:] == run(name, "--help").stdout.splitlines()[2:]
+    assert "plot-latents" in run("help").stdout
+    done = run("help", "polish")
+    assert done.exit_code == 2
+    assert "no such command 'polish'" in done.stderr
+
+
+def completions(*words):
+    from click.shell_completion import BashComplete
+
+    complete = BashComplete(main, {}, "aeimg", "_AEIMG_COMPLETE")
+    return [(item.type, item.value) for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_shells_complete_files_and_models():
+    for command in ("denoise", "compress", "decompress", "info", "features"):
+        assert completions(command, "a.p") == [("file", "a.p")]
+        assert completions(command, "in/", "o") == [("file", "o")]
+    for command, option in (("denoise", "-m"), ("compress", "--model"), ("train", "--from"), ("bench", "-m")):
+        assert ("plain", "aeimg-denoise-blind") in completions(command, option, "aeimg-")
+        assert completions(command, option, "mine.s") == [("file", "mine.s")]
 
 
 def test_models_tells_task_size_cost_figures_and_origin():
@@ -175,6 +237,107 @@ def test_an_interrupt_exits_with_130(monkeypatch, folder):
 
     monkeypatch.setattr(aeimg.engine, "process", interrupted)
     assert run("denoise", folder / "in", folder / "out").exit_code == 130
+
+
+SLOW = """
+import sys, time
+import aeimg
+from aeimg.cli import main
+
+
+class Slow:
+    task, halo, label = "denoise", 0, "slow-1"
+
+    def __call__(self, x, sigma):
+        print("running", flush=True)
+        time.sleep(0.3)
+        return x
+
+
+aeimg.register("slow", Slow)
+main(sys.argv[1:])
+"""
+"""The command line with a denoiser that takes its time."""
+
+
+def start(*arguments, code=SLOW, **options):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_run_that_is_ended_by_a_signal_keeps_and_reports_what_is_done(tmp_path, small, name):
+    (tmp_path / "in").mkdir()
+    for number in range(30):
+        Image.fromarray(small).save(tmp_path / "in" / f"{number}.png")
+    child = start("denoise", tmp_path / "in", tmp_path / "out", "-m", "slow", "-b", 1, "--json", tmp_path / "s.json")
+    for _ in range(3):
+        assert child.stdout.readline() == "running\n"
+    child.send_signal(getattr(signal, name))
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "not begun" in told
+    assert "Traceback" not in told
+    about = json.loads((tmp_path / "s.json").read_text())
+    assert about["done"] + about["planned"] == 30
+    assert about["done"] == len(list((tmp_path / "out").glob("*.png"))) > 0
+    assert not list((tmp_path / "out").glob("*.aeimg-part"))
+
+
+def test_a_signal_that_a_parent_ignores_stays_ignored(tmp_path, small):
+    Image.fromarray(small).save(tmp_path / "a.png")
+    command = "denoise", tmp_path / "a.png", tmp_path / "b.png", "-m", "slow"
+    child = start(*command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # as nohup does
+    assert child.stdout.readline() == "running\n"
+    child.send_signal(signal.SIGHUP)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+
+
+def test_training_that_is_ended_by_a_signal_leaves_a_checkpoint_to_resume_from(tmp_path, photograph):
+    (tmp_path / "in").mkdir()
+    for n in range(10):
+        Image.fromarray(photograph[10 * n : 10 * n + 60, :80]).save(tmp_path / "in" / f"{n}.png")
+    weights, checkpoint = tmp_path / "v.safetensors", tmp_path / "c.safetensors"
+    command = "train", "vanilla", tmp_path / "in", "-o", weights, "--checkpoint", checkpoint
+    child = start(*command, "--minutes", 5, code="import sys\nfrom aeimg.cli import main\nmain(sys.argv[1:])")
+    while "step" not in (line := child.stdout.readline()):
+        assert line, child.stderr.read()
+    child.terminate()
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert checkpoint.exists()
+    assert not weights.exists()
+    done = run(*command, "--resume", checkpoint, "--steps", 1)
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_run_without_standard_error_is_a_run(folder, closed):
+    command = f"{sys.executable} -m aeimg denoise in out --sigma 5 {closed}"
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((folder / "out").rglob("*.png"))) == 2
+    for path in (folder / "out").rglob("*.png"):  # nothing was printed into what was opened in the place of it
+        Image.open(path).load()
+
+
+@pytest.mark.parametrize(
+    ("rest", "code", "told"),
+    [("denoise in/a.png - > /dev/full", 1, "Error: standard output can't be written (No space left on device)\n"),
+     ("info latents/a.aei > /dev/full", 1, "Error: standard output can't be written (No space left on device)\n"),
+     ("denoise in/a.png - >&-", 2, "Error: standard output is closed\n"),
+     ("info latents/a.aei | true", 1, "")],
+)  # fmt: skip
+def test_standard_output_that_takes_no_more_is_one_line_and_no_traceback(folder, rest, code, told):
+    if rest.startswith("info"):
+        run("compress", folder / "in", folder / "latents")
+    command = f"(sleep 0.1; {sys.executable} -m aeimg {rest.split('|')[0]}; echo $? > code) {'| true' * ('|' in rest)}"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert int((folder / "code").read_text()) == code
+    assert done.stderr.endswith(told)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
 
 
 def test_the_module_runs_as_a_program():

@@ -53,12 +53,91 @@ def test_target_psnr_gives_the_lowest_quality_that_reaches_it(photograph):
     assert fidelity(below, photograph) < 33.0 <= fidelity(file, photograph)
 
 
-def test_aims_beyond_reach(photograph):
+def test_target_ssimulacra2_gives_the_smallest_file_that_reaches_the_score(photograph):
+    def score(file: bytes) -> float:
+        return ssimulacra2(photograph, process(file, "decompress", kind="numpy"))
+
+    reachable = score(process(photograph, "compress", quality=40)) - 0.5
+    file = process(photograph, "compress", target_ssimulacra2=reachable)
+    below = process(photograph, "compress", quality=quality_of(file) - 1)
+    assert score(below) < reachable <= score(file)
+    assert quality_of(file) <= 40
+
+
+def test_target_ssimulacra2_needs_its_package_and_a_score(photograph, monkeypatch):
+    with pytest.raises(UsageError, match="target_ssimulacra2 must be"):
+        process(photograph, "compress", target_ssimulacra2=101)
+    monkeypatch.setattr("aeimg.tasks.compress.has_ssimulacra2", lambda: False)
+    with pytest.raises(UsageError, match=r"pip install 'aeimg\[metrics\]'"):
+        process(photograph, "compress", target_ssimulacra2=70)
+
+
+def test_aims_beyond_reach(photograph, caplog):
     with pytest.raises(UnsupportedImage, match="can't be made smaller than .* 60 were asked for"):
         process(photograph, "compress", max_bytes=60)
     assert quality_of(process(photograph, "compress", target_psnr=90.0)) == 100
+    assert "the target of 90 dB of PSNR is not reached, even at quality 100 (it has" in caplog.text
     with pytest.raises(UsageError, match="only one of"):
         process(photograph, "compress", max_bytes=60, target_bpp=1.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "quality"), [("target_psnr", "psnr", 100), ("target_ssimulacra2", "ssimulacra2", 100),
+                                   ("target_bpp", "bpp", 1)],
+)  # fmt: skip
+def test_a_target_that_is_missed_is_a_warning_in_the_summary_and_in_the_json(
+    tmp_path, png, small, target, key, quality
+):
+    (tmp_path / "a.png").write_bytes(png(small))
+    wanted = 0.001 if key == "bpp" else 99.5
+    arguments = [
+        "compress",
+        str(tmp_path / "a.png"),
+        str(tmp_path / "a.aei"),
+        "--json",
+        str(tmp_path / "j"),
+        "--measure",
+    ]
+    result = CliRunner().invoke(main, [*arguments, "--" + target.replace("_", "-"), str(wanted)])
+    assert result.exit_code == 0
+    assert "1 miss the target" in result.stderr
+    about = json.loads((tmp_path / "j").read_text())
+    (record,) = about["files"]
+    assert about["missed"] == 1
+    assert record["quality"] == quality
+    assert record["target_missed"] == pytest.approx(record[key], abs=1e-2)
+    assert f"target of {wanted:g}" in record["warnings"][0]
+
+
+def test_a_target_that_is_reached_is_none(tmp_path, png, small):
+    (tmp_path / "a.png").write_bytes(png(small))
+    summary = process(tmp_path / "a.png", "compress", out=tmp_path / "a.aei", target_psnr=25)
+    assert summary.missed == 0
+    assert "target_missed" not in summary.files[0]
+    assert "warnings" not in summary.files[0]
+
+
+def test_a_quality_beside_a_target_is_refused(small, tmp_path):
+    for target in ("target_bpp", "target_psnr", "target_ssimulacra2", "max_bytes"):
+        with pytest.raises(UsageError, match=f"quality and {target} contradict each other"):
+            process(small, "compress", quality=50, **{target: 50})
+    arguments = ["compress", str(tmp_path), str(tmp_path / "out"), "--quality", "50", "--target-psnr", "36"]
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_small_graphics_that_would_come_back_badly_are_stored_where_that_costs_little():
+    rng = np.random.default_rng(0)
+    tiny = rng.integers(0, 256, (10, 10, 3), np.uint8)
+    np.testing.assert_array_equal(process(process(tiny, "compress"), "decompress", kind="numpy"), tiny)
+    noise = rng.integers(0, 256, (64, 64, 3), np.uint8)  # storing this would cost much
+    assert isinstance(container.read(process(noise, "compress")), container.Coded)
+    assert len(process(tiny, "compress", max_bytes=300)) <= 300  # a limit is a limit
+
+
+def test_small_photographs_are_coded(photograph):
+    for side in (16, 32, 64):
+        corner = np.ascontiguousarray(photograph[100 : 100 + side, 150 : 150 + side])
+        assert isinstance(container.read(process(corner, "compress")), container.Coded)
 
 
 def test_effort_saves_bits_and_changes_nothing_for_the_decoder(photograph):
@@ -149,6 +228,8 @@ def test_the_summary_tells_what_each_file_cost(tmp_path, photograph, png):
     assert record["bpp"] == pytest.approx(8 * len(data) / photograph[:, :, 0].size, abs=1e-4)
     assert record["psnr"] == pytest.approx(psnr(decoded, photograph), abs=0.02)
     assert record["ssim"] == pytest.approx(ssim(decoded, photograph), abs=1e-3)
+    assert record["ssimulacra2"] == pytest.approx(ssimulacra2(photograph, decoded), abs=0.01)
+    assert "mean SSIMULACRA2" in result.stderr
     assert records["flat.png"]["stored"] is True
     assert records["flat.png"]["psnr"] is None
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import threading
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,6 +107,81 @@ def test_decompress_gives_what_kind_names(small):
 def test_sixteen_bits_are_kept_by_denoise(small):
     deep = small.astype(np.uint16) * 257
     assert len(np.unique(process(deep, "denoise", sigma=5))) > 256
+
+
+def opened_in_memory(png, small, tmp_path):
+    """The same picture as whatever stands for a file, and what denoising then gives back."""
+    data = png(small)
+    (tmp_path / "a.png").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("sub/a.png", data)
+    return [
+        (io.BytesIO(data), Image.Image), (open(tmp_path / "a.png", "rb"), Image.Image),
+        (zipfile.Path(tmp_path / "a.zip", "sub/a.png"), Image.Image), (memoryview(data), bytes),
+        (bytearray(data), bytes), (os.scandir(tmp_path), Image.Image), (Path(tmp_path / "a.png"), Image.Image),
+    ]  # fmt: skip
+
+
+def test_whatever_stands_for_a_file_is_taken_for_one(small, png, tmp_path):
+    expected = process(small, "denoise", sigma=5)
+    for source, kind in opened_in_memory(png, small, tmp_path):
+        if isinstance(source, type(os.scandir(tmp_path))):
+            source = next(entry for entry in source if entry.name == "a.png")  # an os.PathLike of another library
+        result = process(source, "denoise", sigma=5)
+        assert isinstance(result, kind)
+        pixels = np.asarray(Image.open(io.BytesIO(result)) if kind is bytes else result)
+        np.testing.assert_array_equal(pixels, expected)
+        if hasattr(source, "close"):
+            source.close()
+
+
+def test_latent_files_may_be_open_too(small, tmp_path):
+    latent = process(small, "compress")
+    expected = process(latent, "decompress", kind="numpy")
+    for source in (io.BytesIO(latent), memoryview(latent)):
+        np.testing.assert_array_equal(process(source, "decompress", kind="numpy"), expected)
+    (out,) = process([io.BytesIO(latent)], "decompress", kind="numpy")
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_a_file_that_is_open_is_never_a_list_of_lines(tmp_path, small, png):
+    (tmp_path / "a.png").write_bytes(png(small))
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/a.png\n")
+    for task in ("denoise", "compress", "decompress", "features"):
+        with open(tmp_path / "list.txt") as lines, pytest.raises(UsageError, match="list.txt: is open as text"):
+            process(lines, task)
+    for mode in ("r", "rb"):
+        with open(tmp_path / "list.txt", mode) as lines, pytest.raises(UsageError, match="not a (TextIO|Buffered)"):
+            process(lines, "denoise", out=tmp_path / "out")
+    with pytest.raises(InputError, match="can't be read"):
+        process(lines, "denoise")  # it is closed
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensors_of_bytes_stay_tensors_of_bytes(small):
+    x = torch.from_numpy(small.copy()).permute(2, 0, 1)
+    result = process(x, "denoise", sigma=5)
+    assert (result.dtype, result.shape) == (torch.uint8, x.shape)
+    np.testing.assert_array_equal(result.permute(1, 2, 0), process(small, "denoise", sigma=5))
+    assert process(torch.stack([x, x]), "denoise", sigma=5).dtype == torch.uint8
+    assert container.read(process(x, "compress")) == container.read(process(small, "compress"))
+
+
+def test_what_stands_for_several_pictures_but_is_no_iterable_of_them_is_refused_by_name(small, tmp_path):
+    with pytest.raises(UsageError, match=r"one picture; this is \[2, 101, 143, 3\] uint8: give a batch as list"):
+        process(np.stack([small, small]), "denoise")
+    assert len(list(process(list(np.stack([small, small])), "denoise"))) == 2
+    with pytest.raises(UsageError, match="a dict is not something"):
+        process({"a.png": small}, "denoise")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive, pytest.raises(UsageError, match="a ZipFile is not"):
+        process(archive, "denoise")
+    with pytest.raises(UsageError, match="not a dict"):
+        process({"a.png": 1}, "denoise", out=tmp_path / "out")
+
+
+def test_a_network_as_model_is_refused_with_words(small):
+    with pytest.raises(UsageError, match=r"a Identity is no name of a model .*aeimg\.register"):
+        process(small, "denoise", model=torch.nn.Identity())
 
 
 def test_what_is_no_picture_is_refused(small):

@@ -354,9 +354,12 @@ def test_a_model_without_features_says_so_once(pictures):
     assert (done.exit_code, done.output) == (1, "Error: model bare-1 gives no features\n")
     assert not (pictures / "f.csv").exists()
     (pictures / "none").mkdir()
+    (pictures / "none" / "a.psd").write_bytes(b"8BPS")
     registry.unregister("small")
     done = command("score", pictures / "none", pictures / "s.csv", "-m", model(identity()))
-    assert (done.exit_code, done.output) == (0, "score: 0 images; no images found\n")
+    assert (done.exit_code, done.output) == (1, "score: 0 images; no images found; passed over: 1 .psd\n")
+    allowed = command("score", pictures / "none", pictures / "s.csv", "-m", "small", "--allow-empty")
+    assert allowed.exit_code == 0
 
 
 def test_the_commands(tmp_path, monkeypatch):

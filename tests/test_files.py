@@ -134,13 +134,25 @@ def test_what_can_be_skipped_is_seen_before_anything_is_decoded(folder, tmp_path
 
 def test_a_dry_run_writes_nothing_and_says_what_would_be_done(folder, tmp_path):
     out = tmp_path / "out"
-    summary = run(folder, out, dry_run=True)
+    summary = run(folder, out, dry_run=True, estimate=True)
     assert not out.exists()
     assert (summary.planned, summary.done, summary.skipped) == (12, 0, 0)
     assert summary.expected["megapixels"] == pytest.approx(sum(20 + n for n in range(12)) * 24 / 1e6, abs=1e-3)
     written = run(folder, out).bytes_out
     assert 0.2 * written < summary.expected["bytes_out"] < 5 * written
     assert {r["status"] for r in run(folder, out, dry_run=True).files} == {"skipped"}
+
+
+def test_a_dry_run_processes_pictures_only_for_an_estimate(folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("aeimg.tasks.pictures.read_picture", fail)
+    monkeypatch.setattr(Same, "forward", fail)
+    summary = run(folder, tmp_path / "out", dry_run=True)
+    assert (summary.planned, set(summary.expected)) == (12, {"megapixels"})
+    with pytest.raises(UsageError, match="estimate is for dry runs"):
+        run(folder, tmp_path / "out", estimate=True)
 
 
 # -- where things go -------------------------------------------------------------------------------------------------
@@ -530,11 +542,42 @@ def test_standard_input_goes_to_standard_output(small, png):
 
 
 def test_the_dry_run_of_the_command_line_lists_what_it_would_do(folder, tmp_path):
-    result = CliRunner().invoke(main, ["denoise", str(folder), str(tmp_path / "out"), "-m", "same", "--dry-run"])
+    command = ["denoise", str(folder), str(tmp_path / "out"), "-m", "same", "--dry-run"]
+    result = CliRunner().invoke(main, command)
     assert result.exit_code == 0
     assert result.stdout.count(" -> ") == 12
     assert "12 to do" in result.stderr
+    assert "to be written" not in result.stderr
+    assert "to be written" in CliRunner().invoke(main, [*command, "--estimate"]).stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_finds_nothing_fails_and_says_what_it_passed_over(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.PSD", "sub/b.psd", "c.cr2", "d", ".hidden.tga"):
+        (tmp_path / "in" / name).write_bytes(b"8BPS")
+    (tmp_path / "in" / "link.png").symlink_to("a.PSD")
+    for task in ("denoise", "compress", "decompress"):
+        command = [task, str(tmp_path / "in"), str(tmp_path / "out"), "--json", str(tmp_path / "s.json")]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1
+        assert "latent files found" in result.stderr if task == "decompress" else "no images found" in result.stderr
+        passed = "passed over: 2 .psd, 1 .cr2, 1 without a suffix, 1 symbolic links (see --follow-symlinks)\n"
+        assert result.stderr.endswith(passed)
+        told = json.loads((tmp_path / "s.json").read_text())["passed_over"]
+        assert told == {".psd": 2, ".cr2": 1, "without a suffix": 1, "symbolic link": 1}
+        assert CliRunner().invoke(main, [*command, "--allow-empty"]).exit_code == 0
+        assert CliRunner().invoke(main, [*command, "--dry-run"]).exit_code == 1
+
+
+def test_what_is_passed_over_beside_images_is_said_too(folder, tmp_path):
+    (folder / "notes.txt").write_text("mine")
+    command = ["denoise", str(folder), str(tmp_path / "out"), "-m", "same"]
+    for _ in range(2):  # the second run finds all done, and that is not nothing
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0
+        assert "; passed over: 1 .txt\n" in result.stderr
+    assert "passed over" not in CliRunner().invoke(main, [*command, "--quiet"]).stderr
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(folder, tmp_path, monkeypatch, caplog):

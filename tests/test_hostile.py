@@ -115,7 +115,7 @@ def test_a_damaged_avif_ends_neither_a_dry_run_nor_training_nor_a_benchmark(tmp_
         image.load()
     (tmp_path / "a.avif").write_bytes(damaged)
     (tmp_path / "b.png").write_bytes(png(small))
-    summary = process(tmp_path, "denoise", out=tmp_path / "out", dry_run=True)
+    summary = process(tmp_path, "denoise", out=tmp_path / "out", dry_run=True, estimate=True)
     assert summary.planned == 2
     with pytest.raises(DataError, match=r"a\.avif"):
         _rgb(tmp_path / "a.avif")

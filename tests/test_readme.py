@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import struct
+from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
+from typing import NamedTuple
 
 import click
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image, ImageDraw
 
 import aeimg
 from aeimg.cli import main
@@ -54,6 +61,111 @@ def test_the_two_commands_stand_there_word_for_word():
 @pytest.mark.parametrize("line", sorted({line for page in PAGES for line in command_lines(page.read_text("utf-8"))}))
 def test_every_command_line_parses(line):
     assert parse(line).params
+
+
+class Step(NamedTuple):
+    """A command of README as a shell would run it."""
+
+    words: list[str]
+    """What follows `aeimg`."""
+    taken: str | None
+    """The file that is its standard input."""
+    given: str | None
+    """The file that gets its standard output."""
+
+
+def steps(text: str) -> list[Step]:
+    """The calls of aeimg in the indented code of a page, in order."""
+    found = []
+    for line in re.findall(r"^    (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.S | re.M), re.M):
+        for part in re.split(r" && ", line):
+            words = shlex.split(part, comments=True)
+            taken = given = None
+            if words[:1] == ["cat"] and words[2:4] == ["|", "aeimg"]:
+                taken, words = words[1], words[3:]
+            if words[-2:-1] == [">"]:
+                given, words = words[-1], words[:-2]
+            if words[:1] == ["aeimg"]:
+                found.append(Step(words[1:], taken, given))
+    return found
+
+
+def drawn(number: int, width: int = 96, height: int = 80) -> Image.Image:
+    """A picture of a few soft shapes and some noise."""
+    rng = np.random.default_rng(number)
+    image = Image.new("RGB", (width, height), tuple(map(int, rng.integers(60, 200, 3))))
+    for _ in range(12):
+        x, y, side = (int(value) for value in rng.integers(0, width, 3))
+        ImageDraw.Draw(image).ellipse((x, y, x + side, y + side), fill=tuple(map(int, rng.integers(0, 256, 3))))
+    noise = rng.normal(0, 6, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+
+
+def draw_what_the_readme_names() -> None:
+    """Makes the folders and files that README takes for granted, in the current folder."""
+    for folder, count in (("in", 2), ("renders", 1), ("scans/1", 1), ("my_scans", 10), ("photos", 10)):
+        Path(folder).mkdir(parents=True)
+        for number in range(count):
+            suffix = "tif" if folder.startswith("scans") else "png"
+            drawn(number).save(Path(folder) / f"{'abcdefghij'[number]}.{suffix}")
+    for folder in ("my_pairs", "taken_twice"):
+        for kind in ("noisy", "clean"):
+            Path(folder, kind).mkdir(parents=True)
+            for number in range(10):
+                drawn(number + 20).save(Path(folder, kind, f"camera_{number}.png"))
+    drawn(50).save("noisy.jpg")
+    Path("more.txt").write_text("in/a.png\n")
+    Path("digits").mkdir()
+    images = np.stack([np.asarray(drawn(number, 28, 28).convert("L")) for number in range(60)])
+    Path("digits/t-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, *images.shape) + images.tobytes())
+    Path("digits/t-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 60) + bytes(n % 10 for n in range(60)))
+
+
+def shorten_training(monkeypatch) -> None:
+    """One step of a few small crops, and tables from a few crops."""
+    from aeimg.training.compress_objective import CompressObjective
+    from aeimg.training.run import OBJECTIVES
+
+    monkeypatch.setenv("AEIMG_TRAIN_STEPS", "1")
+    for objective in OBJECTIVES.values():
+        if objective.task in ("denoise", "compress") and objective.recipe.crop > 64:
+            short = replace(objective.recipe, crop=64, late_crop=64, batch=2, late_batch=2)
+            monkeypatch.setattr(objective, "recipe", short)
+    tables = partialmethod(CompressObjective._fit_tables, crops=5)
+    monkeypatch.setattr(CompressObjective, "_fit_tables", tables)
+
+
+@pytest.mark.slow
+def test_the_commands_run_one_after_another_in_the_order_in_which_they_stand(tmp_path, monkeypatch):
+    from aeimg import bench, report
+
+    monkeypatch.chdir(tmp_path)
+    shorten_training(monkeypatch)
+    qualities = partial(bench.bench_compress, qualities=(10, 40, 70, 95))
+    monkeypatch.setattr(bench, "bench_compress", qualities)
+    monkeypatch.setattr(bench, "bench_denoise", partial(bench.bench_denoise, side=64, sigmas=(25,)))
+    monkeypatch.setattr(report, "_photographs", lambda: [(name, np.asarray(drawn(9))) for name in "ab"])
+    draw_what_the_readme_names()
+    commands = steps(README)
+    assert len(commands) > 20
+    for words, taken, given in commands:
+        done = CliRunner().invoke(main, words, input=Path(taken).read_bytes() if taken else None)
+        assert done.exit_code == 0, f"aeimg {shlex.join(words)}: {done.output} {done.exception!r}"
+        assert "; passed over" not in done.stderr
+        if given:
+            Path(given).write_bytes(done.stdout_bytes)
+    assert Image.open("clean.jpg").size == (96, 80)
+    assert Image.open("back/a.png").size == Image.open("out/a.png").size == Image.open("webp/a.webp").size
+    assert len(list(Path().glob("*.safetensors"))) == 6  # five models, and the features
+
+
+def test_the_steps_of_a_page_are_found():
+    page = "    cat a.jpg | aeimg denoise - - > b.jpg   # c\n    pip install x && aeimg demo demo/\n"
+    page += "```python\n    aeimg 1\n```\n"
+    assert steps(page) == [
+        Step(["denoise", "-", "-"], "a.jpg", "b.jpg"),
+        Step(["demo", "demo/"], None, None),
+    ]
 
 
 def test_the_readme_shows_every_command():
@@ -106,8 +218,6 @@ def test_the_reference_holds_everything_public():
 
 def run_blocks(page: Path, small) -> dict[str, object]:
     """Runs the Python blocks of a page one after another, in a folder with one picture, `in/a.png`."""
-    from PIL import Image
-
     Path("in").mkdir()
     Image.fromarray(small).save("in/a.png")
     names: dict[str, object] = {"image": Image.fromarray(small), "images": [small, small]}

@@ -66,7 +66,7 @@ def test_pyright_refuses_every_wrong_call():
 
 @pytest.mark.parametrize("task", OPTIONS)
 def test_type_checkers_know_every_option(task):
-    of_the_call = {"model", "device", "dtype", "progress", "dry_run"}
+    of_the_call = {"model", "device", "dtype", "progress", "dry_run", "estimate"}
     of_the_overloads = {"kind"} if task == "decompress" else set()
     known = set(names_of(OPTIONS[task], RunOptions, FileOptions)) | of_the_call
     assert set(WORDS[task].__annotations__) | of_the_overloads == known

@@ -2,17 +2,19 @@
 
 prepare   reads the picture and codes its alpha
 run       a batch through the codec's analysis; several times, where a target stands for the quality
-finish    entropy coding, and the latent file; or the stored source, where that is smaller
+finish    entropy coding, and the latent file; or the stored source, where that is smaller, or where it costs little and
+          the picture is small and would come back badly
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import zlib
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,10 @@ from torch import Tensor
 
 from .. import container, registry
 from ..contract import Codec, PreparingCodec
-from ..errors import UnsupportedImage
+from ..errors import UnsupportedImage, UsageError
 from ..images import Picture, encode_lossless
 from ..manifest import digest
-from ..metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
+from ..metrics import SMALLEST_FOR_SSIM, bits_per_pixel, has_ssimulacra2, psnr, ssim, ssimulacra2
 from ..pixels import to_array, to_eight_bits
 from .options import CompressOptions
 from .pictures import PictureItem, Result, batch_key, open_checked, stacked
@@ -33,6 +35,14 @@ Array = np.ndarray
 
 PREPARED_PIXELS = 1 << 25
 """A larger picture is analysed anew for each quality that is tried, because its analysis would take much memory."""
+
+TINY, SMALL = 16 * 16, 64 * 64
+"""Up to so many pixels a picture is tiny or small: storing it without loss costs little, and much of what the network
+sees of it is padding."""
+POOR = 30.0
+"""A small picture that would come back with a lower PSNR than this, in dB, or below the target, is stored where that
+costs at most twice as many bytes, a tiny one where it costs at most `EXTRA` bytes more."""
+EXTRA = 1024
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,13 @@ class Fidelity:
     """In dB; None where nothing was lost."""
     ssim: float | None
     """None for pictures that are too small to have one."""
+    ssimulacra2: float | None
+    """None where the package `ssimulacra2` is missing."""
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the same for the summary of a run."""
+        scored = {} if self.ssimulacra2 is None else {"ssimulacra2": self.ssimulacra2}
+        return {"psnr": self.psnr, "ssim": self.ssim, **scored}
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,11 @@ class Encoded:
     quality: int
     """The quality at which it was encoded."""
     fidelity: Fidelity | None
-    """What decoding it gives, where that was measured."""
+    """What decoding it gives, where that was asked for."""
+    psnr: float | None = None
+    """What decoding a small picture gives, in dB."""
+    reached: float | None = None
+    """What decoding it gives in the unit of the target, where there is one for the fidelity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +101,15 @@ class CompressResult(Result[bytes]):
     bpp: float
     """Bits per pixel of the whole file."""
     fidelity: Fidelity | None
-    """What decoding the file gives, where that was measured."""
+    """What decoding the file gives, where that was asked for."""
+    missed: float | None = None
+    """What the file has instead of the target for bits per pixel, PSNR or SSIMULACRA2, where it misses it."""
 
     def figures(self) -> dict[str, Any]:
-        measured = {} if self.fidelity is None else {"psnr": self.fidelity.psnr, "ssim": self.fidelity.ssim}
         return {
             "model": self.model, "quality": self.quality, "effort": self.effort, "stored": self.stored,
-            "bpp": round(self.bpp, 5), **measured,
+            "bpp": round(self.bpp, 5), **({} if self.fidelity is None else self.fidelity.figures()),
+            **({} if self.missed is None else {"target_missed": round(self.missed, 5)}),
         }  # fmt: skip
 
 
@@ -102,6 +125,8 @@ class Compress:
         dtype: torch.dtype,
         options: CompressOptions,
     ) -> None:
+        if options.target_ssimulacra2 is not None and not has_ssimulacra2():
+            raise UsageError("target_ssimulacra2 needs the package ssimulacra2: pip install 'aeimg[metrics]'")
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
         self.model: Codec = registry.get(model, "compress", device)
 
@@ -109,8 +134,8 @@ class Compress:
         """Returns what is equal for runs that make the same of the same input: by model and options."""
         o = self.options
         chosen = {
-            "quality": o.quality, "target_bpp": o.target_bpp, "target_psnr": o.target_psnr, "max_bytes": o.max_bytes,
-            "effort": o.effort,
+            "quality": o.level, "target_bpp": o.target_bpp, "target_psnr": o.target_psnr, "max_bytes": o.max_bytes,
+            "target_ssimulacra2": o.target_ssimulacra2, "effort": o.effort,
         }  # fmt: skip
         models = [(self.model.label, self.model.digest.hex())]
         return digest(json.dumps(["Compress", models, chosen, str(self.dtype)], sort_keys=True, default=str).encode())
@@ -134,41 +159,65 @@ class Compress:
         """Returns the latent of each picture, at the quality that the options ask for."""
         x = stacked(items, self.model.multiple)
         o = self.options
-        if o.target_bpp is not None or o.target_psnr is not None or o.max_bytes is not None:
+        if o.target is not None:
             return [self._reach_target(item, one) for item, one in zip(items, x[:, None], strict=True)]
-        latents = self._encode(x, o.quality)
-        if not o.measure:
-            return [Encoded(latent, o.quality, None) for latent in latents]
-        decoded = self._decode(latents, x, o.quality)
+        latents = self._encode(x, o.level)
+        if not o.measure and all(item.work > SMALL for item in items):
+            return [Encoded(latent, o.level, None) for latent in latents]
+        decoded = self._decode(latents, x, o.level)
         return [
-            Encoded(latent, o.quality, _measure(item.picture, back))
+            self._compared(item, latent, o.level, back)
             for item, latent, back in zip(items, latents, decoded, strict=True)
         ]
 
     def finish(self, item: CompressItem, raw: Encoded) -> CompressResult:
-        """Codes the latent, and returns the smallest file that holds the picture."""
+        """Codes the latent, and returns the smallest file that holds the picture, or a stored one; see the module."""
         coded = self._file(item, raw.latent, raw.quality)
-        data = min((coded, *_stored(item, len(coded))), key=len)
-        stored = data is not coded
+        stored = min(_stored(item, self._most_for_storing(item, raw, len(coded))), key=len, default=None)
+        data = coded if stored is None else stored
         limit = self.options.max_bytes
         if limit is not None and len(data) > limit:
             raise UnsupportedImage(
                 f"{item.label}: can't be made smaller than {len(data)} bytes (quality {raw.quality}); "
                 f"{limit} were asked for"
             )
-        lossless = stored and raw.fidelity is not None
+        bpp = bits_per_pixel(len(data), item.picture.width, item.picture.height)
+        missed, warnings = self._missed(bpp, None if stored else raw.reached)
+        lossless = stored is not None and raw.fidelity is not None
         return CompressResult(
             value=data,
             width=item.picture.width,
             height=item.picture.height,
-            warnings=item.picture.notes,
+            warnings=(*item.picture.notes, *warnings),
             model=self.model.label,
             quality=raw.quality,
             effort=self.options.effort,
-            stored=stored,
-            bpp=bits_per_pixel(len(data), item.picture.width, item.picture.height),
-            fidelity=Fidelity(None, 1.0) if lossless else raw.fidelity,
+            stored=stored is not None,
+            bpp=bpp,
+            fidelity=Fidelity(None, 1.0, 100.0 if has_ssimulacra2() else None) if lossless else raw.fidelity,
+            missed=missed,
         )
+
+    def _most_for_storing(self, item: CompressItem, raw: Encoded, coded: int) -> int:
+        """Returns how many bytes a file without loss may have, so that it is taken instead of one of `coded` bytes."""
+        o = self.options
+        wanted = o.target_psnr if o.target_psnr is not None else o.target_ssimulacra2
+        unmet = wanted is not None and raw.reached is not None and raw.reached < wanted
+        if raw.psnr is None or not (raw.psnr < POOR or unmet):
+            return coded - 1
+        most = coded + EXTRA if item.work <= TINY else 2 * coded
+        limit = o.size_limit(item.work)
+        return most if limit is None else min(most, max(limit, coded - 1))
+
+    def _missed(self, bpp: float, reached: float | None) -> tuple[float | None, tuple[str, ...]]:
+        """Returns what a file has in place of its target, where it misses it, and what the user is to know of it."""
+        o = self.options
+        if o.target_bpp is not None and bpp > o.target_bpp:
+            return bpp, (f"the file is larger than the target of {o.target_bpp:g} bits per pixel, even at quality 1",)
+        for wanted, unit in ((o.target_psnr, "dB of PSNR"), (o.target_ssimulacra2, "points of SSIMULACRA2")):
+            if wanted is not None and reached is not None and reached < wanted:
+                return reached, (f"the target of {wanted:g} {unit} is not reached, even at quality 100",)
+        return None, ()
 
     # -- one quality -------------------------------------------------------------------------------------------
 
@@ -205,37 +254,49 @@ class Compress:
     def _reach_target(self, item: CompressItem, x: Tensor) -> Encoded:
         """Returns the latent of the one picture `x` at the quality that reaches the target.
 
-        For a size, that is the highest quality that keeps to it; for a PSNR, the lowest one that reaches it. Where none
-        does, it is the nearest one: `finish` decides whether that is enough.
+        For a size, that is the highest quality that keeps to it; for a fidelity, the lowest one that reaches it. Where
+        none does, it is the nearest one: `finish` decides whether that is enough.
         """
         o = self.options
         source: Any = x
         if isinstance(self.model, PreparingCodec) and item.work <= PREPARED_PIXELS:
             source = self.model.prepare(x, self.device, self.dtype)
-        latents: dict[int, Any] = {}
+        score = psnr if o.target_psnr is not None else _ssimulacra2
+        wanted = o.target_psnr if o.target_psnr is not None else o.target_ssimulacra2
+        limit = o.size_limit(item.work)
 
+        @functools.cache
         def encode(quality: int) -> Any:
-            if quality not in latents:
-                (latents[quality],) = self._encode(source, quality)
-            return latents[quality]
+            (latent,) = self._encode(source, quality)
+            return latent
+
+        def decode(quality: int) -> Array:
+            (decoded,) = self._decode([encode(quality)], x, quality)
+            return decoded
+
+        @functools.cache
+        def reached(quality: int) -> float:
+            return score(*_side_by_side(item.picture, decode(quality)))
 
         def log_size(quality: int) -> float:
             return math.log(len(self._file(item, encode(quality), quality)))
 
-        def fidelity(quality: int) -> float:
-            (decoded,) = self._decode([encode(quality)], x, quality)
-            return psnr(*_side_by_side(item.picture, decoded))
-
-        if o.target_psnr is not None:
-            target = o.target_psnr
-            quality = 1 + highest_below(lambda q: fidelity(q) - target, slope=0.15)
-        else:
-            limit = o.max_bytes if o.max_bytes is not None else int((o.target_bpp or 0) * item.work / 8)
+        if limit is not None:
             quality = highest_below(lambda q: log_size(q) - math.log(max(limit, 1)) - 1e-9, slope=0.032)
+        else:
+            slope = 0.15 if o.target_psnr is not None else 0.6
+            quality = 1 + highest_below(lambda q: reached(q) - (wanted or 0), slope)
         quality = min(max(quality, 1), 100)
-        latent = encode(quality)
-        measured = _measure(item.picture, self._decode([latent], x, quality)[0]) if o.measure else None
-        return Encoded(latent, quality, measured)
+        made = Encoded(encode(quality), quality, None)
+        if o.measure or item.work <= SMALL:
+            made = self._compared(item, encode(quality), quality, decode(quality))
+        return made if limit is not None else replace(made, reached=reached(quality))
+
+    def _compared(self, item: CompressItem, latent: Any, quality: int, decoded: Array) -> Encoded:
+        """Returns the latent with what the options and the size of the picture ask for."""
+        fidelity = _measure(item.picture, decoded) if self.options.measure else None
+        small = item.work <= SMALL
+        return Encoded(latent, quality, fidelity, psnr(*_side_by_side(item.picture, decoded)) if small else None)
 
 
 def highest_below(excess: Callable[[int], float], slope: float) -> int:
@@ -271,32 +332,40 @@ def _side_by_side(picture: Picture, decoded: Array) -> tuple[Array, Array]:
     return to_array(pixels), to_array(decoded)
 
 
+def _ssimulacra2(pixels: Array, decoded: Array) -> float:
+    return ssimulacra2(to_eight_bits(pixels), to_eight_bits(decoded))
+
+
 def _measure(picture: Picture, decoded: Array) -> Fidelity:
     pixels, decoded = _side_by_side(picture, decoded)
     similar = ssim(pixels, decoded) if min(pixels.shape[:2]) >= SMALLEST_FOR_SSIM else math.nan
     ratio = psnr(pixels, decoded)
     return Fidelity(
-        round(ratio, 3) if math.isfinite(ratio) else None, round(similar, 5) if math.isfinite(similar) else None
+        round(ratio, 3) if math.isfinite(ratio) else None,
+        round(similar, 5) if math.isfinite(similar) else None,
+        round(_ssimulacra2(pixels, decoded), 3) if has_ssimulacra2() else None,
     )
 
 
 # -- storing instead of coding -------------------------------------------------------------------------------
 
 
-def _stored(item: CompressItem, limit: int) -> Iterator[bytes]:
-    """Yields lossless latent files that may be smaller than `limit`: of the source file itself, of the pixels."""
+def _stored(item: CompressItem, most: int) -> Iterator[bytes]:
+    """Yields lossless latent files of at most `most` bytes: of the source file itself, of the pixels."""
     picture, source = item.picture, item.opened.data
-    if source is not None and len(source) < limit:
-        yield container.write(container.Stored(source, picture.name, picture.format))
+    files: list[bytes] = []
+    if source is not None and len(source) <= most:
+        files.append(container.write(container.Stored(source, picture.name, picture.format)))
     plain = picture.pixels.dtype == np.uint8 or (picture.mode == "L" and picture.pixels.dtype == np.uint16)
-    if plain and _flat(picture.pixels, limit):
-        yield container.write(container.Stored(encode_lossless(picture), picture.name, picture.format))
+    if plain and _flat(picture.pixels, most + 1):
+        files.append(container.write(container.Stored(encode_lossless(picture), picture.name, picture.format)))
+    yield from (data for data in files if len(data) <= most)
 
 
 def _flat(pixels: Array, limit: int) -> bool:
     """Returns whether lossless coding may come near `limit` bytes: for tiny images, and where every 16th row deflates
     well."""
-    if pixels[0].size <= 64 * 64:
+    if pixels[0].size <= SMALL:
         return True
     rows = np.ascontiguousarray(pixels[:, ::16])
     deflated = len(zlib.compress(np.diff(rows, axis=2).tobytes(), 1))

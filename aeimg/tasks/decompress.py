@@ -23,7 +23,7 @@ from ..images import WRITABLE, Picture, pixel_limit, read_picture, read_plane
 from ..manifest import digest
 from ..metadata import sound
 from .options import DecompressOptions
-from .pictures import Delivered, FileSource, Opened, PictureItem, Result, deliver, padded_size
+from .pictures import Delivered, FileSource, Opened, PictureItem, Result, deliver, is_path, padded_size, read_bytes
 
 Array = np.ndarray
 
@@ -164,12 +164,15 @@ class Decompress:
 
 def _read(source: object) -> tuple[str, bytes]:
     """Returns the name, for messages, and the bytes of a latent file."""
-    if isinstance(source, bytes | bytearray):
-        return "the latent file", bytes(source)
-    path = source.path if isinstance(source, FileSource) else source
-    if not isinstance(path, str | os.PathLike):
+    if isinstance(source, FileSource):
+        source = source.path
+    if is_path(source):
+        path = os.fsdecode(source)
+        return path, container.read_file(path)
+    file = read_bytes(source)
+    if file is None:
         raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
-    return os.fspath(path), container.read_file(path)
+    return file[0] or "the latent file", file[1]
 
 
 def _empty(latent: container.Coded, name: str) -> Picture:

@@ -86,31 +86,59 @@ class DenoiseOptions(EncodingOptions):
         _require(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
 
 
+DEFAULT_QUALITY = 50
+TARGETS = ("target_bpp", "target_psnr", "target_ssimulacra2", "max_bytes")
+"""The options of compress that can stand in the place of a quality."""
+
+
 @dataclass(frozen=True)
 class CompressOptions:
     """The options of the task compress."""
 
-    quality: int = 50
-    """1 (the smallest files) to 100."""
+    quality: int | None = None
+    """1 (the smallest files) to 100; None for 50, or where there is a target."""
     target_bpp: float | None = None
     """Instead of a quality: the highest one whose file has at most so many bits per pixel."""
     target_psnr: float | None = None
     """Instead of a quality: the lowest one that reaches this PSNR, in dB."""
+    target_ssimulacra2: float | None = None
+    """Instead of a quality: the lowest one that reaches this SSIMULACRA2 score, at most 100."""
     max_bytes: int | None = None
     """Instead of a quality: the highest one whose file has at most so many bytes."""
     effort: int = 1
     """1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent."""
     measure: bool = False
-    """Whether the latent is decoded again for PSNR and SSIM."""
+    """Whether the latent is decoded again for PSNR, SSIM and, where its package is there, SSIMULACRA2."""
 
     def __post_init__(self) -> None:
-        _require_quality(self.quality)
-        targets = {"target_bpp": self.target_bpp, "target_psnr": self.target_psnr, "max_bytes": self.max_bytes}
+        _require_quality(self.level)
+        targets = {name: getattr(self, name) for name in TARGETS}
         given = {name: value for name, value in targets.items() if value is not None}
+        _require(
+            self.quality is None or not given, f"quality and {' and '.join(given)} contradict each other: give one"
+        )
         _require(len(given) <= 1, f"only one of {', '.join(targets)} can be the target, not {' and '.join(given)}")
         for name, value in given.items():
             _require(0 < value < math.inf, f"{name} must be a number above 0, not {value!r}")
+        score = self.target_ssimulacra2
+        _require(score is None or score <= 100, f"target_ssimulacra2 must be a number of 0..100, not {score!r}")
         _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
+
+    @property
+    def level(self) -> int:
+        """The quality, where there is no target."""
+        return DEFAULT_QUALITY if self.quality is None else self.quality
+
+    @property
+    def target(self) -> float | None:
+        """The value of the target, whichever it is."""
+        return next((value for name in TARGETS if (value := getattr(self, name)) is not None), None)
+
+    def size_limit(self, pixels: int) -> int | None:
+        """Returns the most bytes that the file of a picture of so many pixels is to have, if the target is a size."""
+        if self.target_bpp is not None:
+            return int(self.target_bpp * pixels / 8)
+        return self.max_bytes
 
 
 @dataclass(frozen=True)
@@ -264,6 +292,7 @@ class RunWords(TypedDict, total=False):
     dtype: str
     progress: bool
     dry_run: bool
+    estimate: bool
     on_error: OnError | None
     jobs: int | None
     batch_size: int
@@ -287,9 +316,10 @@ class DenoiseWords(RunWords, total=False):
 class CompressWords(RunWords, total=False):
     """See `CompressOptions`."""
 
-    quality: int
+    quality: int | None
     target_bpp: float | None
     target_psnr: float | None
+    target_ssimulacra2: float | None
     max_bytes: int | None
     effort: int
     measure: bool

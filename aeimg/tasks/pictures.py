@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -116,21 +116,63 @@ class Result(Generic[V_out]):
 # -- opening -------------------------------------------------------------------------------------------------
 
 
+def read_bytes(source: object) -> tuple[str, bytes] | None:
+    """Returns the name and the bytes of a file-like source; None for sources of other kinds.
+
+    That is bytes, bytearray or memoryview; a file that is open for reading bytes; and what has `read_bytes` as
+    `pathlib.Path` has, such as a `zipfile.Path`. Raises `UsageError` for a file that is open as text.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "", bytes(source)
+    if is_path(source):
+        return None
+    read = getattr(source, "read_bytes", None) or getattr(source, "read", None)
+    if not callable(read) or isinstance(source, type):
+        return None
+    name = getattr(source, "name", "")
+    name = name if isinstance(name, str) else ""
+    try:
+        data = read()
+    except (OSError, ValueError) as error:  # ValueError: the file is closed
+        raise InputError(f"{name or 'the file'}: can't be read ({error})") from error
+    except TypeError:  # an archive, which reads one of several files
+        return None
+    if not isinstance(data, bytes):
+        raise UsageError(f"{name or 'the file'}: is open as text; open it with mode 'rb'")
+    return name, data
+
+
+def is_path(source: object) -> TypeGuard[str | os.PathLike[Any]]:
+    """Returns whether a source names a file."""
+    return isinstance(source, str | os.PathLike)
+
+
+def is_one(source: object) -> bool:
+    """Returns whether a source is one picture or file, rather than an iterable of them."""
+    several = not isinstance(source, bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor)
+    like_a_file = callable(getattr(source, "read_bytes", None)) or callable(getattr(source, "read", None))
+    return not several or is_path(source) or like_a_file
+
+
 def open_source(source: object) -> Opened:
     """Opens anything that `process` takes as one picture. Raises `UsageError` for anything else."""
     if isinstance(source, FileSource):
         return replace(_open_path(source.path), kind="file", suffix=source.suffix)
-    if isinstance(source, str | os.PathLike):
+    if is_path(source):
         return _open_path(source)
-    if isinstance(source, bytes | bytearray):
-        return Opened(read_picture(bytes(source)), "bytes", source, bytes(source))
     if isinstance(source, Image.Image):
         return Opened(from_pil(source), "pil", source)
     if isinstance(source, np.ndarray):
         return Opened(Picture(*from_array(source)), "numpy", source)
     if isinstance(source, Tensor):
         return Opened(Picture(*from_tensor(source)), "tensor", source)
-    raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
+    file = read_bytes(source)
+    if file is None:
+        raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
+    name, data = file
+    picture = read_picture(data, name) if name else read_picture(data)
+    in_memory = isinstance(source, bytes | bytearray | memoryview)
+    return Opened(replace(picture, name=Path(name).name), "bytes" if in_memory else "pil", source, data)
 
 
 def open_checked(source: object) -> Opened:
@@ -144,9 +186,10 @@ def open_checked(source: object) -> Opened:
     return opened
 
 
-def _open_path(path: str | os.PathLike[str]) -> Opened:
+def _open_path(source: str | os.PathLike[Any]) -> Opened:
+    path = os.fsdecode(source)
     data = read_file(path)
-    return Opened(replace(read_picture(data, str(path)), name=Path(path).name), "pil", path, data)
+    return Opened(replace(read_picture(data, path), name=Path(path).name), "pil", source, data)
 
 
 # -- batches -------------------------------------------------------------------------------------------------

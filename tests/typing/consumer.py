@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import assert_type
@@ -29,6 +30,11 @@ assert_type(aeimg.process(iter([tensor]), "compress", max_bytes=10_000), Iterato
 assert_type(aeimg.process([Path("a.png")], "compress"), Iterator[bytes])
 assert_type(aeimg.process(tensor, "compress", target_bpp=0.5), bytes | list[bytes])
 assert_type(aeimg.process(latent, "decompress"), Image.Image)
+assert_type(aeimg.process(memoryview(latent), "decompress"), Image.Image)
+with open("a.png", "rb") as file:
+    assert_type(aeimg.process(file, "denoise"), Image.Image | Iterator[Image.Image])
+    assert_type(aeimg.process(file, "compress"), bytes | Iterator[bytes])
+assert_type(aeimg.process(io.BytesIO(latent), "decompress"), Image.Image | Iterator[Image.Image])
 assert_type(aeimg.process(latent, "decompress", kind="tensor"), torch.Tensor)
 assert_type(aeimg.process(latent, "decompress", kind="bytes", format="webp"), bytes)
 assert_type(aeimg.process([latent], "decompress"), Iterator[Image.Image])
