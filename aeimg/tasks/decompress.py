@@ -151,12 +151,12 @@ class Decompress:
 
     def _codec(self, latent: container.Coded, name: str) -> Codec:
         try:
-            codec = self.model or registry.get(latent.label, "compress", self.device)
+            codec = self.model or registry.labelled(latent.label, self.device)
         except ModelError as error:
-            raise WrongWeights(f"{name}: was made with {latent.label}: {error}") from error
+            raise WrongWeights(f"{name}: was made with {latent.label!r:.99}: {error}") from error
         if (codec.label, codec.digest) != (latent.label, latent.digest):
             raise WrongWeights(
-                f"{name}: was made with {latent.label} ({latent.digest.hex()}), and these weights are {codec.label} "
+                f"{name}: was made with {latent.label!r:.99} ({latent.digest.hex()}), and these weights are {codec.label} "
                 f"({codec.digest.hex()}); name the right ones with --model FILE"
             )
         return codec

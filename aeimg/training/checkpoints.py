@@ -7,7 +7,7 @@ average so far (`best/...`) and of the optimisers (`optimizer0/...`); their meta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidWeights
 from ..paths import write_atomic
+from ..weights import not_finite
 from .journal import Journal
 
 FORMAT = 2
@@ -32,14 +33,6 @@ def tensors_of(states: Mapping[str, Mapping[str, Tensor]], optimizers: Optimizer
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer{index}/{number}/{key}": value for key, value in state.items()}
     return tensors
-
-
-def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first of the named tensors that has a value that is not finite; None where there is none."""
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], journal: Journal, call: Mapping[str, Any]) -> None:

@@ -14,9 +14,9 @@ from .. import plots
 from ..devices import pick_device, pick_dtype
 from ..errors import InvalidWeights, OutputError, TrainingDiverged, UsageError
 from ..registry import resolve
-from ..weights import Header, build, load_tensors, save_weights
+from ..weights import LONGEST_NAME, Header, build, is_name, load_tensors, not_finite, save_weights
 from .card import commit, make_card
-from .checkpoints import not_finite, read_checkpoint, restore, under
+from .checkpoints import read_checkpoint, restore, under
 from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
@@ -141,6 +141,11 @@ class Call:
             raise UsageError(
                 f"{self.data}: holds noisy/ and clean/ itself; pairs beside it need a folder of clean images"
             )
+        if not is_name(self.model_name):
+            raise UsageError(
+                f"{self.model_name!r:.99} can't be a model's name, which is printable text of up to {LONGEST_NAME} "
+                "characters; give one by --name"
+            )
         textbook = self.task in TEXTBOOKS
         if self.recipe.get("labels") is not None and not (textbook and Digits.are_in(self.data)):
             raise UsageError(
@@ -192,9 +197,6 @@ class Origin:
                 f"{start}: holds another network than the one to be trained, a {header.architecture} to {header.task} "
                 f"with and not a {kind.architecture} to {kind.task} with; start from one of its kind"
             )
-        broken = not_finite(tensors.items())
-        if broken is not None:
-            raise InvalidWeights(f"{start}: {broken} is not finite; start from other weights")
         return cls(header.config, tensors, f"{header.label} ({digest.hex()})")
 
     def merged_config(self, config: dict[str, Any], source: object) -> dict[str, Any]:
