@@ -174,7 +174,8 @@ class HyperpriorCodec:
     def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Pixels `[N,C,H,W]` -> `[N,2*codes]`: mean and standard deviation of each code over the picture's places."""
         q = self._q(len(x), QUALITIES, device)
-        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        total = squares = torch.zeros((), dtype=torch.float64)
+        count = 0
         for tile in tiles_of(x.shape[2], x.shape[3]):
             _, prepared = self._prepare(x, tile, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -231,7 +232,7 @@ class HyperpriorCodec:
         channels, height, width = shape
         q = self._q(count, quality, device)
         rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
-        codes = torch.empty(count, network.config.codes, rows, columns)
+        codes = torch.empty(count, network.config.codes, rows, columns, dtype=torch.float32)
         for number, tile in enumerate(tiles_of(height, width)):
             side = torch.stack([picture[number].side for picture in latents]).to(device)
             symbols = torch.stack([picture[number].codes for picture in latents]).to(device)

@@ -157,7 +157,8 @@ class PatchCodec:
     def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
         """Draws the codes of `count` pictures of `side` pixels a side, as `analyse` makes them; see `from_normal`."""
         block, down, across = self._layout(side, side)
-        return self.from_normal(torch.randn((count, down * across, *self.code_shape(block)), generator=generator))
+        shape = (count, down * across, *self.code_shape(block))
+        return self.from_normal(torch.randn(shape, generator=generator, dtype=torch.float32))
 
     def from_normal(self, noise: Tensor) -> Tensor:
         """Turns standard normal values into codes as `analyse` makes them.

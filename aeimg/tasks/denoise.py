@@ -179,7 +179,7 @@ class Denoise:
         """Returns the clean pixels `[C,H,W]` of each picture, in the depth of its own."""
         model = items[0].model
         x = stacked(items, model.multiple, mirrored=True)
-        sigma = torch.tensor([item.choice.sigma for item in items])
+        sigma = torch.tensor([item.choice.sigma for item in items], dtype=torch.float32)
         clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
         return [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
