@@ -105,7 +105,7 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     for key, value in values.items():
         if key not in known:
             raise InvalidWeights(f"{architecture}: this version of aeimg knows no {key!r:.99} in its config")
-        if not _is_of(value, known[key]):
+        if not is_of(value, known[key]):
             raise InvalidWeights(f"{architecture}: its config has {key} {value!r:.99}, which is none")
     try:
         made: nn.Module = getattr(module, network)(getattr(module, config_class)(**values))
@@ -114,16 +114,19 @@ def build(architecture: str, config: Mapping[str, Any]) -> nn.Module:
     return made
 
 
-def _is_of(value: object, kind: Any) -> bool:
-    """Returns whether a value of a config is of the kind that its field states."""
+def is_of(value: object, kind: Any, largest: int = LARGEST_NUMBER) -> bool:
+    """Returns whether a value that was read from a file is of the type that its field states: a bool, a str, a whole
+    number from 0 to `largest`, a finite float, a tuple of these (or a list, as JSON has no tuples), or one of
+    several."""
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_of(one, typing.get_args(kind)[0]) for one in value)
+        each = typing.get_args(kind)[0]
+        return isinstance(value, tuple | list) and all(is_of(one, each, largest) for one in value)
     if isinstance(kind, types.UnionType):
-        return any(_is_of(value, one) for one in typing.get_args(kind))
+        return any(is_of(value, one, largest) for one in typing.get_args(kind))
     if kind is int:
-        return type(value) is int and 0 <= value <= LARGEST_NUMBER
+        return type(value) is int and 0 <= value <= largest
     if kind is float:
-        return type(value) in (int, float) and abs(value) < LARGEST_NUMBER  # type: ignore[arg-type]
+        return type(value) in (int, float) and abs(value) <= largest  # type: ignore[arg-type,operator]
     return type(value) is kind
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ from .. import plots
 from ..devices import pick_device, pick_dtype
 from ..errors import InvalidWeights, OutputError, TrainingDiverged, UsageError
 from ..registry import resolve
-from ..weights import LONGEST_NAME, Header, build, is_name, load_tensors, not_finite, save_weights
+from ..weights import LONGEST_NAME, Header, build, is_name, is_of, load_tensors, not_finite, save_weights
 from .card import commit, make_card
-from .checkpoints import read_checkpoint, restore, under
+from .checkpoints import LARGEST_NUMBER, read_checkpoint, restore, under
 from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
@@ -275,6 +275,9 @@ class Run:
         unknown = sorted(set(fields) - set(settings))
         if unknown:
             raise UsageError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(settings)}")
+        for key, kind in get_type_hints(Recipe).items():
+            if not is_of(fields[key], kind, LARGEST_NUMBER):
+                raise UsageError(f"a recipe's {key} can't be {fields[key]!r:.99}")
         recipe = Recipe(**fields)
         minutes, steps = call.minutes, call.steps
         if minutes is None and steps is None:
@@ -330,6 +333,8 @@ class Run:
         restore(resume, origin.tensors, {"model": loop.objective.model, "average": loop.average}, loop.optimizers)
         loop.best = {key: value.to(self.device) for key, value in under("best/", origin.tensors).items()}
         loop.last_checkpoint = resume, journal.step
+        if any(loop.objective.primary_metric not in row for row in journal.evaluations):
+            raise InvalidWeights(f"{resume}: is damaged: an evaluation has no {loop.objective.primary_metric}")
         if loop.settings.patience is not None and not loop.best:  # the run had no patience so far
             journal.best, journal.evaluations_since_best = None, 0
         log(f"resumed {resume} at step {journal.step}, {journal.seconds / 60:.1f} minutes in")
