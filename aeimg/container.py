@@ -26,7 +26,7 @@ upper case may not. The sections of version 1:
     n  name of the source file, without folders, UTF-8
     f  format of the source file, as Pillow names it
 
-Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
+The longer side in I is at most 2^16 times the shorter one. Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
 metadata. All metadata together, inflated, is at most 16 MiB. A reader checks the CRC first, so that a damaged file is
 refused whole. What that can't catch, a decoder that decodes otherwise than the encoder did, the model's own data must:
 the built-in codec's holds a CRC of the symbols.
@@ -48,6 +48,8 @@ from .paths import open_regular
 MAGIC = b"\x89AEI"
 VERSION = 1
 MAX_SIDE = (1 << 24) - 1
+MAX_ASPECT = 1 << 16
+"""How many times as long as its shorter side the longer side of a coded picture may be."""
 MAX_FILE = 1 << 31
 """How many bytes a latent file may have."""
 
@@ -103,6 +105,11 @@ def _read_varint(data: bytes, at: int, name: str, end: int | None = None) -> tup
         if byte < 0x80:
             return value, at + n + 1
     raise InvalidLatent(f"{name}: holds a number that is too large")
+
+
+def is_strip(width: int, height: int) -> bool:
+    """Returns whether a picture is too thin to be coded: models pad the shorter side, and would work on nothing else."""
+    return max(width, height) > MAX_ASPECT * min(width, height)
 
 
 def write(latent: Coded | Stored) -> bytes:
@@ -241,6 +248,8 @@ def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
         channels, depth = image[at], image[at + 1]
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise InvalidLatent(f"{name}: declares an impossible size of {width}x{height}")
+        if is_strip(width, height):
+            raise InvalidLatent(f"{name}: declares {width}x{height} pixels; pictures as thin as that are only stored")
         if channels not in (1, 3) or depth not in (8, 16):
             raise UnsupportedVersion(f"{name}: {channels} channels of {depth} bits are unknown to this aeimg")
         quality = payload[0]

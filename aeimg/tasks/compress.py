@@ -148,7 +148,11 @@ class Compress:
     def finish(self, item: CompressItem, raw: Encoded) -> CompressResult:
         """Codes the latent, and returns the smallest file that holds the picture."""
         coded = self._file(item, raw.latent, raw.quality)
-        data = min((coded, *_stored(item, len(coded))), key=len)
+        strip = container.is_strip(item.picture.width, item.picture.height)
+        candidates = [*_stored(item, 1 << 62 if strip else len(coded)), *(() if strip else (coded,))]
+        if not candidates:
+            raise UnsupportedImage(f"{item.label}: is too thin to be coded; give it as a file, or as uint8, to store it")
+        data = min(candidates, key=len)
         stored = data is not coded
         limit = self.options.max_bytes
         if limit is not None and len(data) > limit:
