@@ -73,9 +73,10 @@ class PatchCodec:
         self.spread = _of_shape(tensors, "spread", values).float()
         if not bool((self.spread > 0).all()):
             raise ValueError("code/spread: standard deviations are positive")
-        self.index = _of_shape(tensors, "index", (QUALITIES, *values)).numpy()
-        if self.index.dtype != np.uint8 or self.index.max() >= LEVELS:
+        index = _of_shape(tensors, "index", (QUALITIES, *values))
+        if index.dtype != torch.uint8 or int(index.max()) >= LEVELS:
             raise ValueError(f"code/index: must be uint8 below {LEVELS}")
+        self.index = index.numpy()
         self.errors = _of_shape(tensors, "errors", (101,)).float().numpy()
         # The file holds the tables of the symbols 0, 1, 2, ... and of the escape: negative symbols are as likely.
         half = integer_tables(tensors["code/tables"])
