@@ -38,8 +38,9 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import BinaryIO
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
@@ -228,6 +229,45 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         if size > MAX_FILE:
             raise InvalidLatent(f"{path}: has {size} bytes, more than the {MAX_FILE} that a latent file may have")
         return MAGIC + file.read(size)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a latent file says of its size in memory."""
+
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    depth: int = 0
+    alpha: bool = False
+    metadata: int = 0
+    """How many bytes the metadata may inflate to."""
+    stored: int | None = None
+    """Where in the file the image file begins that it stores, if it does."""
+
+
+def outline(file: BinaryIO) -> Outline:
+    """Reads the sizes of a latent file and passes over everything else. Raises `InvalidLatent`."""
+    name, found, metadata = "the latent file", Outline(), 0
+    file.seek(5)
+    while len(head := file.read(6)) == 6:  # of the four last bytes, no section begins with one
+        tag = chr(head[0])
+        length, at = _read_varint(head, 1, name)
+        start = file.seek(at - len(head), os.SEEK_CUR)
+        if tag == "S":
+            return Outline(stored=start)
+        if tag == "I" and length < 64:
+            image = file.read(length)
+            width, at = _read_varint(image, 0, name)
+            height, at = _read_varint(image, at, name)
+            channels, depth = image[at : at + 2]
+            found = replace(found, width=width, height=height, channels=channels, depth=depth)
+        elif tag in _DEFLATED:
+            metadata += 1032 * length  # deflate's best
+        elif tag == "A":
+            found = replace(found, alpha=True)
+        file.seek(start + length)
+    return replace(found, metadata=min(metadata, MAX_METADATA))
 
 
 def read(data: bytes, name: str = "the latent file") -> Coded | Stored:

@@ -431,6 +431,10 @@ class _ToFiles:
     def __init__(self, task: AnyTask, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
         self.task, self.manifest, self.recipe, self.dry = task, manifest, recipe, dry
 
+    def estimate(self, job: paths.Job) -> int:
+        """Returns what the task estimates."""
+        return self.task.estimate(FileSource(job.source, job.target.suffix))
+
     def prepare(self, job: paths.Job) -> _FileItem:
         """Reads the file and prepares it as the task does."""
         began = time.monotonic()

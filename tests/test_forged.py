@@ -312,8 +312,10 @@ def changes(about: dict) -> list[object]:
     made += [{**about, "journal": {**journal, key: value}} for key, values in wrong.items() for value in values]
     made += [{**about, "call": value} for value in (3, [], "x", None)]
     made += [{**about, "call": {**call, key: value}} for key in ("config", "recipe") for value in (3, [], "x", None)]
-    made += [{**about, "call": {**call, "recipe": {**call["recipe"], key: value}}}
-             for key, value in (("crop", "x"), ("warmup", -1), ("learning_rate", []), ("muon", 1), ("labels", 3), ("x", 1))]
+    made += [
+        {**about, "call": {**call, "recipe": {**call["recipe"], key: value}}}
+        for key, value in (("crop", "x"), ("warmup", -1), ("learning_rate", []), ("muon", 1), ("labels", 3), ("x", 1))
+    ]
     made += [{**about, "call": {**call, "config": {**call["config"], key: value}}}
              for key, value in (("side", "x"), ("widths", 3), ("x", 1))]  # fmt: skip
     return made + [{**about, "call": {**call, key: []}} for key in ("seed", "start", "patience", "objective", "task")]

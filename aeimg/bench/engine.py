@@ -29,7 +29,7 @@ class _Steps:
     def only(self, **parts: Any) -> Any:
         """The task, with nothing left of its steps but those that are given; `prepare` stays unless it is given."""
         nothing = {"run": lambda items: list(items), "finish": lambda item, result: result}
-        keep = {"prepare": self.whole.prepare, "key": self.whole.key, "small": True}
+        keep = {"prepare": self.whole.prepare, "estimate": self.whole.estimate, "key": self.whole.key, "small": True}
         return SimpleNamespace(**{**keep, **nothing, **parts})
 
     def finish(self, item: Any, result: Any) -> int:

@@ -27,7 +27,7 @@ from ..manifest import digest
 from ..metrics import SMALLEST_FOR_SSIM, bits_per_pixel, psnr, ssim
 from ..pixels import to_array, to_eight_bits
 from .options import CompressOptions
-from .pictures import PictureItem, Result, batch_key, open_checked, stacked
+from .pictures import CODE_BYTES, COPIES, PictureItem, Result, batch_key, estimate, open_checked, stacked
 
 Array = np.ndarray
 
@@ -41,6 +41,11 @@ class CompressItem(PictureItem):
 
     alpha: bytes | None
     """A greyscale image file."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory, with those of the codes."""
+        return super().nbytes + CODE_BYTES * self.work + len(self.alpha or b"")
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,11 @@ class Compress:
 
     # -- the three steps ---------------------------------------------------------------------------------------
 
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        held = estimate(source)
+        return held + CODE_BYTES * held // COPIES
+
     def prepare(self, source: object) -> CompressItem:
         """Reads a picture and codes its alpha."""
         opened = open_checked(source)
@@ -151,7 +161,9 @@ class Compress:
         strip = container.is_strip(item.picture.width, item.picture.height)
         candidates = [*_stored(item, 1 << 62 if strip else len(coded)), *(() if strip else (coded,))]
         if not candidates:
-            raise UnsupportedImage(f"{item.label}: is too thin to be coded; give it as a file, or as uint8, to store it")
+            raise UnsupportedImage(
+                f"{item.label}: is too thin to be coded; give it as a file, or as uint8, to store it"
+            )
         data = min(candidates, key=len)
         stored = data is not coded
         limit = self.options.max_bytes

@@ -30,7 +30,7 @@ from ..pixels import as_float, as_pixels, mirror, padded
 from ..stream import out_of_memory
 from ..tiles import run_tiled
 from .options import DenoiseOptions
-from .pictures import Delivered, PictureItem, Result, batch_key, deliver, open_checked, stacked
+from .pictures import Delivered, PictureItem, Result, batch_key, deliver, estimate, open_checked, stacked
 
 Array = np.ndarray
 
@@ -164,6 +164,10 @@ class Denoise:
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
     # -- the three steps ---------------------------------------------------------------------------------------
+
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        return estimate(source)
 
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
