@@ -66,7 +66,7 @@ class PatchCodec:
         self.own_side: int | None = getattr(network, "side", None)
         self._multiple: int = getattr(network, "multiple", 1)
         self._has_prior: bool = getattr(network, "prior", False)
-        if self.own_side is not None and self.own_side < 1 or not 1 <= self._multiple <= BLOCK_SIDE:
+        if (self.own_side is not None and self.own_side < 1) or not 1 <= self._multiple <= BLOCK_SIDE:
             raise ValueError(f"a network of blocks of {self.own_side or self._multiple} pixels a side")
         values = (int(network.code_shape(self.own_side or self._multiple)[0]),)
         self.centre = _of_shape(tensors, "centre", values).float()

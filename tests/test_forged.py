@@ -18,8 +18,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from aeimg import AeimgError, InvalidLatent, InvalidWeights, ModelError, UsageError, WrongWeights, container, process
-from aeimg import registry, weights
+from aeimg import (
+    AeimgError,
+    InvalidLatent,
+    InvalidWeights,
+    ModelError,
+    UsageError,
+    WrongWeights,
+    container,
+    process,
+    registry,
+    weights,
+)
 from aeimg.training.checkpoints import read_checkpoint, steps_of_checkpoint
 
 CPU = torch.device("cpu")
