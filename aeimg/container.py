@@ -26,10 +26,10 @@ upper case may not. The sections of version 1:
     n  name of the source file, without folders, UTF-8
     f  format of the source file, as Pillow names it
 
-The longer side in I is at most 2^16 times the shorter one. Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
-metadata. All metadata together, inflated, is at most 16 MiB. A reader checks the CRC first, so that a damaged file is
-refused whole. What that can't catch, a decoder that decodes otherwise than the encoder did, the model's own data must:
-the built-in codec's holds a CRC of the symbols.
+The longer side in I is at most 2^16 times the shorter one. Either S, or I, M and P are there. With S, nothing but `n`
+and `f` accompanies it: the stored file carries its own metadata. All metadata together, inflated, is at most 16 MiB. A
+reader checks the CRC first, so that a damaged file is refused whole. What that can't catch, a decoder that decodes
+otherwise than the encoder did, the model's own data must: the built-in codec's holds a CRC of the symbols.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _read_varint(data: bytes, at: int, name: str, end: int | None = None) -> tup
 
 
 def is_strip(width: int, height: int) -> bool:
-    """Returns whether a picture is too thin to be coded: models pad the shorter side, and would work on nothing else."""
+    """Returns whether a picture is too thin to be coded: models pad the shorter side."""
     return max(width, height) > MAX_ASPECT * min(width, height)
 
 

@@ -144,8 +144,9 @@ def stream(
     """Passes `sources` through `task` and yields an `Outcome` for each, in their order.
 
     `jobs` threads prepare and finish; `batch_size` bounds the items of a batch; a source is let in once it fits beside
-    the items on their way into `memory` bytes, or once there are none. Closing the generator ends the threads, once they have finished
-    what they have begun; outcomes that were reached by then, and were not yielded, are added to `late`.
+    the items on their way into `memory` bytes, or once there are none. Closing the generator ends the
+    threads, once they have finished what they have begun; outcomes that were reached by then, and were not yielded, are
+    added to `late`.
     """
     jobs = jobs or min(8, os.cpu_count() or 1)
     # Results are given in order: while one size gathers a batch of its own, several batches of others go past it.

@@ -216,8 +216,8 @@ def test_results_that_wait_for_their_turn_count_as_memory_unless_they_are_small(
         return SimpleNamespace(number=number, nbytes=100, work=1)
 
     task = SimpleNamespace(
-        estimate=lambda number: 100, prepare=prepare, key=lambda item: 0, run=lambda items: items, finish=lambda item, result: item.number,
-        small=small_results,
+        estimate=lambda number: 100, prepare=prepare, key=lambda item: 0,
+        run=lambda items: items, finish=lambda item, result: item.number, small=small_results,
     )  # fmt: skip
     ahead = []
 
@@ -250,7 +250,8 @@ def test_a_failing_batch_costs_only_the_guilty_item():
 
 def test_a_model_that_gives_too_few_results_costs_its_items_and_not_the_run():
     task = SimpleNamespace(
-        estimate=lambda number: 1, prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1), key=lambda item: item.number % 2,
+        estimate=lambda number: 1, prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1),
+        key=lambda item: item.number % 2,
         run=lambda items: items[1:] if items[0].number % 2 else items, finish=lambda item, result: item.number,
         small=False,
     )  # fmt: skip

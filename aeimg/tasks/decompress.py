@@ -186,8 +186,8 @@ class Decompress:
             raise WrongWeights(f"{name}: was made with {latent.label!r:.99}: {error}") from error
         if (codec.label, codec.digest) != (latent.label, latent.digest):
             raise WrongWeights(
-                f"{name}: was made with {latent.label!r:.99} ({latent.digest.hex()}), and these weights are {codec.label} "
-                f"({codec.digest.hex()}); name the right ones with --model FILE"
+                f"{name}: was made with {latent.label!r:.99} ({latent.digest.hex()}), and these weights are "
+                f"{codec.label} ({codec.digest.hex()}); name the right ones with --model FILE"
             )
         return codec
 

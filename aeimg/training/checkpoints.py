@@ -96,7 +96,7 @@ def _check(journal: Journal, call: Any) -> None:
         return is_of(value, kind, LARGEST_NUMBER)
 
     rows = journal.evaluations
-    kinds = {"step": int, "seconds": float, "loss_sum": float, "loss_count": int, "next_mean": float,
+    kinds: dict[str, Any] = {"step": int, "seconds": float, "loss_sum": float, "loss_count": int, "next_mean": float,
              "next_evaluation": float, "last_phase": int | None, "best": int | None, "evaluations_since_best": int,
              "ending": tuple[float, ...] | None}  # fmt: skip
     wrong = [name for name, kind in kinds.items() if not fits(getattr(journal, name), kind)]
