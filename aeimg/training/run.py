@@ -290,6 +290,9 @@ class Run:
         """The objective, whose model has the weights that the run begins with, on the device."""
         call, origin = self.call, self.origin
         config = origin.merged_config(call.config, call.resume or call.start)
+        if call.resume is not None:  # a checkpoint's config is whole, and may be forged
+            with torch.device("meta"):
+                build(self.kind.architecture, config)
         torch.manual_seed(call.seed)
         dataset = self.kind.source(call.data, recipe, config)
         more: dict[str, Any] = {}
