@@ -60,7 +60,8 @@ def test_the_fixture_makes_files_that_are_loaded(sound, tmp_path):
 
 LABELS = [
     "/tmp/x.safetensors", "../x-1", "..", "x/../../y-1", "spandrel:x.pth", "spandrel:/dev/zero", "x.safetensors",
-    "\\\\host\\share\\x-1", "C:x-1", "x-1:stream", "a\0b-1", "a\nb-1", "\x1b[2Jx-1", "x" * 5000 + "-1", "", "-1", ".x-1",
+    "\\\\host\\share\\x-1", "C:x-1", "x-1:stream", "a\0b-1", "a\nb-1", "\x1b[2Jx-1", "x" * 5000 + "-1", "", "-1",
+    ".x-1",
     "é" * 80,
 ]  # fmt: skip
 
