@@ -346,8 +346,9 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
 
 
 def _plain(name: object) -> str:
-    """Returns a file's name on one line, whatever is in it."""
-    return str(name).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+    """Returns text that names files on one line, whatever is in it: what would command the terminal is spelled out."""
+    text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 SHOWN = 5

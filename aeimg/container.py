@@ -26,10 +26,10 @@ upper case may not. The sections of version 1:
     n  name of the source file, without folders, UTF-8
     f  format of the source file, as Pillow names it
 
-Either S, or I, M and P are there. With S, nothing but `n` and `f` accompanies it: the stored file carries its own
-metadata. All metadata together, inflated, is at most 16 MiB. A reader checks the CRC first, so that a damaged file is
-refused whole. What that can't catch, a decoder that decodes otherwise than the encoder did, the model's own data must:
-the built-in codec's holds a CRC of the symbols.
+The longer side in I is at most 2^16 times the shorter one. Either S, or I, M and P are there. With S, nothing but `n`
+and `f` accompanies it: the stored file carries its own metadata. All metadata together, inflated, is at most 16 MiB. A
+reader checks the CRC first, so that a damaged file is refused whole. What that can't catch, a decoder that decodes
+otherwise than the encoder did, the model's own data must: the built-in codec's holds a CRC of the symbols.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import BinaryIO
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
@@ -48,6 +49,8 @@ from .paths import open_regular
 MAGIC = b"\x89AEI"
 VERSION = 1
 MAX_SIDE = (1 << 24) - 1
+MAX_ASPECT = 1 << 16
+"""How many times as long as its shorter side the longer side of a coded picture may be."""
 MAX_FILE = 1 << 31
 """How many bytes a latent file may have."""
 
@@ -103,6 +106,11 @@ def _read_varint(data: bytes, at: int, name: str, end: int | None = None) -> tup
         if byte < 0x80:
             return value, at + n + 1
     raise InvalidLatent(f"{name}: holds a number that is too large")
+
+
+def is_strip(width: int, height: int) -> bool:
+    """Returns whether a picture is too thin to be coded: models pad the shorter side."""
+    return max(width, height) > MAX_ASPECT * min(width, height)
 
 
 def write(latent: Coded | Stored) -> bytes:
@@ -223,6 +231,45 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         return MAGIC + file.read(size)
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What a latent file says of its size in memory."""
+
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    depth: int = 0
+    alpha: bool = False
+    metadata: int = 0
+    """How many bytes the metadata may inflate to."""
+    stored: int | None = None
+    """Where in the file the image file begins that it stores, if it does."""
+
+
+def outline(file: BinaryIO) -> Outline:
+    """Reads the sizes of a latent file and passes over everything else. Raises `InvalidLatent`."""
+    name, found, metadata = "the latent file", Outline(), 0
+    file.seek(5)
+    while len(head := file.read(6)) == 6:  # of the four last bytes, no section begins with one
+        tag = chr(head[0])
+        length, at = _read_varint(head, 1, name)
+        start = file.seek(at - len(head), os.SEEK_CUR)
+        if tag == "S":
+            return Outline(stored=start)
+        if tag == "I" and length < 64:
+            image = file.read(length)
+            width, at = _read_varint(image, 0, name)
+            height, at = _read_varint(image, at, name)
+            channels, depth = image[at : at + 2]
+            found = replace(found, width=width, height=height, channels=channels, depth=depth)
+        elif tag in _DEFLATED:
+            metadata += 1032 * length  # deflate's best
+        elif tag == "A":
+            found = replace(found, alpha=True)
+        file.seek(start + length)
+    return replace(found, metadata=min(metadata, MAX_METADATA))
+
+
 def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
     """The mirror of `write`. Raises an `InvalidLatent` that says what is wrong."""
     found = sections(data, name)
@@ -241,6 +288,8 @@ def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
         channels, depth = image[at], image[at + 1]
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
             raise InvalidLatent(f"{name}: declares an impossible size of {width}x{height}")
+        if is_strip(width, height):
+            raise InvalidLatent(f"{name}: declares {width}x{height} pixels; pictures as thin as that are only stored")
         if channels not in (1, 3) or depth not in (8, 16):
             raise UnsupportedVersion(f"{name}: {channels} channels of {depth} bits are unknown to this aeimg")
         quality = payload[0]

@@ -488,6 +488,10 @@ class _ToFiles:
     def __init__(self, task: AnyTask, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
         self.task, self.manifest, self.recipe, self.dry = task, manifest, recipe, dry
 
+    def estimate(self, job: paths.Job) -> int:
+        """Returns what the task estimates."""
+        return self.task.estimate(FileSource(job.source, job.target.suffix))
+
     def prepare(self, job: paths.Job) -> _FileItem:
         """Reads the file and prepares it as the task does."""
         began = time.monotonic()
@@ -697,13 +701,13 @@ def _plan(
     if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
         known = [latent] if latent else WRITABLE
         if out.suffix.lower() in known:
-            if os.path.realpath(out) == os.path.realpath(sources[0]):
+            if paths.is_same(out, sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
             return [paths.Job(Path(sources[0]), out)], True
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
     for folder in paths.folders(sources) if task == "denoise" else ():
-        if os.path.realpath(folder) == os.path.realpath(out):
+        if paths.is_same(folder, out):
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
             )

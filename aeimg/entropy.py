@@ -101,6 +101,14 @@ def round_tables(rows: Array) -> Array:
     return tables
 
 
+def integer_tables(tables: Tensor) -> Array:
+    """Returns tables of a weights file for `Tables`. Raises `ValueError` where they are no int32 of two dimensions."""
+    found = tables.cpu().numpy() if tables.dim() == 2 and not tables.is_floating_point() else None
+    if found is None or found.dtype != np.int32 or found.shape[1] > 2 * REACH + 2:
+        raise ValueError("entropy tables: they must be int32 of two dimensions")
+    return found
+
+
 class Tables:
     """The distributions of a weights file, ready for the coder. Built once per model, read by many threads."""
 

@@ -21,12 +21,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .entropy import LEVELS, Decoder, Encoder, Tables, join_parts, split_parts
+from .entropy import LEVELS, Decoder, Encoder, Tables, integer_tables, join_parts, split_parts
 from .errors import ChecksumMismatch
 from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior, bits_per_point, lagrange_multiplier
-from .models.integer import QUALITIES, STEPS, IntegerScales, put, quality_to_q, take
+from .models.integer import (
+    EXACT,
+    LARGEST_ACTIVATION,
+    LARGEST_MAGNITUDE,
+    LARGEST_SHIFT,
+    QUALITIES,
+    STEPS,
+    IntegerScales,
+    put,
+    quality_to_q,
+    take,
+)
 from .pixels import as_float, as_pixels, pad, padded
 from .ssimulacra2 import ssimulacra2
 from .tiles import Tile, grid
@@ -60,6 +71,32 @@ class Symbols:
         return functools.reduce(lambda crc, part: zlib.crc32(part.tobytes(), crc), parts, 0)
 
 
+def _check_integers(integers: Mapping[str, Tensor], network: Hyperprior) -> None:
+    """Raises `KeyError` or `ValueError` where `integers` are not what `integer.freeze` makes of a network like this
+    one."""
+    c = network.scales.config
+    shapes: dict[str, tuple[int, ...]] = {
+        "rate": (QUALITIES, STEPS, c.hidden), "base": (STEPS, QUALITIES, c.codes), "side": (QUALITIES, c.hyper),
+        "side_step": (QUALITIES, c.hyper), "magnitude": (LARGEST_MAGNITUDE + 1,),
+    }  # fmt: skip
+    for name, module in network.scales.named_modules():
+        if isinstance(module, nn.Conv2d):
+            shapes[f"{name}.weight"] = (module.out_channels, module.weight[0].numel())
+            shapes[f"{name}.shift"] = (module.out_channels,)
+            if not name.startswith("combine"):
+                shapes[f"{name}.bias"] = (module.out_channels,)
+    bounds = {"side": (0, LEVELS - 1), "side_step": (1, LARGEST_ACTIVATION), "magnitude": (0, LARGEST_ACTIVATION)}
+    for name, shape in shapes.items():
+        found = integers[name]
+        if found.shape != shape or found.dtype not in (torch.int8, torch.int32):
+            raise ValueError(f"integer/{name} is {found.dtype} {list(found.shape)}, not integers {list(shape)}")
+        low, high = bounds.get(name, (-EXACT, EXACT))
+        if name.endswith(".shift"):
+            low, high = 0, LARGEST_SHIFT
+        if int(found.min()) < low or int(found.max()) > high:
+            raise ValueError(f"integer/{name} has values outside {low}..{high}")
+
+
 _PreparedTile = tuple[Tensor, tuple[Tensor, Tensor]]
 
 
@@ -90,12 +127,14 @@ class HyperpriorCodec:
     task = "compress"
 
     def __init__(self, network: Hyperprior, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
+        """`tensors` are those of the weights file. Raises `KeyError` or `ValueError` where its tables are none."""
         self.network = network
         self.label = label
         self.digest = digest
         integers = {k.removeprefix("integer/"): v for k, v in tensors.items() if k.startswith("integer/")}
+        _check_integers(integers, network)
         self.scales = IntegerScales(integers, network.config.scales, LEVELS)
-        self.tables = Tables(tensors["tables"].numpy())
+        self.tables = Tables(integer_tables(tensors["tables"]))
 
     def to(self, device: torch.device) -> HyperpriorCodec:
         """Moves the networks; the integer part stays on the CPU."""
@@ -148,7 +187,8 @@ class HyperpriorCodec:
     def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Pixels `[N,C,H,W]` -> `[N,2*codes]`: mean and standard deviation of each code over the picture's places."""
         q = self._q(len(x), QUALITIES, device)
-        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        total = squares = torch.zeros((), dtype=torch.float64)
+        count = 0
         for tile in tiles_of(x.shape[2], x.shape[3]):
             _, prepared = self._prepare(x, tile, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -226,7 +266,7 @@ class HyperpriorCodec:
         channels, height, width = shape
         q = self._q(count, quality, device)
         rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
-        codes = torch.empty(count, network.config.codes, rows, columns)
+        codes = torch.empty(count, network.config.codes, rows, columns, dtype=torch.float32)
         for number, tile in enumerate(tiles_of(height, width)):
             side = torch.stack([picture[number].side for picture in latents]).to(device)
             symbols = torch.stack([picture[number].codes for picture in latents]).to(device)

@@ -153,6 +153,23 @@ def open_image(file: BinaryIO, name: str = "the image") -> Image.Image:
         raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
 
 
+def sample_size(image: Image.Image, head: bytes) -> int:
+    """Returns how many bytes a sample has once an image is read that `open_image` has opened, in doubt the more; `head`
+    is the beginning of its file."""
+    if image.mode in ("F", "I"):
+        return 4
+    deep = image.mode.startswith("I;16")
+    if image.format == "PNG":
+        deep |= head[24:25] == b"\x10"  # IHDR: bit depth
+    elif image.format == "TIFF":
+        deep |= max(np.atleast_1d(getattr(image, "tag_v2", {}).get(258, 8))) > 8
+    elif image.format == "AVIF":
+        deep |= _avif_bits(head) > 8
+    else:
+        deep |= image.format in ("JPEG2000", "HEIF", "JXL")
+    return 2 if deep else 1
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of an image file, for `read_picture`. Raises `UnreadableImage`, in little time and memory, for what is
     no regular file, no image, or larger than any honest image of its size in pixels."""

@@ -13,14 +13,17 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from .errors import OutputError
-from .paths import Job
+from .errors import OutputError, UnreadableImage
+from .paths import Job, make_folder, open_regular
 
 NAME = ".aeimg-manifest.jsonl"
+LONGEST_LINE = 1 << 16
+"""The longest line that is read, in bytes. Paths of files are far shorter on every system."""
 
 
 def digest(data: bytes) -> str:
@@ -62,6 +65,20 @@ class State(Enum):
     """A file that aeimg has not written, or that was changed since: it is not overwritten unasked."""
 
 
+def _parsed(line: bytes) -> tuple[str, Record] | None:
+    """Returns the name and the record in a line; None where it holds none."""
+    try:
+        entry = json.loads(line)
+        out = entry.pop("out")
+        record = Record(**entry)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    texts = (out, record.recipe, record.source, record.result)
+    numbers = (record.size, record.mtime, record.bytes, 0 if record.ctime is None else record.ctime)
+    sound = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
+    return (out, record) if sound else None
+
+
 class Manifest:
     """The records of one output folder. Several threads, and several runs at once, may read it and add to it."""
 
@@ -70,18 +87,29 @@ class Manifest:
         self.path = self.out / NAME
         self._lock = threading.Lock()
         self._records: dict[str, list[Record]] = {}
+        if os.path.lexists(self.path):
+            for line in self._lines():
+                if (found := _parsed(line)) is not None:
+                    self._records.setdefault(found[0], []).append(found[1])
+
+    def _lines(self) -> Iterator[bytes]:
+        self._refuse_link()
         try:
-            lines = self.path.read_bytes().splitlines()
-        except FileNotFoundError:
-            lines = []
+            with open_regular(self.path) as file:
+                while line := file.readline(LONGEST_LINE):
+                    if line.endswith(b"\n") or len(line) < LONGEST_LINE:
+                        yield line
+                    else:  # nothing of ours
+                        while (line := file.readline(LONGEST_LINE)) and not line.endswith(b"\n"):
+                            pass
+        except UnreadableImage as error:
+            raise OutputError(str(error)) from error
         except OSError as error:
             raise OutputError(f"{self.path}: can't be read ({error.strerror})") from error
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                self._records.setdefault(entry.pop("out"), []).append(Record(**entry))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                continue
+
+    def _refuse_link(self) -> None:
+        if os.path.islink(self.path):
+            raise OutputError(f"{self.path}: is a symbolic link, which may lead to anybody's file; remove it")
 
     def _key(self, job: Job) -> str:
         return job.target.relative_to(self.out).as_posix()
@@ -132,8 +160,11 @@ class Manifest:
         line = "\n" + json.dumps({"out": self._key(job), **asdict(record)})
         with self._lock:
             try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+                make_folder(self.out)
+                self._refuse_link()
+                # The flags are for what somebody puts there in this very moment: a link, a pipe that nobody reads.
+                safe = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+                file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | safe, 0o666)
                 try:
                     os.write(file, line.encode())
                 finally:

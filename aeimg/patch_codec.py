@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entropy import Decoder, Encoder, Tables, join_parts, split_parts
+from .entropy import LEVELS, Decoder, Encoder, Tables, integer_tables, join_parts, split_parts
 from .errors import ChecksumMismatch, InvalidLatent
+from .models.integer import QUALITIES
 from .pixels import as_float, as_pixels, pad, padded
 
 BLOCK_SIDE = 512
@@ -80,15 +81,25 @@ class PatchCodec:
     """See `contract.Codec`."""
 
     def __init__(self, network: BlockNetwork, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
+        """`tensors` are those of the weights file. Raises `KeyError` or `ValueError` where its tables are none."""
         self.network, self.label, self.digest = network, label, digest
         self.own_side: int | None = getattr(network, "side", None)
         self._multiple: int = getattr(network, "multiple", 1)
         self._has_prior: bool = getattr(network, "prior", False)
-        self.centre, self.spread = tensors["code/centre"].float(), tensors["code/spread"].float()
-        self.index = tensors["code/index"].numpy()
-        self.errors = tensors["code/errors"].float().numpy()
+        if (self.own_side is not None and self.own_side < 1) or not 1 <= self._multiple <= BLOCK_SIDE:
+            raise ValueError(f"a network of blocks of {self.own_side or self._multiple} pixels a side")
+        values = (int(network.code_shape(self.own_side or self._multiple)[0]),)
+        self.centre = _of_shape(tensors, "centre", values).float()
+        self.spread = _of_shape(tensors, "spread", values).float()
+        if not bool((self.spread > 0).all()):
+            raise ValueError("code/spread: standard deviations are positive")
+        index = _of_shape(tensors, "index", (QUALITIES, *values))
+        if index.dtype != torch.uint8 or int(index.max()) >= LEVELS:
+            raise ValueError(f"code/index: must be uint8 below {LEVELS}")
+        self.index = index.numpy()
+        self.errors = _of_shape(tensors, "errors", (101,)).float().numpy()
         # The file holds the tables of the symbols 0, 1, 2, ... and of the escape: negative symbols are as likely.
-        half = tensors["code/tables"].numpy()
+        half = integer_tables(tensors["code/tables"])
         self.tables = Tables(np.concatenate([half[:, -2:0:-1], half], 1))
 
     def to(self, device: torch.device) -> PatchCodec:
@@ -167,7 +178,8 @@ class PatchCodec:
     def draw(self, count: int, side: int, generator: torch.Generator) -> Tensor:
         """Draws the codes of `count` pictures of `side` pixels a side, as `analyse` makes them; see `from_normal`."""
         block, down, across = self._layout(side, side)
-        return self.from_normal(torch.randn((count, down * across, *self.code_shape(block)), generator=generator))
+        shape = (count, down * across, *self.code_shape(block))
+        return self.from_normal(torch.randn(shape, generator=generator, dtype=torch.float32))
 
     def from_normal(self, noise: Tensor) -> Tensor:
         """Turns standard normal values into codes as `analyse` makes them.
@@ -211,6 +223,14 @@ class PatchCodec:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")
             found.append(torch.from_numpy(symbols.astype(np.int32)).view(shape))
         return Blocks(channels, torch.cat(found))
+
+
+def _of_shape(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Returns the tensor `code/NAME`. Raises `KeyError` or `ValueError` where it is not a real one of that shape."""
+    found = tensors[f"code/{name}"]
+    if found.shape != shape or found.is_complex():
+        raise ValueError(f"code/{name} is {found.dtype} {list(found.shape)}, not {list(shape)}")
+    return found
 
 
 def _crc(symbols: np.ndarray) -> int:

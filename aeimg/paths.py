@@ -11,6 +11,7 @@ file under its final name is always whole.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import glob
@@ -90,50 +91,90 @@ class Selection:
 
     def enters(self, folder: Path, relative: Path) -> bool:
         """Returns whether a folder is searched."""
-        inside = self.without is not None and os.path.realpath(folder) == os.path.realpath(self.without)
-        return not inside and not self._fits(relative, self.exclude)
+        return not (self.without is not None and is_same(folder, self.without)) and not self._fits(
+            relative, self.exclude
+        )
 
 
-def _walk(
-    folder: Path, base: Path, suffixes: frozenset[str], selection: Selection, above: frozenset[tuple[int, int]]
-) -> Iterator[Path]:
-    """Yields regular files below `folder` in sorted order, but not hidden ones, and symbolic links only if they are
+Identity = tuple[int, int]
+"""Device and inode: equal for one file or folder, whatever names lead to it (links, mounts, another case)."""
+
+
+def identity(path: Path | str) -> Identity | None:
+    """Returns what distinguishes a file or folder from all others; None where nothing is there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def is_same(a: Path | str, b: Path | str) -> bool:
+    """Returns whether both names lead to one file or folder; where nothing is there, whether they are equal."""
+    one, other = identity(a), identity(b)
+    if one is None or other is None:
+        return one == other and os.path.realpath(a) == os.path.realpath(b)
+    return one == other
+
+
+def _walk(base: Path, suffixes: frozenset[str], selection: Selection) -> Iterator[Path]:
+    """Yields regular files below `base` in sorted order, but not hidden ones, and symbolic links only if they are
     followed.
 
-    `above` holds the folders on the way here, so that links can't lead around in circles. A folder below `base` that
-    can't be listed stands for the files in it: reading it will report what is wrong.
+    A folder that links have led to from within itself is passed over. A folder below `base` that can't be listed stands
+    for the files in it: reading it will report what is wrong.
     """
-    try:
-        status = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        if folder == base:
-            raise UsageError(f"{folder}: can't be listed ({error.strerror})") from error
-        yield folder
-        return
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
     follow = selection.follow_symlinks
-    for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):
+    excluded = None if selection.without is None else identity(selection.without)
+    above: dict[Identity, None] = {}  # the folders on the way here
+    root = os.fspath(base)
+    # Each entry: a folder to list and its path below `base`, a file, or the end of a folder. No recursion, as folders
+    # may be nested deeper than Python's stack.
+    waiting: list[tuple[str, str] | Path | None] = [(root, "")]
+    while waiting:
+        one = waiting.pop()
+        if one is None:
+            above.popitem()
             continue
-        if entry.is_symlink() and not follow:
-            selection.pass_over(LINK)
+        if isinstance(one, Path):
+            yield one
             continue
-        relative = path.relative_to(base)
-        if entry.is_dir(follow_symlinks=follow):
-            if selection.enters(path, relative):
-                yield from _walk(path, base, suffixes, selection, above | {identity})
-        elif not entry.is_file(follow_symlinks=follow) or path.suffix.lower() not in suffixes:
-            selection.pass_over(path.suffix.lower())
-        elif selection.takes(relative):
-            yield path
+        folder, place = one
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            if not place:
+                raise UsageError(f"{folder}: can't be listed ({error.strerror})") from error
+            yield Path(folder)
+            continue
+        here = (status.st_dev, status.st_ino)
+        if here in above or (place and here == excluded):
+            continue
+        above[here] = None
+        found: list[tuple[str, str] | Path | None] = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not follow:
+                selection.pass_over(LINK)
+                continue
+            relative = os.path.join(place, entry.name)
+            if entry.is_dir(follow_symlinks=follow):
+                if not selection.exclude or not selection._fits(Path(relative), selection.exclude):
+                    found.append((entry.path, relative))
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) not in suffixes or not entry.is_file(
+                follow_symlinks=follow
+            ):
+                selection.pass_over(suffix)
+            elif selection.takes(Path(relative)):
+                found.append(Path(entry.path))
+        waiting.append(None)
+        waiting += reversed(found)
 
 
 def _files_below(folder: Path, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
-    for path in _walk(folder, folder, suffixes, selection, frozenset()):
+    for path in _walk(folder, suffixes, selection):
         yield Found(path, folder)
 
 
@@ -142,7 +183,10 @@ def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> It
     parts = Path(pattern).parts
     fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     base = Path(*parts[:fixed])
-    matched = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    try:
+        matched = [Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name)]
+    except RecursionError:
+        raise UsageError(f"{pattern}: folders are nested too deep for a pattern; name the folder itself") from None
     if not matched:
         raise UsageError(f"{pattern}: matches no file")
     follow = selection.follow_symlinks
@@ -154,14 +198,17 @@ def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> It
             return True
         if os.path.islink(folder) and not (follow and all(not os.path.samefile(folder, one) for one in above)):
             return False
-        return selection.enters(folder, relative) and entered(relative.parent)
+        return selection.enters(folder, relative)
+
+    def taken(relative: Path) -> bool:
+        return all(entered(folder) for folder in (relative, *relative.parents))
 
     for match in matched:
         relative = match.relative_to(base)
         linked = os.path.islink(match) and not follow
         if linked or match.suffix.lower() not in suffixes:
             selection.pass_over(LINK if linked else match.suffix.lower())
-        elif selection.takes(relative) and entered(relative.parent):
+        elif selection.takes(relative) and taken(relative.parent):
             yield Found(match, base)
 
 
@@ -314,9 +361,10 @@ def plan(
     check_template(template)
     files, out = list(files), Path(out)
 
+    # By identity, as the same folder may have two names: links, bind mounts, another case.
     @functools.cache
-    def real(folder: Path) -> str:
-        return os.path.realpath(folder)
+    def place(folder: Path) -> Identity | str:
+        return identity(folder) or os.path.realpath(folder)
 
     def named(one: Found, parent: Path, stem: str, name: str) -> Path:
         new = suffix(one.path)
@@ -328,11 +376,13 @@ def plan(
     keys = [_key(path) for path in short]
     wanted = Counter(keys)
     # No file can lie where a folder must be.
-    folders = {_key(folder) for parent in set(parents) for folder in (parent, *parent.parents)}
+    folders = {_key(folder) for folder in _with_parents(parents)}
     taken: set[str] = set()
     jobs = []
-    inputs = {os.path.join(real(one.path.parent), one.path.name) for one in files}
-    inputs |= {os.path.realpath(one.path) for one in files if one.path.is_symlink()}
+    inputs: dict[tuple[Identity | str, str], list[Path]] = {}
+    for one in files:
+        for path in (one.path, *((Path(os.path.realpath(one.path)),) if one.path.is_symlink() else ())):
+            inputs.setdefault((place(path.parent), _key(path.name)), []).append(path)
     for one, parent, name, candidate, key in zip(files, parents, names, short, keys, strict=True):
         if wanted[key] > 1:
             candidate = named(one, parent, name, name)
@@ -345,10 +395,22 @@ def plan(
             key = _key(candidate)
         taken.add(key)
         target = out / candidate
-        if os.path.join(real(target.parent), target.name) in inputs:
+        alike = inputs.get((place(target.parent), _key(target.name)), ())
+        # Of names that differ in their case only, the file system decides whether they are one.
+        if any(path.name == target.name or is_same(path, target) for path in alike):
             raise UsageError(f"{target}: the output would overwrite an input; choose another output folder")
         jobs.append(Job(one.path, target))
     return jobs
+
+
+def _with_parents(folders: Iterable[Path]) -> set[Path]:
+    """Returns `folders` and all that they are in."""
+    found: set[Path] = set()
+    for folder in folders:
+        while folder not in found:
+            found.add(folder)
+            folder = folder.parent
+    return found
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -360,25 +422,65 @@ ABANDONED = 24 * 3600.0
 
 
 def sweep(folders: Iterable[Path]) -> None:
-    """Removes what killed runs have left unfinished in `folders`, but not what other runs are writing."""
+    """Removes what killed runs have left unfinished in `folders`, but not what other runs are writing.
+
+    A part whose run is alive is locked. Where there are no such locks, its age alone decides.
+    """
     now = time.time()
     for folder in folders:
         try:
             parts = [entry for entry in os.scandir(folder) if entry.name.endswith(PART)]
             for part in parts:
-                if now - part.stat(follow_symlinks=False).st_mtime > ABANDONED:
+                status = part.stat(follow_symlinks=False)
+                # A clock that jumps makes parts old; but then nobody has them locked.
+                if now - status.st_mtime > ABANDONED and stat.S_ISREG(status.st_mode) and not _is_locked(part.path):
                     os.unlink(part.path)
         except OSError:
             continue  # sweeping is a courtesy: writing will report what is wrong with the folder
+
+
+def _lock(file: BinaryIO) -> None:
+    """Locks a file until it is closed, or its process ends. Where locks are unknown, it does nothing."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those that it is in, where they are missing. Raises an `OSError`."""
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        if folder.parent == folder:
+            break
+        folder = folder.parent
+    for one in reversed(missing):  # not by recursion, as folders may be nested deeper than Python's stack
+        one.mkdir(exist_ok=True)
 
 
 def check_writable(target: Path) -> None:
     """Makes the folder of `target`, and raises `OutputError` where nothing can be written into it."""
     temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         temporary.touch()
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{target}: can't be written ({error.strerror or error})") from error
 
@@ -396,14 +498,20 @@ def check_target(target: Path, ours: Callable[[Path], bool]) -> None:
 def write_atomic(target: Path, data: bytes) -> None:
     """Writes `data` beside `target`, flushes it to the disk and renames it: whole, or not at all.
 
-    Raises `OutputError` with the name and the reason.
+    A file that is replaced hands on its mode and, where that is allowed, its owner. Raises `OutputError` with the name
+    and the reason.
     """
     target = Path(target)
     temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
+        earlier = _replaced(target)
         try:
-            with open(temporary, "xb") as file:
+            # Whoever may not read the earlier file must not read the new one while it is written.
+            with open(temporary, "xb", opener=None if earlier is None else _private) as file:
+                _lock(file)
+                if earlier is not None:
+                    _hand_on(earlier, file)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -413,6 +521,36 @@ def write_atomic(target: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise OutputError(f"{target}: can't be written ({error.strerror or error})") from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _replaced(target: Path) -> os.stat_result | None:
+    """Returns the status of the regular file that lies at `target`, if there is one."""
+    try:
+        status = os.lstat(target)
+    except OSError:
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _hand_on(earlier: os.stat_result, file: BinaryIO) -> None:
+    """Gives `file` the owner and the mode of an earlier one, as far as the system allows."""
+    number, mode = file.fileno(), stat.S_IMODE(earlier.st_mode) & 0o777
+    if hasattr(os, "fchown"):
+        status = os.fstat(number)
+        for owner, group in ((-1, earlier.st_gid), (earlier.st_uid, -1)):
+            if (owner, group) in ((-1, status.st_gid), (status.st_uid, -1)):
+                continue
+            try:
+                os.fchown(number, owner, group)
+            except OSError:
+                if group != -1:  # what was for that group is not for another one
+                    mode &= ~0o070
+    with contextlib.suppress(OSError):
+        os.chmod(number if os.chmod in os.supports_fd else file.name, mode)
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -426,8 +564,8 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         # Without O_NONBLOCK, to open a pipe is already to wait for one who writes into it.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise UnreadableImage(f"{path}: can't be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        raise UnreadableImage(f"{path}: can't be read ({getattr(error, 'strerror', None) or error})") from error
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
         raise UnreadableImage(f"{path}: is no regular file but a pipe, a device or a folder; copy it to a file")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .contract import MODEL_TASKS, Codec, Denoiser, Model, complete
 from .errors import InvalidWeights, ModelError, UsageError
-from .weights import build, find_weights, identify, load_tensors
+from .weights import LABEL, find_weights, identify, load_network
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def _builtin(name: str) -> Entry:
 
 def _spandrel(name: str) -> Entry:
     path = Path(name.removeprefix(SPANDREL)).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"{path}: no such file, for the model {name!r}")
 
     def load() -> Any:
@@ -219,9 +219,21 @@ def entries() -> list[Entry | ModelError]:
     return found
 
 
+def labelled(label: str, device: torch.device) -> Codec:
+    """Returns the codec that a latent file names, on `device`: built in, registered, or in one of `weights_folders`.
+
+    Unlike a name that the user gives, a label never stands for a path. Raises `ModelError`.
+    """
+    if not LABEL.fullmatch(label) or _stands_for(label):
+        raise ModelError(f"{label!r:.99} is no label; name the weights with --model FILE")
+    return get(label, "compress", device)
+
+
 def resolve(name: str) -> Path | Entry:
     """Returns what `name` stands for: a weights file, named by its path, by its label or as that of a registered model;
     or a model whose weights are not a file of aeimg. Raises `ModelError`."""
+    if "\0" in name:
+        raise ModelError(f"no model is called {name!r:.99}")
     if name.startswith(SPANDREL):
         return _spandrel(name)
     if name.endswith(".safetensors"):
@@ -313,15 +325,9 @@ def load_model(path: Path, task: str | None = None) -> Any:
     """
     import torch
 
-    header, tensors, digest = load_tensors(path)
+    header, network, tensors, digest = load_network(path)
     if task is not None and header.task != task:
         raise _WrongTask(header.task)
-    network = build(header.architecture, header.config)
-    own = {name: tensor for name, tensor in tensors.items() if "/" not in name and name != "tables"}
-    try:
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in own.items()})
-    except RuntimeError as error:
-        raise InvalidWeights(f"{path}: its tensors do not fit its config ({error})") from error
     network.eval().requires_grad_(False)
     network = network.to(memory_format=torch.channels_last)
     model: Any = network
@@ -330,7 +336,7 @@ def load_model(path: Path, task: str | None = None) -> Any:
         try:
             model = getattr(importlib.import_module(module), runner)(network, tensors, header.label, digest)
         except (KeyError, ValueError) as error:
-            raise InvalidWeights(f"{path}: its tables are missing or malformed ({error})") from error
+            raise InvalidWeights(f"{path}: its tables are missing or malformed ({error!s:.300})") from error
     else:
         model.label, model.digest = header.label, digest
     return complete(model, header.task)

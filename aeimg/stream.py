@@ -4,14 +4,13 @@
               threads            by key              caller's              threads
                                                      thread
 
-The stream knows nothing of images. It passes items through the four functions of a `Task`, never holds more than
-`window` of them or, once their sizes are known, more than about `memory` bytes, and turns whatever goes wrong with one
-item into that item's outcome.
+The stream knows nothing of images. It passes items through the functions of a `Task`, never holds more than `window`
+of them or more than about `memory` bytes, which are reserved for each by what `estimate` says before `prepare` begins,
+and turns whatever goes wrong with one item into that item's outcome.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections import deque
@@ -54,6 +53,11 @@ class Task(Protocol[S_in, I_any, M, R_out]):
     small: bool
     """Whether what `finish` returns is too small to count as memory."""
 
+    def estimate(self, source: S_in, /) -> int:
+        """Runs in the caller's thread, in little time: returns how many bytes the item and its result will hold, as far
+        as the source's header says. What it raises is passed over: `prepare` will raise it again."""
+        ...
+
     def prepare(self, source: S_in, /) -> I_any:
         """Runs in a thread: turns a source into an item, ready for the model."""
         ...
@@ -94,14 +98,15 @@ class Outcome(Generic[S, R]):
 class _Slot:
     """One item on its way.
 
-    `future` is its `prepare`, then its `finish`; `item` is there in between and while it is finished.
+    `future` is its `prepare`, then its `finish`; `item` is there in between and while it is finished. `nbytes` is what
+    was estimated, then what the item states.
     """
 
     source: Any
+    nbytes: int
     future: Future[Any] | None = None
     item: Any = None
     outcome: Outcome[Any, Any] | None = None
-    nbytes: int = 0
 
     def end(self, value: Any = None, error: BaseException | None = None) -> None:
         """Enters the outcome; raises an error that is meant for the whole run (KeyboardInterrupt)."""
@@ -138,9 +143,10 @@ def stream(
 ) -> Generator[Outcome[S, R], None, None]:
     """Passes `sources` through `task` and yields an `Outcome` for each, in their order.
 
-    `jobs` threads prepare and finish; `batch_size` bounds the items of a batch; no more sources are taken while the
-    items on their way hold more than `memory` bytes. Closing the generator ends the threads, once they have finished
-    what they have begun; outcomes that were reached by then, and were not yielded, are added to `late`.
+    `jobs` threads prepare and finish; `batch_size` bounds the items of a batch; a source is let in once it fits beside
+    the items on their way into `memory` bytes, or once there are none. Closing the generator ends the
+    threads, once they have finished what they have begun; outcomes that were reached by then, and were not yielded, are
+    added to `late`.
     """
     jobs = jobs or min(8, os.cpu_count() or 1)
     # Results are given in order: while one size gathers a batch of its own, several batches of others go past it.
@@ -148,29 +154,27 @@ def stream(
     slots: deque[_Slot] = deque()
     upcoming = iter(sources)
     more = True
-    largest = 0
+    waiting: _Slot | None = None  # the next one, whose size is known
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="aeimg")
-
-    def fits(held: int, preparing: int) -> bool:
-        return not slots or held + (preparing + 1) * largest <= memory
 
     try:
         while True:
             for slot in slots:
                 slot.advance(task.small)
-                largest = max(largest, slot.nbytes if slot.item is not None else 0)
             while slots and slots[0].outcome is not None:
                 yield slots[0].outcome
                 slots.popleft()  # now that it has been taken
             held = sum(slot.nbytes for slot in slots)
-            preparing = sum(slot.future is not None and slot.item is None for slot in slots)
-            # Until the first is prepared nobody knows how large they are; as many as there are threads must do.
-            while more and len(slots) < window and (fits(held, preparing) if largest else preparing < jobs):
-                more = False
-                for source in itertools.islice(upcoming, 1):
-                    slots.append(_Slot(source, pool.submit(task.prepare, source)))
-                    preparing += 1
-                    more = True
+            while more and len(slots) < window:
+                if waiting is None:
+                    waiting = next((_Slot(source, _estimate(task, source)) for source in upcoming), None)
+                    more = waiting is not None
+                if waiting is None or (slots and held + waiting.nbytes > memory):
+                    break
+                waiting.future = pool.submit(task.prepare, waiting.source)
+                held += waiting.nbytes
+                slots.append(waiting)
+                waiting = None
             if not slots:
                 return
             batch = _gather(slots, task, batch_size)
@@ -186,6 +190,14 @@ def stream(
         pool.shutdown(wait=True, cancel_futures=True)
         if late is not None:
             late += _ended(slots)
+
+
+def _estimate(task: Task[S, Any, Any, Any], source: S) -> int:
+    estimate = task.estimate
+    try:
+        return estimate(source)
+    except Exception:  # of whatever kind: `prepare` will raise it again, and then it is this item's outcome
+        return 0
 
 
 def _ended(slots: Iterable[_Slot]) -> Iterator[Outcome[Any, Any]]:

@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import threading
+import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,7 +271,12 @@ def test_memory_bounds_what_is_on_its_way():
         return result
 
     task = SimpleNamespace(
-        prepare=prepare, key=lambda item: 0, run=lambda items: [i.number for i in items], finish=finish, small=False
+        estimate=lambda number: 100,
+        prepare=prepare,
+        key=lambda item: 0,
+        run=lambda items: [i.number for i in items],
+        finish=finish,
+        small=False,
     )
     outcomes = list(stream(range(200), task, jobs=4, batch_size=8, memory=500))
     assert [outcome.value for outcome in outcomes] == list(range(200))
@@ -288,8 +294,8 @@ def test_results_that_wait_for_their_turn_count_as_memory_unless_they_are_small(
         return SimpleNamespace(number=number, nbytes=100, work=1)
 
     task = SimpleNamespace(
-        prepare=prepare, key=lambda item: 0, run=lambda items: items, finish=lambda item, result: item.number,
-        small=small_results,
+        estimate=lambda number: 100, prepare=prepare, key=lambda item: 0,
+        run=lambda items: items, finish=lambda item, result: item.number, small=small_results,
     )  # fmt: skip
     ahead = []
 
@@ -311,7 +317,7 @@ def test_a_failing_batch_costs_only_the_guilty_item():
         return [item.number for item in items]
 
     task = SimpleNamespace(
-        prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1),
+        estimate=lambda number: 1, prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1),
         key=lambda item: 0, run=run, finish=lambda item, result: result,
         small=False,
     )  # fmt: skip
@@ -322,7 +328,8 @@ def test_a_failing_batch_costs_only_the_guilty_item():
 
 def test_a_model_that_gives_too_few_results_costs_its_items_and_not_the_run():
     task = SimpleNamespace(
-        prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1), key=lambda item: item.number % 2,
+        estimate=lambda number: 1, prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1),
+        key=lambda item: item.number % 2,
         run=lambda items: items[1:] if items[0].number % 2 else items, finish=lambda item, result: item.number,
         small=False,
     )  # fmt: skip
@@ -347,7 +354,12 @@ def test_a_model_is_not_kept_waiting_for_pictures_that_fit_no_batch():
         return [item.number for item in items]
 
     task = SimpleNamespace(
-        prepare=prepare, key=lambda item: item.number, run=run, finish=lambda item, result: result, small=False
+        estimate=lambda number: 1,
+        prepare=prepare,
+        key=lambda item: item.number,
+        run=run,
+        finish=lambda item, result: result,
+        small=False,
     )
     outcomes = list(stream(range(30), task, jobs=4, batch_size=4))
     assert [outcome.value for outcome in outcomes] == list(range(30))
@@ -374,9 +386,53 @@ def test_items_are_prepared_and_finished_in_threads_while_the_model_runs():
             finished.set()
         return result
 
-    task = SimpleNamespace(prepare=prepare, key=lambda item: 0, run=run, finish=finish, small=False)
+    task = SimpleNamespace(
+        estimate=lambda number: 1, prepare=prepare, key=lambda item: 0, run=run, finish=finish, small=False
+    )
     outcomes = list(stream(range(8), task, jobs=2, batch_size=1))
     assert [outcome.value for outcome in outcomes] == list(range(8))
+
+
+def test_the_size_of_an_item_counts_before_it_is_prepared():
+    """Eight small ones, then large ones of which only two fit: never are three of them on their way."""
+    alive, most = 0, 0
+    lock = threading.Lock()
+
+    def prepare(number):
+        nonlocal alive, most
+        with lock:
+            alive += number >= 8
+            most = max(most, alive)
+        time.sleep(0.01)
+        return SimpleNamespace(number=number, nbytes=1 if number < 8 else 100, work=1)
+
+    def finish(item, result):
+        nonlocal alive
+        with lock:
+            alive -= item.number >= 8
+        return item.number
+
+    task = SimpleNamespace(
+        estimate=lambda number: 1 if number < 8 else 100, prepare=prepare, key=lambda item: 0, run=lambda items: items,
+        finish=finish, small=True,
+    )  # fmt: skip
+    outcomes = list(stream(range(30), task, jobs=8, batch_size=4, memory=250))
+    assert [outcome.value for outcome in outcomes] == list(range(30))
+    assert most == 2
+
+
+def test_what_can_not_be_estimated_is_prepared_and_a_task_must_estimate():
+    def estimate(number):
+        raise OSError(number)
+
+    task = SimpleNamespace(
+        estimate=estimate, prepare=lambda number: SimpleNamespace(number=number, nbytes=1, work=1),
+        key=lambda item: 0, run=lambda items: items, finish=lambda item, result: item.number, small=True,
+    )  # fmt: skip
+    assert [outcome.value for outcome in stream(range(9), task, jobs=2, memory=1)] == list(range(9))
+    del task.estimate
+    with pytest.raises(AttributeError):
+        list(stream(range(9), task))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

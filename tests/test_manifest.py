@@ -147,3 +147,54 @@ def test_a_manifest_that_can_not_be_written_is_an_error_with_its_name(job):
     (job.target.parents[1] / NAME).mkdir()
     with pytest.raises(OutputError, match=NAME):
         opened(job)
+
+
+# -- what somebody else has put there ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["to a file", "to nothing"])
+def test_a_manifest_that_is_a_link_is_neither_read_nor_written(job, tmp_path, there):
+    victim = tmp_path / "victim"
+    if there:
+        victim.write_bytes(b"mine")
+    path = job.target.parents[1] / NAME
+    manifest = opened(job)
+    path.symlink_to(victim)
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        opened(job)
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        make(job, manifest, "r1", b"result")
+    assert victim.exists() == there
+    assert not there or victim.read_bytes() == b"mine"
+
+
+def test_a_manifest_that_is_a_pipe_is_an_error_and_no_wait(job):
+    os.mkfifo(job.target.parents[1] / NAME)
+    with pytest.raises(OutputError, match="is no regular file"):
+        opened(job)
+
+
+LINES = [
+    b"[" * 50_000, b'{"a":' * 50_000, b"x" * 3_000_000, b"1", b'"x"', b"\0" * 100, b"{}", b'{"out": 1}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: repr(line[:10]))
+def test_lines_that_are_no_record_are_passed_over(job, line):
+    make(job, opened(job), "r1", b"result")
+    path = job.target.parents[1] / NAME
+    path.write_bytes(line + path.read_bytes() + b"\n" + line)
+    assert opened(job).state(job, "r1") is State.CURRENT
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("out", ["x"]), ("out", None), ("recipe", 1), ("recipe", ["r1"]), ("size", "9"), ("size", True), ("size", 9.0),
+     ("mtime", []), ("source", {}), ("bytes", "6"), ("result", 3), ("result", ["x"]), ("ctime", "x"), ("ctime", 1.5)],
+)  # fmt: skip
+def test_records_with_values_of_a_wrong_kind_are_none(job, key, value):
+    make(job, opened(job), "r1", b"result")
+    path = job.target.parents[1] / NAME
+    entry = json.loads(path.read_bytes().splitlines()[-1])
+    path.write_text(json.dumps({**entry, key: value}))
+    assert opened(job).state(job, "r1") is State.FOREIGN

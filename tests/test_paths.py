@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import time
 import unicodedata
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import aeimg
 from aeimg import OutputError, UsageError, paths
 
 NAME = st.builds(
@@ -229,3 +233,138 @@ def test_parts_of_killed_runs_are_swept_away_and_those_of_others_are_not(tmp_pat
     os.utime(tmp_path / ".other", (1, 1))
     paths.sweep([tmp_path, tmp_path / "nowhere"])
     assert sorted(p.name for p in tmp_path.iterdir()) == [f".new{paths.PART}", ".other", "a.png"]
+
+
+# -- one folder under two names, and folders without end ---------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A folder, and another name for it that no link tells of: a bind mount."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    done = subprocess.run(["mount", "--bind", str(tmp_path / "a"), str(tmp_path / "b")], capture_output=True)
+    if done.returncode:
+        pytest.skip("needs the right to mount")
+    yield tmp_path / "a", tmp_path / "b"
+    subprocess.run(["umount", str(tmp_path / "b")], check=True)
+
+
+@pytest.fixture
+def two_names(tmp_path, monkeypatch):
+    """The same, as far as names go: a link of which `realpath` knows nothing."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    monkeypatch.setattr(os.path, "realpath", os.path.abspath)
+    return tmp_path / "a", tmp_path / "b"
+
+
+@pytest.mark.parametrize("names", ["mounted", "two_names"])
+def test_a_folder_under_two_names_is_one_folder(names, request):
+    a, b = request.getfixturevalue(names)
+    (a / "x.png").write_bytes(b"input")
+    (a / "in").mkdir()
+    (a / "in" / "y.png").write_bytes(b"input")
+    with pytest.raises(UsageError, match="would overwrite an input"):
+        paths.plan(paths.find([a], [".png"]), b, lambda path: ".png")
+    assert len(paths.plan(paths.find([a], [".png"]), b, lambda path: ".aei")) == 2
+    found = paths.find([a], [".png"], paths.Selection(without=b / "in"))
+    assert [one.path.name for one in found] == ["x.png"]
+    for source, out in ((a, b), (a / "x.png", b / "x.png")):
+        with pytest.raises(UsageError, match="one folder|would overwrite"):
+            aeimg.process(source, "denoise", out=out)
+    assert (a / "x.png").read_bytes() == b"input"
+
+
+def test_a_name_in_another_case_is_the_input_where_the_file_system_says_so(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"input")
+    os.link(tmp_path / "x.png", tmp_path / "X.PNG")  # as such a file system shows it
+    found = paths.find([tmp_path / "x.png"], [".png"])
+    with pytest.raises(UsageError, match="would overwrite an input"):
+        paths.plan(found, tmp_path, lambda path: ".PNG", stem=lambda path: "X")
+    (tmp_path / "X.PNG").unlink()
+    assert paths.plan(found, tmp_path, lambda path: ".PNG", stem=lambda path: "X")
+
+
+def deep(base: Path, depth: int) -> None:
+    """Makes a chain of folders with a picture at its end."""
+    here = os.open(base, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        lower = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = lower
+    os.close(os.open("x.png", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+
+
+@pytest.mark.parametrize("depth", [1100, 1800])
+def test_deep_folders_are_found_planned_and_written_in_little_time(tmp_path, depth):
+    (tmp_path / "in").mkdir()
+    deep(tmp_path / "in", depth)
+    began = time.process_time()
+    found = paths.find([tmp_path / "in"], [".png"], paths.Selection(without=tmp_path / "out", exclude=["no"]))
+    (job,) = paths.plan(found, tmp_path / "out", lambda path: ".png")
+    paths.write_atomic(job.target, b"x")
+    assert time.process_time() - began < 5
+    assert job.target.read_bytes() == b"x"
+    with contextlib.suppress(UsageError):
+        paths.find([f"{tmp_path}/in/**/*.png"], [".png"])
+    # `shutil.rmtree` could not do this: it recurses.
+    subprocess.run(["rm", "-rf", str(tmp_path / "in"), str(tmp_path / "out")], check=True)
+
+
+def test_folders_nested_deeper_than_a_path_may_be_are_an_error_of_their_own(tmp_path):
+    deep(tmp_path, 3000)
+    (tmp_path / "y.png").write_bytes(b"")
+    found = paths.find([tmp_path], [".png"])
+    assert [one.path.name for one in found] == ["d", "y.png"]
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+# -- what is written over ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o600, 0o664, 0o444])
+def test_a_file_that_is_written_over_keeps_its_mode_and_its_owner(tmp_path, mode):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 23456)
+    path.chmod(mode)
+    before = path.stat()
+    paths.write_atomic(path, b"new")
+    after = path.stat()
+    assert path.read_bytes() == b"new"
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_nobody_reads_a_private_file_while_it_is_written_over(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    seen = []
+    monkeypatch.setattr(paths, "_lock", lambda file: seen.append(os.fstat(file.fileno()).st_mode & 0o777))
+    paths.write_atomic(path, b"new")
+    assert seen == [0o600]
+
+
+def test_a_new_file_has_the_mode_that_others_have(tmp_path):
+    (tmp_path / "other").write_bytes(b"")
+    paths.write_atomic(tmp_path / "x", b"new")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_clock_that_jumps_sweeps_nothing_that_a_run_is_writing(tmp_path, monkeypatch):
+    old = tmp_path / f".left{paths.PART}"
+    old.write_bytes(b"")
+    now = time.time
+
+    def flush(number: int) -> None:
+        monkeypatch.setattr(time, "time", lambda: now() + 10 * 365 * 86400)
+        paths.sweep([tmp_path])  # as another run does, which has begun just now
+
+    monkeypatch.setattr(paths.os, "fsync", flush)
+    paths.write_atomic(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
+    assert not old.exists()

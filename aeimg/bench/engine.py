@@ -38,6 +38,10 @@ class _Steps(Generic[S, M, R]):
     small: bool = True
     """Whether that is too small to count as memory."""
 
+    def estimate(self, source: S) -> int:
+        """Memory is no concern here."""
+        return 0
+
 
 def _timed(sources: Sequence[S], steps: _Steps[S, M, R]) -> tuple[float, list[R]]:
     """Seconds, and the values of what did not fail."""

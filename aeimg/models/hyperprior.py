@@ -219,7 +219,8 @@ def bits_per_point(q: Tensor) -> Tensor:
 @functools.cache
 def _saved() -> Tensor:
     """Bits saved by a magnitude of n instead of n + 1, for n = 0..15, by index: `[LEVELS * 16]`."""
-    cost = bits(torch.arange(17.0).expand(LEVELS, -1), torch.arange(float(LEVELS))[:, None])
+    magnitudes, indexes = (torch.arange(n, dtype=torch.float32) for n in (17, LEVELS))
+    cost = bits(magnitudes.expand(LEVELS, -1), indexes[:, None])
     return torch.diff(cost, dim=1).flatten()
 
 
@@ -298,7 +299,7 @@ class Hyperprior(nn.Module):
     def _kernels(self, shift: Tensor) -> Tensor:
         """The linear transform's kernels, 32x32 pixels on a grid of 16, unshuffled by 8: `[codes,192,4,4]`."""
         halves = self.linear.view(-1, 3, 2, 8, 2, 8).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3 * 64, 2, 2)
-        pace = F.pad(torch.full((2, 2), PACE, device=shift.device), (1, 1, 1, 1), value=SIDE_PACE)
+        pace = F.pad(torch.full((2, 2), PACE, dtype=shift.dtype, device=shift.device), (1, 1, 1, 1), value=SIDE_PACE)
         return F.pad(halves, (1, 1, 1, 1)) + pace * shift
 
     def steps(self, q: Tensor) -> Tensor:
@@ -381,7 +382,9 @@ class Hyperprior(nn.Module):
     @torch.no_grad()
     def dequantise(self, z: Tensor, symbols: Tensor, q: Tensor) -> Tensor:
         """Side symbols and symbols -> codes in quantiser steps: the mirror of `quantise`."""
-        known = torch.empty(symbols.shape, device=symbols.device, memory_format=torch.channels_last)
+        known = torch.empty(
+            symbols.shape, dtype=torch.float32, device=symbols.device, memory_format=torch.channels_last
+        )
         codes: list[Tensor] = []
         side = z.float() * self.scales.side_step(q)
         for step, mean in self._walk(side, codes, symbols.shape, q):

@@ -29,7 +29,7 @@ from ..manifest import digest
 from ..metrics import SMALLEST_FOR_SSIM, bits_per_pixel, has_ssimulacra2, psnr, ssim, ssimulacra2
 from ..pixels import to_array, to_eight_bits
 from .options import CompressOptions
-from .pictures import PictureItem, Result, batch_key, open_checked, stacked
+from .pictures import CODE_BYTES, COPIES, PictureItem, Result, batch_key, estimate, open_checked, stacked
 
 Array = np.ndarray
 
@@ -51,6 +51,11 @@ class CompressItem(PictureItem):
 
     alpha: bytes | None
     """A greyscale image file."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory, with those of the codes."""
+        return super().nbytes + CODE_BYTES * self.work + len(self.alpha or b"")
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,11 @@ class Compress:
 
     # -- the three steps ---------------------------------------------------------------------------------------
 
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        held = estimate(source)
+        return held + CODE_BYTES * held // COPIES
+
     def prepare(self, source: object) -> CompressItem:
         """Reads a picture and codes its alpha."""
         opened = open_checked(source)
@@ -173,7 +183,13 @@ class Compress:
     def finish(self, item: CompressItem, raw: Encoded) -> CompressResult:
         """Codes the latent, and returns the smallest file that holds the picture, or a stored one; see the module."""
         coded = self._file(item, raw.latent, raw.quality)
-        stored = min(_stored(item, self._most_for_storing(item, raw, len(coded))), key=len, default=None)
+        strip = container.is_strip(item.picture.width, item.picture.height)
+        most = 1 << 62 if strip else self._most_for_storing(item, raw, len(coded))
+        stored = min(_stored(item, most), key=len, default=None)
+        if strip and stored is None:
+            raise UnsupportedImage(
+                f"{item.label}: is too thin to be coded; give it as a file, or as uint8, to store it"
+            )
         data = coded if stored is None else stored
         limit = self.options.max_bytes
         if limit is not None and len(data) > limit:

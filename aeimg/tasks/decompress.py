@@ -7,11 +7,12 @@ finish    gives the picture back
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,8 +23,22 @@ from ..errors import InputError, ModelError, UsageError, WrongWeights
 from ..images import WRITABLE, Picture, pixel_limit, read_picture, read_plane
 from ..manifest import digest
 from ..metadata import sound
+from ..paths import open_regular
 from .options import DecompressOptions
-from .pictures import Delivered, FileSource, Opened, PictureItem, Result, deliver, is_path, padded_size, read_bytes
+from .pictures import (
+    CODE_BYTES,
+    Delivered,
+    FileSource,
+    Opened,
+    PictureItem,
+    Result,
+    bytes_on_the_way,
+    deliver,
+    estimate_file,
+    is_path,
+    padded_size,
+    read_bytes,
+)
 
 Array = np.ndarray
 
@@ -48,6 +63,13 @@ class DecompressItem(PictureItem):
     """None where the file stores an image file."""
     stored: bytes | None = None
     """That image file."""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes in memory, with those of the codes and of the metadata."""
+        codes = 0 if self.latent is None else CODE_BYTES * self.work
+        metadata = sum(self.picture.metadata.sizes().values())
+        return super().nbytes + codes + metadata + len(self.stored or b"")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +109,16 @@ class Decompress:
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
     # -- the three steps ---------------------------------------------------------------------------------------
+
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by the sections of its latent file."""
+        if isinstance(source, bytes | bytearray):
+            return _estimate(io.BytesIO(source), len(source))
+        path = source.path if isinstance(source, FileSource) else source
+        if not isinstance(path, str | os.PathLike):
+            return 0
+        with open_regular(path) as file:
+            return _estimate(file, os.fstat(file.fileno()).st_size)
 
     def prepare(self, source: object) -> DecompressItem:
         """Reads a latent file and decodes its entropy code. Raises `InvalidLatent`, `WrongWeights`."""
@@ -151,13 +183,13 @@ class Decompress:
 
     def _codec(self, latent: container.Coded, name: str) -> Codec:
         try:
-            codec = self.model or registry.get(latent.label, "compress", self.device)
+            codec = self.model or registry.labelled(latent.label, self.device)
         except ModelError as error:
-            raise WrongWeights(f"{name}: was made with {latent.label}: {error}") from error
+            raise WrongWeights(f"{name}: was made with {latent.label!r:.99}: {error}") from error
         if (codec.label, codec.digest) != (latent.label, latent.digest):
             raise WrongWeights(
-                f"{name}: was made with {latent.label} ({latent.digest.hex()}), and these weights are {codec.label} "
-                f"({codec.digest.hex()}); name the right ones with --model FILE"
+                f"{name}: was made with {latent.label!r:.99} ({latent.digest.hex()}), and these weights are "
+                f"{codec.label} ({codec.digest.hex()}); name the right ones with --model FILE"
             )
         return codec
 
@@ -173,6 +205,16 @@ def _read(source: object) -> tuple[str, bytes]:
     if file is None:
         raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
     return file[0] or "the latent file", file[1]
+
+
+def _estimate(file: BinaryIO, size: int) -> int:
+    found = container.outline(file)
+    if found.stored is not None:
+        file.seek(found.stored)
+        return size + estimate_file(io.BytesIO(file.read()), size)
+    pixels = found.width * found.height
+    samples = pixels * (found.channels + found.alpha) * found.depth // 8
+    return bytes_on_the_way(samples, size) + CODE_BYTES * pixels + found.metadata
 
 
 def _empty(latent: container.Coded, name: str) -> Picture:

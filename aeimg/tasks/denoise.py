@@ -30,7 +30,7 @@ from ..pixels import as_float, as_pixels, mirror, padded
 from ..stream import out_of_memory
 from ..tiles import run_tiled
 from .options import DenoiseOptions
-from .pictures import Delivered, PictureItem, Result, batch_key, deliver, open_checked, stacked
+from .pictures import Delivered, PictureItem, Result, batch_key, deliver, estimate, open_checked, stacked
 
 Array = np.ndarray
 
@@ -165,6 +165,10 @@ class Denoise:
 
     # -- the three steps ---------------------------------------------------------------------------------------
 
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        return estimate(source)
+
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
         opened = open_checked(source)
@@ -179,7 +183,7 @@ class Denoise:
         """Returns the clean pixels `[C,H,W]` of each picture, in the depth of its own."""
         model = items[0].model
         x = stacked(items, model.multiple, mirrored=True)
-        sigma = torch.tensor([item.choice.sigma for item in items])
+        sigma = torch.tensor([item.choice.sigma for item in items], dtype=torch.float32)
         clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
         return [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]

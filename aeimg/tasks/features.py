@@ -13,7 +13,7 @@ from .. import registry
 from ..contract import FeatureEncoder
 from ..errors import ModelError
 from .options import FeaturesOptions
-from .pictures import PictureItem, Result, batch_key, open_checked, stacked
+from .pictures import PictureItem, Result, batch_key, estimate, open_checked, stacked
 
 Array = np.ndarray
 
@@ -46,6 +46,10 @@ class Features:
             raise ModelError(f"model {codec.label} gives no features")
         self.label = codec.label
         self.encoder: FeatureEncoder = codec
+
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        return estimate(source)
 
     def prepare(self, source: object) -> FeaturesItem:
         """Reads a picture."""

@@ -6,19 +6,31 @@ deliver       a picture -> the kind that the caller wants
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeGuard, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError, UsageError
-from ..images import WRITABLE, Picture, encode_picture, from_pil, read_file, read_picture, to_pil
+from ..errors import InputError, UnreadableImage, UsageError
+from ..images import (
+    WRITABLE,
+    Picture,
+    encode_picture,
+    from_pil,
+    open_image,
+    read_file,
+    read_picture,
+    sample_size,
+    to_pil,
+)
+from ..paths import open_regular
 from ..pixels import continued, from_array, from_tensor, padded, to_array, to_tensor
 from .options import EncodingOptions, Kind
 
@@ -78,9 +90,63 @@ class PictureItem:
 
     @property
     def nbytes(self) -> int:
-        """The bytes in memory. The result is as large, and so is a copy that is padded; floats are made tile by
-        tile."""
-        return 3 * self.picture.pixels.nbytes + len(self.opened.data or b"")
+        """The bytes in memory, at most, with those of the result; see `bytes_on_the_way`."""
+        picture, data = self.picture, self.opened.data
+        samples = picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
+        return bytes_on_the_way(samples, len(data or b""))
+
+
+COPIES = 6
+"""How many times the samples of a picture are in memory, at most: as decoded, as planes, as a padded batch, as the
+result, as what is encoded of it, and as the file. Floats are made tile by tile."""
+
+
+CODE_BYTES = 12
+"""How many bytes a picture's codes take for each of its pixels, at most: as floats and as symbols."""
+
+
+def bytes_on_the_way(samples: int, data: int) -> int:
+    """Returns how many bytes a picture holds on its way whose samples, alpha included, take `samples` bytes and whose
+    file has `data` bytes."""
+    return COPIES * samples + data
+
+
+def estimate(source: object) -> int:
+    """Returns what `PictureItem.nbytes` will be, or a little more, by the header of anything that `open_source` takes.
+
+    Raises an `InputError` where there is no header.
+    """
+    if isinstance(source, np.ndarray | Tensor):
+        return bytes_on_the_way(source.nbytes, 0)
+    if isinstance(source, Image.Image):
+        return bytes_on_the_way(_samples(source, b""), 0)
+    if isinstance(source, bytes | bytearray):
+        return estimate_file(io.BytesIO(source), len(source))
+    path = source.path if isinstance(source, FileSource) else source
+    if not isinstance(path, str | os.PathLike):
+        return 0
+    with open_regular(path) as file:
+        return estimate_file(file, os.fstat(file.fileno()).st_size)
+
+
+def estimate_file(file: BinaryIO, size: int) -> int:
+    """Returns what `estimate` does, of an image file of `size` bytes that is open."""
+    head = file.read(4096)
+    file.seek(0)
+    try:
+        with open_image(file) as image:
+            return bytes_on_the_way(_samples(image, head), size)
+    except UnreadableImage:  # which some formats are to Pillow, but not to other decoders
+        return bytes_on_the_way(size, size)
+
+
+def _samples(image: Image.Image, head: bytes) -> int:
+    """Returns how many bytes the samples of an image have that Pillow has opened from a file that begins with `head`.
+
+    In doubt, they are many: of a palette it is not known whether it is transparent, or grey.
+    """
+    bands = 4 if image.mode in ("P", "PA") or "transparency" in image.info else max(len(image.getbands()), 1)
+    return image.width * image.height * bands * sample_size(image, head)
 
 
 V_out = TypeVar("V_out", covariant=True)

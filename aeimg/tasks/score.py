@@ -13,7 +13,7 @@ from .. import registry
 from ..contract import Codec, Reconstructor
 from ..pixels import as_float
 from .options import ScoreOptions
-from .pictures import PictureItem, Result, batch_key, open_checked, stacked
+from .pictures import PictureItem, Result, batch_key, estimate, open_checked, stacked
 
 Array = np.ndarray
 
@@ -56,6 +56,10 @@ class Score:
     ) -> None:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
         self.model: Codec = registry.get(model, "compress", device)
+
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        return estimate(source)
 
     def prepare(self, source: object) -> ScoreItem:
         """Reads a picture."""

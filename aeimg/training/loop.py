@@ -26,7 +26,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import plots
 from ..errors import OutputError, TrainingDiverged
 from ..paths import write_atomic
-from .checkpoints import Called, Optimizers, not_finite, save_checkpoint, tensors_of
+from ..weights import not_finite
+from .checkpoints import Called, Optimizers, save_checkpoint, tensors_of
 from .journal import BATCHES_AHEAD, Journal, Schedule, learning_rate_factor
 from .objective import Objective
 

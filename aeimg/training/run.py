@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,9 @@ from .. import plots
 from ..devices import pick_device, pick_dtype
 from ..errors import InvalidWeights, OutputError, TrainingDiverged, UsageError
 from ..registry import resolve
-from ..weights import Header, load_tensors, save_weights
+from ..weights import LONGEST_NAME, Header, build, is_name, is_of, load_tensors, not_finite, save_weights
 from .card import commit, make_card
-from .checkpoints import Called, not_finite, read_checkpoint, restore, under
+from .checkpoints import LARGEST_NUMBER, Called, read_checkpoint, restore, under
 from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
@@ -140,6 +141,11 @@ class Call:
             raise UsageError(
                 f"{self.data}: holds noisy/ and clean/ itself; pairs beside it need a folder of clean images"
             )
+        if not is_name(self.model_name):
+            raise UsageError(
+                f"{self.model_name!r:.99} can't be a model's name, which is printable text of up to {LONGEST_NAME} "
+                "characters; give one by --name"
+            )
         textbook = self.task in TEXTBOOKS
         if self.recipe.get("labels") is not None and not (textbook and Digits.are_in(self.data)):
             raise UsageError(
@@ -193,9 +199,6 @@ class Origin:
                 f"{start}: holds another network than the one to be trained, a {header.architecture} to {header.task} "
                 f"with and not a {kind.architecture} to {kind.task} with; start from one of its kind"
             )
-        broken = not_finite(tensors.items())
-        if broken is not None:
-            raise InvalidWeights(f"{start}: {broken} is not finite; start from other weights")
         return cls(header.config, tensors, f"{header.label} ({digest.hex()})")
 
     def merged_config(self, config: Config, source: object) -> Config:
@@ -275,6 +278,9 @@ class Run:
         unknown = sorted(set(fields) - set(settings))
         if unknown:
             raise UsageError(f"a recipe has no {', '.join(unknown)}; it has {', '.join(settings)}")
+        for key, kind in get_type_hints(Recipe).items():
+            if not is_of(fields[key], kind, LARGEST_NUMBER):
+                raise UsageError(f"a recipe's {key} can't be {fields[key]!r:.99}")
         recipe = Recipe(**fields)
         minutes, steps = call.minutes, call.steps
         if minutes is None and steps is None:
@@ -287,6 +293,9 @@ class Run:
         """The objective, whose model has the weights that the run begins with, on the device."""
         call, origin = self.call, self.origin
         config = origin.merged_config(call.config, call.resume or call.start)
+        if call.resume is not None:  # a checkpoint's config is whole, and may be forged
+            with torch.device("meta"):
+                build(self.kind.architecture, config)
         torch.manual_seed(call.seed)
         dataset = self.kind.source(call.data, recipe, config)
         if call.pairs is not None:
@@ -331,6 +340,8 @@ class Run:
         restore(resume, origin.tensors, {"model": loop.objective.model, "average": loop.average}, loop.optimizers)
         loop.best = {key: value.to(self.device) for key, value in under("best/", origin.tensors).items()}
         loop.last_checkpoint = resume, journal.step
+        if any(loop.objective.primary_metric not in row for row in journal.evaluations):
+            raise InvalidWeights(f"{resume}: is damaged: an evaluation has no {loop.objective.primary_metric}")
         if loop.settings.patience is not None and not loop.best:  # the run had no patience so far
             journal.best, journal.evaluations_since_best = None, 0
         log(f"resumed {resume} at step {journal.step}, {journal.seconds / 60:.1f} minutes in")
