@@ -509,9 +509,14 @@ def test_done_files_are_skipped_redone_or_refused(folder, tmp_path):
         process(folder, "compress", out=out, if_exists="error")
 
 
-def test_on_error_stop_stops(folder, tmp_path):
-    summary = process(folder / "sub", "denoise", out=tmp_path / "out", on_error="stop")
-    assert len(summary.failed) == 1
+def test_on_error_stop_stops(tmp_path):
+    """After the first failure nothing new is begun; what was under way is reported, too."""
+    (tmp_path / "in").mkdir()
+    for number in range(60):
+        (tmp_path / "in" / f"{number:02}.png").write_bytes(b"broken")
+    summary = process(tmp_path / "in", "denoise", out=tmp_path / "out", on_error="stop", jobs=1, batch_size=1)
+    assert 1 <= len(summary.failed) <= 8  # the stream's window
+    assert summary.planned == 60 - len(summary.failed)
 
 
 def test_metadata_and_names_travel_through_a_latent_file(small, tmp_path):
