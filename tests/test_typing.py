@@ -22,7 +22,7 @@ CALLS = {n for n, line in enumerate(WRONG.read_text().splitlines(), 1) if line.s
 def mypy(path: Path) -> set[int]:
     """The lines of a file in which mypy finds an error."""
     if importlib.util.find_spec("mypy") is None:
-        pytest.skip("mypy is not installed: pip install 'aeimg[dev]'")
+        pytest.skip("mypy is not installed: pip install 'aeimg[test]'")
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -33,7 +33,7 @@ def mypy(path: Path) -> set[int]:
 def pyright(path: Path) -> set[int]:
     """The lines of a file in which pyright finds an error."""
     if importlib.util.find_spec("pyright") is None:
-        pytest.skip("pyright is not installed: pip install 'pyright[nodejs]'")
+        pytest.skip("pyright is not installed: pip install 'aeimg[test]'")
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
