@@ -260,9 +260,16 @@ main(sys.argv[1:])
 """The command line with a denoiser that takes its time."""
 
 
-def start(*arguments, code=SLOW, **options):
+def start(*arguments, code=SLOW, ignored=()):
+    """Begins a command that ignores these signals and no others, whatever the tests were started with (nohup, &)."""
+
+    def set_signals():
+        for name in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(name, signal.SIG_IGN if name in ignored else signal.SIG_DFL)
+
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=set_signals)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -287,7 +294,7 @@ def test_a_run_that_is_ended_by_a_signal_keeps_and_reports_what_is_done(tmp_path
 def test_a_signal_that_a_parent_ignores_stays_ignored(tmp_path, small):
     Image.fromarray(small).save(tmp_path / "a.png")
     command = "denoise", tmp_path / "a.png", tmp_path / "b.png", "-m", "slow"
-    child = start(*command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # as nohup does
+    child = start(*command, ignored=[signal.SIGHUP])  # as nohup does
     assert child.stdout.readline() == "running\n"
     child.send_signal(signal.SIGHUP)
     child.communicate(timeout=60)

@@ -246,10 +246,10 @@ def test_any_size_is_coded_measured_and_decoded(tmp_path, png, size):
     assert process(tmp_path / "out" / "a.aei", "decompress", kind="numpy").shape == pixels.shape
 
 
-def test_the_profile_of_a_cmyk_image_is_used_where_it_has_one(photograph):
+def test_an_unusable_profile_of_a_cmyk_image_is_said(photograph):
     from aeimg.images import read_picture
 
-    # No CMYK profile can be made here, so an RGB one stands for a broken one: it must be said, not ignored.
+    # An RGB profile in a CMYK file can't convert it.
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     buffer = io.BytesIO()
     Image.fromarray(photograph).convert("CMYK").save(buffer, "JPEG", icc_profile=icc)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeimg import DataError, bench, report
+from aeimg import DataError, bench, registry, report
+from aeimg.weights import find_weights, load_tensors
 
 
 def test_the_demo_denoises_compresses_and_leaves_pictures(tmp_path):
@@ -64,6 +65,14 @@ def test_the_denoising_benchmark_reports_every_level(tmp_path, photograph):
     text = bench.table(figures)
     assert "megapixels/s on one thread" in text
     assert "25, JPEG 75" in text
+    path = tmp_path / "copy.safetensors"
+    path.write_bytes(find_weights(registry.BUILTINS["aeimg-denoise"][1]).read_bytes())
+    before = load_tensors(path)
+    bench.write_card(path, tmp_path, figures)
+    header, _, digest = load_tensors(path)
+    assert header.card["figures"][tmp_path.name]["25"]["known"] == round(row["known"], 2)
+    assert header.card.items() >= {key: value for key, value in before[0].card.items() if key != "figures"}.items()
+    assert digest == before[2]  # old latent files still find their weights
 
 
 def test_pairs_are_reported_by_camera(tmp_path, photograph):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from aeimg import DataError, UsageError, process, registry, weights
-from aeimg.bench import bench_textbooks, table
+from aeimg.bench import bench_anomaly, bench_textbooks, table
 from aeimg.cli import TRAINED
 from aeimg.metrics import psnr
 from aeimg.models.variational import divergence
@@ -275,6 +275,15 @@ def test_what_does_not_ship_is_measured(digits):
                                f"{deep['held_out']['bce']:g};", "20", "steps"]  # fmt: skip
     assert told[1].split()[-1] == f"{100 * deep['neighbours']:.1f}%"
     assert any(line.startswith("vanilla, 128 values") for line in told)
+
+
+def test_a_digit_stands_out_by_its_errors(digits):
+    figures = bench_anomaly(digits, width=8, steps=40, device="cpu")
+    rows = figures["digits"]
+    assert figures["mean"]["vanilla"] == pytest.approx(np.mean([row["vanilla"] for row in rows.values()]))
+    assert all(0 <= area <= 1 for row in rows.values() for area in row.values())
+    assert figures["mean"]["components"] > 0.8  # the strokes of one kind span few dimensions
+    assert len(table(figures).splitlines()) == 3 + len(rows)
 
 
 def test_of_mnist_too(data, tmp_path):

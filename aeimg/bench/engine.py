@@ -112,7 +112,7 @@ def bench_engine(
     asleep, done = _timed(often, _Steps(whole.prepare, whole.key, sleep, size))
     return {
         "task": "engine",
-        "verb": task,
+        "run": task,
         "images": len(items),
         "seconds": {"reading": reading, "model": running, "writing": writing, "all": wall},
         "busy": (reading + running + writing) / wall,
@@ -126,7 +126,7 @@ def table(figures: Figures) -> str:
     seconds = ", ".join(f"{name} {value:.2f} s" for name, value in figures["seconds"].items())
     return "\n".join(
         [
-            f"{figures['images']} images, {figures['verb']}: {seconds}",
+            f"{figures['images']} images, {figures['run']}: {seconds}",
             f"parts one after the other over all at once: {figures['busy']:.2f}",
             f"a model that sleeps over the run around it: {figures['hidden']:.2f}",
         ]

@@ -36,12 +36,13 @@ BLOCK = 16
 """Side of the block of pixels that one code vector stands for."""
 SIDE = 4
 """Side of the square of code vectors that one vector of side symbols stands for."""
-RELUCTANCE = 1.6
-"""How much an error counts in rate-distortion optimised quantisation; 1 where codes were independent of each other."""
-PACE = 0.2
-"""The linear kernels' entries are small, about 1/28: this lets them learn more slowly than other weights."""
-SIDE_PACE = 0.06
-"""The same for what the kernels learn of the neighbouring blocks, which starts from nothing."""
+ERROR_WEIGHT = 1.6
+"""How much an error counts in rate-distortion optimised quantisation; it would be 1 if codes were independent."""
+KERNEL_SCALE = 0.2
+"""What a kernel's learned part is multiplied by. The entries of the linear kernels are small, about 1/28, so they must
+learn more slowly than other weights."""
+NEIGHBOUR_SCALE = 0.06
+"""The same for the part of the kernels that reaches into neighbouring blocks, which starts from zero."""
 LARGEST = (1 << 15) - 1
 """Symbols of a larger magnitude do not occur."""
 EXTRA = 32.0
@@ -299,8 +300,8 @@ class Hyperprior(nn.Module):
     def _kernels(self, shift: Tensor) -> Tensor:
         """The linear transform's kernels, 32x32 pixels on a grid of 16, unshuffled by 8: `[codes,192,4,4]`."""
         halves = self.linear.view(-1, 3, 2, 8, 2, 8).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3 * 64, 2, 2)
-        pace = F.pad(torch.full((2, 2), PACE, dtype=shift.dtype, device=shift.device), (1, 1, 1, 1), value=SIDE_PACE)
-        return F.pad(halves, (1, 1, 1, 1)) + pace * shift
+        inner = torch.full((2, 2), KERNEL_SCALE, dtype=shift.dtype, device=shift.device)
+        return F.pad(halves, (1, 1, 1, 1)) + F.pad(inner, (1, 1, 1, 1), value=NEIGHBOUR_SCALE) * shift
 
     def steps(self, q: Tensor) -> Tensor:
         """The quantiser's step of each code in 8-bit units, `[N,codes]`."""
@@ -358,7 +359,7 @@ class Hyperprior(nn.Module):
     def quantise(self, y: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Codes in quantiser steps -> side symbols and symbols, both int16.
 
-        A code is rounded towards zero where the bits that saves are worth more than the error it adds (rate-distortion
+        A code is rounded towards zero where that saves more bits than the error it adds costs (rate-distortion
         optimised quantisation), by the real-valued scales: nothing that a decoder would have to know.
         """
         height, width = y.shape[2:]
@@ -367,7 +368,7 @@ class Hyperprior(nn.Module):
         z = (self.hyper_analysis(y) / side_step).round().clamp(-LARGEST, LARGEST)
         side = z * side_step
         features = self.scales.expand(side)[:, :, :height, :width]
-        multiplier = self._reluctance(y, q)
+        multiplier = self._error_cost(y, q)
         symbols = torch.zeros_like(y)
         codes: list[Tensor] = []
         magnitudes: list[Tensor] = []
@@ -440,7 +441,7 @@ class Hyperprior(nn.Module):
             side = _round(z) * side_step
         mean_features = self.means.expand(side)[:, :, :height, :width]
         scale_features = self.scales.expand(side)[:, :, :height, :width]
-        multiplier = self._reluctance(y, q) if decide else None
+        multiplier = self._error_cost(y, q) if decide else None
         known = torch.empty_like(y)
         codes: list[Tensor] = []
         magnitudes: list[Tensor] = []
@@ -474,7 +475,7 @@ class Hyperprior(nn.Module):
         slope = bits(noisy, index.detach()).sum(1)
         return bits(symbols.detach(), index).sum(1) + slope - slope.detach()
 
-    def _reluctance(self, y: Tensor, q: Tensor) -> Tensor:
-        """Bits that a squared error of one quantiser step is worth, for codes `y`; see `_decide`."""
-        per_step = RELUCTANCE / 3 * lagrange_multiplier(q)[:, None, None, None] * self.steps(q)[:, :, None, None] ** 2
+    def _error_cost(self, y: Tensor, q: Tensor) -> Tensor:
+        """Bits that a squared error of one quantiser step costs, for codes `y`; see `_decide`."""
+        per_step = ERROR_WEIGHT / 3 * lagrange_multiplier(q)[:, None, None, None] * self.steps(q)[:, :, None, None] ** 2
         return per_step.expand_as(y)

@@ -44,7 +44,7 @@ SIDE_BITS = 3
 """What side symbols are multiplied by are multiples of 2^-3."""
 QUALITIES = 100
 OUTPUT_GAIN = 8
-"""Indexes per unit of the last layer, a factor of e in the scale: so it learns at the pace of the others."""
+"""Indexes per unit of the last layer, a factor of e in the scale: so that it learns as fast as the others."""
 
 Part = tuple[slice, slice, slice]
 """Channels, rows, columns."""
@@ -328,7 +328,7 @@ class IntegerScales:
         return self._activate(F.pixel_shuffle(self._layer("expand3", h, self._t["expand3.bias"]), 2))
 
     def magnitudes(self, symbols: Tensor) -> Tensor:
-        """Symbols, any shape -> what the network is told of them, float32 integers."""
+        """Symbols, any shape -> what the network gets of them, float32 integers."""
         return self._t["magnitude"][symbols.int().abs().clamp_(0, LARGEST_MAGNITUDE)]
 
     def indexes(self, step: int, features: Tensor, earlier: Sequence[Tensor], quality: int) -> Tensor:
