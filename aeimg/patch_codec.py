@@ -94,8 +94,8 @@ class PatchCodec:
         if not bool((self.spread > 0).all()):
             raise ValueError("code/spread: standard deviations are positive")
         index = _of_shape(tensors, "index", (QUALITIES, *values))
-        if index.is_floating_point() or not 0 <= int(index.min()) <= int(index.max()) < LEVELS:
-            raise ValueError(f"code/index: must be integers of 0 to {LEVELS - 1}")
+        if index.dtype != torch.uint8 or int(index.max()) >= LEVELS:
+            raise ValueError(f"code/index: must be uint8 below {LEVELS}")
         self.index = index.numpy()
         self.errors = _of_shape(tensors, "errors", (101,)).float().numpy()
         # The file holds the tables of the symbols 0, 1, 2, ... and of the escape: negative symbols are as likely.
