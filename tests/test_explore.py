@@ -29,7 +29,7 @@ def codec(network, values: int) -> PatchCodec:
     """`network` as it would come of a weights file, knowing errors of 0 to 0.1."""
     tensors = {
         "code/centre": torch.zeros(values), "code/spread": torch.ones(values),
-        "code/index": torch.full((100, values), 20, dtype=torch.int16), "code/errors": torch.linspace(0, 0.1, 101),
+        "code/index": torch.full((100, values), 20, dtype=torch.uint8), "code/errors": torch.linspace(0, 0.1, 101),
         "code/tables": torch.from_numpy(logistic_tables(127)[:, 127:]),
     }  # fmt: skip
     torch.manual_seed(0)
