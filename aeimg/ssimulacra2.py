@@ -137,7 +137,7 @@ def ssimulacra2(reference: Tensor, distorted: Tensor) -> Tensor:
     """
     with torch.autocast(reference.device.type, enabled=False):
         linear1, linear2 = _linear(reference.detach().float()), _linear(distorted.float())
-        total = torch.zeros(len(reference), device=reference.device)
+        total = torch.zeros(len(reference), dtype=torch.float32, device=reference.device)
         for scale, planes in enumerate(WEIGHTS):
             if scale:
                 linear1, linear2 = _halved(linear1), _halved(linear2)
