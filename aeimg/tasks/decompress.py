@@ -207,11 +207,15 @@ def _read(source: object) -> tuple[str, bytes]:
     return file[0] or "the latent file", file[1]
 
 
+HEADER_BYTES = 1 << 20
+"""An image file says its size within so many bytes."""
+
+
 def _estimate(file: BinaryIO, size: int) -> int:
     found = container.outline(file)
     if found.stored is not None:
         file.seek(found.stored)
-        return size + estimate_file(io.BytesIO(file.read()), size)
+        return size + estimate_file(io.BytesIO(file.read(HEADER_BYTES)), size)
     pixels = found.width * found.height
     samples = pixels * (found.channels + found.alpha) * found.depth // 8
     return bytes_on_the_way(samples, size) + CODE_BYTES * pixels + found.metadata
