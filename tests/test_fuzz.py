@@ -238,7 +238,10 @@ def forged_latent(data: bytes, todo: list[Change]) -> bytes:
         elif kind == 10:
             sections[at], sections[0] = sections[0], sections[at]
         elif kind == 11 and sections[at][0] in b"CEXik":
-            inflated = zlib.decompress(sections[at][1])
+            try:
+                inflated = zlib.decompress(sections[at][1])
+            except zlib.error:  # an earlier change has broken it
+                continue
             sections[at] = sections[at][0], zlib.compress(mutated_bytes(inflated, (value, where >> 4, value >> 3)))
         else:
             sections[at] = sections[at][0], mutated_bytes(sections[at][1], (kind, where >> 4, value))
