@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +12,9 @@ from .. import registry
 from ..contract import FeatureEncoder
 from ..errors import ModelError
 from .options import FeaturesOptions
-from .pictures import PictureItem, Result, batch_key, estimate, open_checked, stacked
+from .pictures import AnyShape, PictureItem, Result, stacked
 
 Array = np.ndarray
-
-
-@dataclass(frozen=True)
-class FeaturesItem(PictureItem):
-    """A picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +22,7 @@ class FeaturesResult(Result[Array]):
     """A vector, float32 `[D]`."""
 
 
-class Features:
+class Features(AnyShape):
     """See the module. Raises `ModelError` for a codec whose encoder describes no pictures."""
 
     small = False
@@ -47,23 +41,11 @@ class Features:
         self.label = codec.label
         self.encoder: FeatureEncoder = codec
 
-    def estimate(self, source: object) -> int:
-        """Returns how many bytes a picture will hold, by its header."""
-        return estimate(source)
-
-    def prepare(self, source: object) -> FeaturesItem:
-        """Reads a picture."""
-        return FeaturesItem(open_checked(source))
-
-    def key(self, item: FeaturesItem) -> Hashable:
-        """Returns channels, depth and size."""
-        return batch_key(item.picture, 1)
-
-    def run(self, items: list[FeaturesItem]) -> list[Array]:
+    def run(self, items: list[PictureItem]) -> list[Array]:
         """Returns the vector of each picture."""
         return list(self.encoder.features(stacked(items, 1), self.device, self.dtype).float().numpy())
 
-    def finish(self, item: FeaturesItem, raw: Array) -> FeaturesResult:
+    def finish(self, item: PictureItem, raw: Array) -> FeaturesResult:
         """Returns the vector."""
         return FeaturesResult(
             value=raw, width=item.picture.width, height=item.picture.height, warnings=item.picture.notes

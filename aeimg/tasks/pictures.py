@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeGuard, TypeVar
@@ -278,6 +278,22 @@ def stacked(items: Sequence[PictureItem], multiple: int, *, mirrored: bool = Fal
     # One large picture is not copied; a read-only one must be, because torch has no read-only tensors.
     alone = len(pixels) == 1 and pixels[0].flags.writeable
     return torch.from_numpy(pixels[0][None] if alone else np.stack(pixels))
+
+
+class AnyShape:
+    """The first steps of tasks whose model takes pictures of any shape, without padding."""
+
+    def estimate(self, source: object) -> int:
+        """Returns how many bytes a picture will hold, by its header."""
+        return estimate(source)
+
+    def prepare(self, source: object) -> PictureItem:
+        """Reads a picture."""
+        return PictureItem(open_checked(source))
+
+    def key(self, item: PictureItem) -> Hashable:
+        """Returns channels, depth and size."""
+        return batch_key(item.picture, 1)
 
 
 # -- giving back ---------------------------------------------------------------------------------------------

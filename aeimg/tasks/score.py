@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from .. import registry
 from ..contract import Codec, Reconstructor
 from ..pixels import as_float
 from .options import ScoreOptions
-from .pictures import PictureItem, Result, batch_key, estimate, open_checked, stacked
+from .pictures import AnyShape, PictureItem, Result, stacked
 
 Array = np.ndarray
 
@@ -32,17 +31,12 @@ class Strangeness:
     """The squared error of each pixel, mean of its channels: float32 `[H,W]`."""
 
 
-@dataclass(frozen=True)
-class ScoreItem(PictureItem):
-    """A picture."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScoreResult(Result[Strangeness]):
     """A score."""
 
 
-class Score:
+class Score(AnyShape):
     """See the module. A codec that does not reconstruct without rounding rounds its codes as at the `quality`."""
 
     small = False
@@ -57,19 +51,7 @@ class Score:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
         self.model: Codec = registry.get(model, "compress", device)
 
-    def estimate(self, source: object) -> int:
-        """Returns how many bytes a picture will hold, by its header."""
-        return estimate(source)
-
-    def prepare(self, source: object) -> ScoreItem:
-        """Reads a picture."""
-        return ScoreItem(open_checked(source))
-
-    def key(self, item: ScoreItem) -> Hashable:
-        """Returns channels, depth and size."""
-        return batch_key(item.picture, 1)
-
-    def run(self, items: list[ScoreItem]) -> list[Array]:
+    def run(self, items: list[PictureItem]) -> list[Array]:
         """Returns the squared errors `[H,W]` of each picture."""
         x = stacked(items, 1)
         if isinstance(self.model, Reconstructor):
@@ -81,7 +63,7 @@ class Score:
             back = as_float(self.model.decode(latents, shape, quality, self.device, self.dtype, 16))
         return list((back - as_float(x).clamp(0, 1)).square().mean(1).numpy())
 
-    def finish(self, item: ScoreItem, raw: Array) -> ScoreResult:
+    def finish(self, item: PictureItem, raw: Array) -> ScoreResult:
         """Compares the error with those of the training images."""
         score = float(raw.mean(dtype=np.float64))
         known = self.model.errors
