@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import time
+from bisect import bisect
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,27 +31,35 @@ T = TypeVar("T")
 
 
 class Meter:
-    """Counts work, in any unit, and forecasts how long the rest takes."""
+    """Counts work, in any unit, and forecasts how long the rest takes.
+
+    The work may be of several kinds, of which each counts with a weight. Weights may change while it goes on.
+    """
 
     def __init__(self, total: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.clock = total, clock
-        self.done = 0.0
-        """How much of `total` is done. It never falls."""
         self.began = clock()
-        self.first: tuple[float, float] | None = None
-        """When the first work was done, and how much it was."""
-        self.last = self.began
-        """When the last work was done."""
+        self.weights: tuple[float, ...] = (1.0,)
+        """What a unit of each kind counts."""
+        self.times: list[float] = [self.began]
+        """When work was done,"""
+        self.amounts: list[tuple[float, ...]] = [()]
+        """and how much of each kind there was by then."""
 
-    def reach(self, done: float, total: float | None = None) -> None:
-        """Takes note that so much is done, and what there is in all, where that is known better now."""
-        if total is not None:
-            self.total = total
-        done = min(done, self.total)
-        if done > self.done:
-            self.done, self.last = done, self.clock()
-            if self.first is None:
-                self.first = self.last, done
+    def reach(self, *amounts: float, weights: tuple[float, ...] = (1.0,), total: float | None = None) -> None:
+        """Takes note that so much of each kind is done, and what there is in all, where that is known better now."""
+        self.weights = weights
+        self.total = self.total if total is None else total
+        self.amounts.append(amounts)
+        self.times.append(self.clock())
+
+    def _weighted(self, amounts: tuple[float, ...]) -> float:
+        return sum(weight * amount for weight, amount in zip(self.weights, amounts, strict=False))
+
+    @property
+    def done(self) -> float:
+        """How much of `total` is done."""
+        return min(self._weighted(self.amounts[-1]), self.total)
 
     @property
     def share(self) -> float:
@@ -66,22 +75,18 @@ class Meter:
     def rate(self) -> float:
         """Work per second; 0 where nothing is done yet.
 
-        The time before the first work was done is not like the rest: libraries warm up, the first files are read while
-        the model waits. It counts only until as much again has been done.
+        The first half of the time does not count: libraries warm up, the first files are read while the model waits.
         """
-        if self.first is None:
-            return 0.0
-        when, done = self.first
-        if self.done >= 2 * done and self.last > when:
-            return (self.done - done) / (self.last - when)
-        return self.done / max(self.last - self.began, 1e-9)
+        last = self.times[-1]
+        start = bisect(self.times, self.began + (last - self.began) / 2) - 1
+        work = self._weighted(self.amounts[-1]) - self._weighted(self.amounts[start])
+        return max(work, 0.0) / max(last - self.times[start], 1e-9)
 
     @property
     def left(self) -> float | None:
         """How many seconds the rest takes at this rate; None where nothing is done yet."""
-        if self.rate == 0:
-            return None
-        return max((self.total - self.done) / self.rate - (self.clock() - self.last), 0.0)
+        rate = self.rate
+        return max((self.total - self.done) / rate - (self.clock() - self.times[-1]), 0.0) if rate > 0 else None
 
 
 def duration(seconds: float) -> str:
@@ -146,7 +151,9 @@ class Progress:
 
         # The words are ours, because tqdm counts items: they take the place of its unit.
         bar_format = "{desc}: {percentage:3.0f}%|{bar}| {unit}"
-        return tqdm(desc=self.title, total=1.0, unit=self.words(), bar_format=bar_format, dynamic_ncols=True)
+        return tqdm(
+            desc=self.title, total=1.0, unit=self.words(), bar_format=bar_format, dynamic_ncols=True, file=sys.stderr
+        )
 
     @property
     def shown(self) -> bool:
@@ -156,8 +163,8 @@ class Progress:
     # -- what the caller says ----------------------------------------------------------------------------------
 
     def reach(self, done: float, total: float | None = None) -> None:
-        """Takes note that so much work is done; see `Meter.reach`."""
-        self.meter.reach(done, total)
+        """Takes note that so much work is done, and how much there is in all."""
+        self.meter.reach(done, total=total)
 
     def add(self, work: float) -> None:
         """Takes note that so much more work is done."""
@@ -205,7 +212,8 @@ class Progress:
     def _draw(self) -> None:
         with self._drawing:
             if self.bar is not None and not self._ended.is_set():
-                self.bar.n, self.bar.unit = round(self.meter.share, 4), self.words()
+                self.bar.n = max(self.bar.n, round(self.meter.share, 4))  # it never goes back
+                self.bar.unit = self.words()
                 self.bar.refresh()
 
     def _line_if_due(self) -> None:
@@ -370,8 +378,8 @@ class Watched:
         finish = finish / self.jobs if finish is not None else (prepare + run) * FINISH_SHARE / (1 - FINISH_SHARE)
         whole = prepare + run + finish
         if whole > 0:
-            done = prepare * pixels["prepare"] + run * pixels["run"] + finish * pixels["finish"]
-            self.progress.reach(done / whole, total)
+            weights = (prepare / whole, run / whole, finish / whole)
+            self.progress.meter.reach(*pixels.values(), weights=weights, total=total)
 
 
 @contextmanager
