@@ -480,6 +480,8 @@ class _Written:
     """The size of the result."""
     record: dict[str, Any]
     """What the summary says of it."""
+    sentence: str
+    """The same for people, in a few words."""
 
 
 class _ToFiles:
@@ -535,7 +537,7 @@ class _ToFiles:
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
-        return _Written(status.st_size, len(data), record)
+        return _Written(status.st_size, len(data), record, result.sentence())
 
 
 class _FileRun:
@@ -648,7 +650,7 @@ class _FileRun:
         summary.bytes_out += written.bytes_out
         summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
-        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
+        log.debug("%s: %s, %.1f s", job.source, written.sentence, written.record["seconds"])
 
     def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
         """Returns the pixels of the sources, by their headers."""
