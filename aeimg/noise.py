@@ -223,13 +223,14 @@ def measure_noise(pixels: Array) -> Noise:
 
 # -- what came of it -------------------------------------------------------------------------------------------------
 
-# The bounds keep apart what was measured on pictures whose clean originals are known; docs/guide/denoise.md has the rates.
+# The bounds come from pictures whose clean originals are known; docs/guide/denoise.md has the rates.
 SHIFT, SHIFT_OF_NOISE = 1.25, 0.2
 """How far the mean of a channel may shift: so many 8-bit units, and such a share of the noise. Where noise was clipped
 at black or white, the mean has to shift back; the means of photographs of cameras shift by up to 1.5 in good
 results."""
 LARGEST_STRUCTURE = 0.3
-"""The largest `structure` that is never reported. The noise of cameras, which grows with brightness, gives up to 0.9."""
+"""The largest `structure` that is never reported. The noise of cameras, which grows with brightness,
+gives up to 0.9."""
 MOST_REMOVED, MOST_OF_NOISE = 5.0, 0.7
 """How much may be removed from detailed parts, whatever the structure: so many 8-bit units, or such a share of the
 level of white noise. Good results stay below 4 and 0.6; blurs, medians and sigmas that are far too high exceed both."""

@@ -163,7 +163,7 @@ def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
 def table_of_models(rows: list[dict[str, Any]]) -> str:
     """Returns the rows of `describe_models` as a table, a line for each model."""
     columns = ("model", "task", "size", "kMAC/pixel", "default", "origin")
-    lines = [columns]
+    lines: list[tuple[str, ...]] = [columns]
     for row in rows:
         cells = (str(row.get(column, "")) for column in columns[2:])
         lines.append((str(row["name"]), str(row["task"]), *cells))
