@@ -236,9 +236,10 @@ MOST_REMOVED, MOST_OF_NOISE = 5.0, 0.7
 level of white noise. Good results stay below 4 and 0.6; blurs, medians and sigmas that are far too high exceed both."""
 NOISE_LEFT = 4.0
 """The largest noise in the flattest parts that is never reported, in 8-bit units."""
-WHITE_LEFT = 1.2
+WHITE_LEFT, WHITE_LEFT_IN_GREY = 1.2, 8.0
 """The largest level of white noise after denoising that is not reported, in 8-bit units. Texture, which varies as much
-as noise does, measures as 0.7 at most; what a sigma that is too low leaves, as 2 and more."""
+as noise does, measures as 0.7 at most; what a sigma that is too low leaves, as 2 and more. In grey pictures texture
+measures as up to 7, and what such a sigma leaves as 11 and more."""
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,8 @@ class Check:
         return self.structure > LARGEST_STRUCTURE and self.removed > most
 
     def _noise_left(self) -> bool:
-        return self.noise_after > NOISE_LEFT and self.white_after > WHITE_LEFT
+        most = WHITE_LEFT_IN_GREY if len(self.shift) == 1 else WHITE_LEFT
+        return self.noise_after > NOISE_LEFT and self.white_after > most
 
 
 def check(before: Array, after: Array) -> Check:

@@ -345,6 +345,10 @@ def test_tiny_and_grey_pictures_are_checked_too(photograph):
     assert not check(tiny, tiny).warnings()
     grey = photograph[:, :, :1].transpose(2, 0, 1)
     assert len(check(grey, grey).shift) == 1
+    assert not check(grey, grey).warnings()
+    grainy = np.clip(grey + np.random.default_rng(0).normal(0, 25, grey.shape), 0, 255).astype(np.uint8)
+    (left,) = check(grainy, grainy).warnings()
+    assert "some noise may be left" in left
 
 
 @pytest.mark.slow
