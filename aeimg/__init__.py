@@ -5,6 +5,7 @@ import aeimg
 clean = aeimg.process(image, "denoise")                # PIL, numpy, torch, path or bytes in; the same kind out
 latent = aeimg.process(image, "compress", quality=60)  # bytes
 image = aeimg.process(latent, "decompress")            # a PIL image
+model = aeimg.load("denoise")                          # the same, loaded once and called often: model(image)
 aeimg.process("in/", "denoise", out="out/")            # a folder, as `aeimg denoise in/ out/` does it
 """
 
@@ -32,6 +33,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .engine import Summary, process
+    from .loaded import LoadedCodec, LoadedDenoiser, load
     from .registry import register, unregister
 
 __version__ = "0.1.0"
@@ -43,6 +45,8 @@ __all__ = [
     "InputError",
     "InvalidLatent",
     "InvalidWeights",
+    "LoadedCodec",
+    "LoadedDenoiser",
     "ModelError",
     "OutputError",
     "Summary",
@@ -54,13 +58,17 @@ __all__ = [
     "UsageError",
     "WrongWeights",
     "__version__",
+    "load",
     "process",
     "register",
     "unregister",
 ]
 
 # torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
-_LAZY = {"process": "engine", "Summary": "engine", "register": "registry", "unregister": "registry"}
+_LAZY = {
+    "process": "engine", "Summary": "engine", "load": "loaded", "LoadedCodec": "loaded", "LoadedDenoiser": "loaded",
+    "register": "registry", "unregister": "registry",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -3,10 +3,13 @@
 prepare   reads the picture, measures its noise and chooses the denoiser
 run       a batch through the denoiser, in tiles
 finish    compares before and after, and gives the picture back
+
+`Denoise.tensors` does the same to a batch that is a tensor, on the device where that is.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -22,12 +25,12 @@ from torch import Tensor
 
 from .. import registry
 from ..contract import Denoiser
-from ..errors import InputError, ModelError
-from ..images import LOSSY, Picture
+from ..errors import InputError, ModelError, UsageError
+from ..images import LOSSY
 from ..manifest import digest
 from ..noise import check, estimate_sigma, measure_noise
-from ..pixels import as_float, as_pixels, mirror, padded
-from ..stream import out_of_memory
+from ..pixels import as_float, as_pixels, check_tensor, like_tensor, mirror, padded
+from ..stream import BATCH_WORK, out_of_memory
 from ..tiles import run_tiled
 from .options import DenoiseOptions
 from .pictures import Delivered, PictureItem, Result, batch_key, deliver, estimate, open_checked, stacked
@@ -54,8 +57,9 @@ class Choice:
     """The reason, for the user."""
 
 
-def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
-    """Returns the denoiser for `picture`; `sigma` is a level or "auto", `free` is whether the caller named no model.
+def choose(pixels: Array | Tensor, sigma: float | str, *, free: bool, format: str = "") -> Choice:
+    """Returns the denoiser for `pixels` `[C,H,W]`; `sigma` is a level or "auto", `free` is whether the caller named no
+    model, `format` Pillow's name of the format that the picture had as a file.
 
     A given level means white noise of that level. Without one, strong noise on which JPEG has left marks goes to the
     model for such noise. Noise that measures as white goes to the default model; the measure is stricter for files of
@@ -64,14 +68,14 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     if sigma != "auto":
         return Choice(registry.WHITE if free else None, float(sigma), "sigma was given")
     if not free:
-        return Choice(None, estimate_sigma(picture.pixels), "the model was given")
-    noise = measure_noise(picture.pixels)
-    lossy = picture.format in LOSSY
+        return Choice(None, estimate_sigma(pixels), "the model was given")
+    noise = measure_noise(pixels)
+    lossy = format in LOSSY
     if noise.marked:
         return Choice(registry.JPEG, noise.sigma, f"JPEG has left marks on strong noise (steps of {noise.step:g})")
     if noise.white(strictly=lossy):
         return Choice(registry.WHITE, noise.sigma, f"white noise of sigma {noise.sigma:.1f}")
-    found = "no white noise found" + (f" in this {picture.format} file" if lossy else "")
+    found = "no white noise found" + (f" in this {format} file" if lossy else "")
     return Choice(registry.BLIND, noise.sigma, found)
 
 
@@ -112,6 +116,13 @@ class DenoiseResult(Result[Delivered]):
         }  # fmt: skip
 
 
+@dataclass
+class _Side:
+    """The side of the tiles for which memory has sufficed so far; tasks that share denoisers share it."""
+
+    tile: int = TILE
+
+
 class Denoise:
     """See the module."""
 
@@ -125,13 +136,23 @@ class Denoise:
         options: DenoiseOptions,
     ) -> None:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
-        self.tile = TILE
+        self._side = _Side()
         self._lock = threading.Lock()
         self._models: dict[str | None, Denoiser] = {}
         if len(self._possible) == 1:  # the others are loaded when a picture needs them
             self._model(self._possible[0])
         for name in self._possible:
             registry.resolve(self._known_as(name))  # raises where its weights are missing
+
+    def with_options(self, options: DenoiseOptions) -> Denoise:
+        """Returns the same task with other options. It shares the denoisers that are loaded."""
+        other = copy.copy(self)
+        other.options = options
+        return other
+
+    def models(self) -> list[tuple[str, str]]:
+        """Returns label and digest of every denoiser that a picture may get, whichever are loaded."""
+        return [registry.identity(self._known_as(name), "denoise", self.device) for name in self._possible]
 
     @property
     def _possible(self) -> tuple[str | None, ...]:
@@ -155,7 +176,7 @@ class Denoise:
 
         It covers every denoiser that a picture may get, whichever are loaded.
         """
-        models = [registry.identity(self._known_as(name), "denoise", self.device) for name in self._possible]
+        models = self.models()
         o = self.options
         chosen = {
             "sigma": o.sigma, "strength": o.strength, "format": o.format, "image_quality": o.image_quality,
@@ -172,7 +193,8 @@ class Denoise:
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
         opened = open_checked(source)
-        choice = choose(opened.picture, self.options.sigma, free=self.asked is None)
+        picture = opened.picture
+        choice = choose(picture.pixels, self.options.sigma, free=self.asked is None, format=picture.format)
         return DenoiseItem(opened, choice, self._model(choice.model))
 
     def key(self, item: DenoiseItem) -> Hashable:
@@ -209,17 +231,59 @@ class Denoise:
     def _in_tiles(self, model: Denoiser, x: Tensor, sigma: Tensor, *, alone: bool) -> Tensor:
         """Returns the batch denoised; where a single picture lacks memory, in tiles of half the side from there on."""
         while True:
+            tile = self._side.tile
             try:
                 return run_denoiser(
-                    model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype, tile=self.tile
+                    model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype, tile=tile
                 )
             except Exception as error:
                 if not (alone and out_of_memory(error)):
                     raise  # the stream tries a batch again in halves
-                if self.tile <= SMALLEST_TILE or model.halo is None:
-                    raise InputError(f"memory does not suffice, not even in tiles of {self.tile} pixels") from error
-                self.tile //= 2
-                log.info("memory does not suffice: going on in tiles of %d pixels", self.tile)
+                if tile <= SMALLEST_TILE or model.halo is None:
+                    raise InputError(f"memory does not suffice, not even in tiles of {tile} pixels") from error
+                self._side.tile = tile // 2
+                log.info("memory does not suffice: going on in tiles of %d pixels", tile // 2)
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def tensors(self, x: Tensor, batch_size: int = 8) -> Tensor:
+        """Returns the pictures `x`, `[C,H,W]` or `[N,C,H,W]`, C 1, 3 or 4, uint8 or float in [0,1], denoised.
+
+        The result has the shape, dtype, device and type of `x`, and no gradients. A fourth channel is alpha, and stays
+        as it is. Each picture gets the denoiser that it would get by itself. What is on another device than the CPU is
+        never copied to the CPU. Raises `UsageError`, `InputError`.
+        """
+        check_tensor(x)
+        if x.device.type not in ("cpu", self.device.type):
+            raise UsageError(f"the tensor is on {x.device} and the model on {self.device}; move one of them with .to()")
+        with torch.no_grad():
+            plain = x.detach().as_subclass(Tensor)
+            result = plain.clone() if plain.dim() == 4 else plain.clone()[None]
+            clean = result[:, :3] if result.shape[1] == 4 else result
+            pixels = clean.clone() if plain.dtype in (torch.uint8, torch.float32) else clean.float()
+            free = self.asked is None
+            measured = pixels.numpy() if pixels.device.type == "cpu" else pixels
+            chosen = [choose(one, self.options.sigma, free=free) for one in measured]
+            most = max(1, min(batch_size, BATCH_WORK // max(1, pixels[0, 0].numel() if len(pixels) else 1)))
+            for name in dict.fromkeys(choice.model for choice in chosen):
+                alike = [number for number, choice in enumerate(chosen) if choice.model == name]
+                for start in range(0, len(alike), most):
+                    part = alike[start : start + most]
+                    level = torch.tensor([chosen[number].sigma for number in part], dtype=torch.float32)
+                    clean[part] = self._batch(self._model(name), pixels[part], level).to(clean.dtype)
+        return like_tensor(result.view(x.shape), x)
+
+    def _batch(self, model: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        """Returns a batch denoised; where memory does not suffice for it, in halves."""
+        height, width = x.shape[2:]
+        whole = mirror(x, padded(height, model.multiple), padded(width, model.multiple))
+        try:
+            return self._in_tiles(model, whole, sigma, alone=len(x) == 1)[:, :, :height, :width]
+        except Exception as error:
+            if len(x) == 1 or not out_of_memory(error):
+                raise
+        half = len(x) // 2
+        return torch.cat([self._batch(model, x[part], sigma[part]) for part in (slice(half), slice(half, None))])
 
 
 # -- a batch through a network -------------------------------------------------------------------------------
@@ -236,7 +300,8 @@ def run_denoiser(
     dtype: torch.dtype,
     tile: int = TILE,
 ) -> Tensor:
-    """Denoises a batch of one size: pixels `[N,C,H,W]` on the CPU, C 1 or 3, uint8, uint16 or float; returns the same.
+    """Denoises a batch of one size: pixels `[N,C,H,W]`, C 1 or 3, uint8, uint16 or float; returns the same, where they
+    are.
 
     `sigma` `[N]` is in 8-bit units; `strength` scales what is removed, 0 leaves everything as it is. Images larger than
     `tile` are cut into tiles, if the model states its halo, and only one tile is ever on the device, or in memory as
@@ -249,9 +314,10 @@ def run_denoiser(
     dtype = dtype if model.dtypes is None or dtype in model.dtypes else torch.float32
 
     def run(part: Tensor) -> Tensor:
-        if device.type == "cuda":  # from pinned memory the copy does not hold up this thread
+        arriving = device.type == "cuda" and part.device.type == "cpu"
+        if arriving:  # from pinned memory the copy does not hold up this thread
             part = part.contiguous().pin_memory()
-        noisy = as_float(part.to(device, non_blocking=device.type == "cuda"))
+        noisy = as_float(part.to(device, non_blocking=arriving))
         height, width = noisy.shape[2:]
         shown = noisy.reshape(-1, 1, height, width) if apart else noisy.expand(-1, 3, -1, -1)
         whole = mirror(shown, padded(height, model.multiple), padded(width, model.multiple))
@@ -261,7 +327,7 @@ def run_denoiser(
             clean = clean.reshape(noisy.shape)
         elif grey:
             clean = clean.mean(1, keepdim=True)
-        return as_pixels(clean if strength == 1 else noisy + strength * (clean - noisy), x.dtype)
+        return as_pixels(clean if strength == 1 else noisy + strength * (clean - noisy), x.dtype, x.device)
 
     side = padded(tile if model.halo is not None else max(x.shape[2:]), model.multiple)
     return run_tiled(run, x, side, padded(model.halo or 0, model.multiple))
