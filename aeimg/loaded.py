@@ -109,9 +109,11 @@ class _LoadedModel:
         return f"<{type(self).__name__} {labels} on {self.device} in {str(self.dtype).removeprefix('torch.')}>"
 
 
-def _restored(
-    kind: type[Self], model: str | None, device: str, dtype: str, models: tuple[tuple[str, str], ...]
-) -> Self:
+Weights = tuple[tuple[str, str], ...]
+"""Label and digest of each of a model's weights."""
+
+
+def _restored(kind: type[Self], model: str | None, device: str, dtype: str, models: Weights) -> Self:
     """Returns the model that was pickled. Raises `ModelError` where this process has other weights by its name."""
     made = kind(model, device, dtype)
     if made.models != models:
