@@ -40,7 +40,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
@@ -274,7 +274,7 @@ def outline(file: BinaryIO) -> Outline:
     return replace(found, metadata=min(metadata, MAX_METADATA))
 
 
-def read_head(file: BinaryIO, name: str = "the latent file") -> Coded | Stored:
+def read_head(file: IO[bytes], name: str = "the latent file") -> Coded | Stored:
     """What `read` returns, without the code and the alpha of a `Coded`: its `data` is empty, and `alpha` is empty where
     there is one. The file is not read whole, so that its checksum is not compared. Raises `InvalidLatent`."""
     end = file.seek(0, os.SEEK_END) - 4

@@ -280,7 +280,7 @@ class LoadedCodec(_LoadedModel):
         and type. A fourth channel is alpha and stays as it is. Raises `UsageError`, `InputError`.
         """
         back: Any = self._compress.with_options(CompressOptions(quality)).round_trip(x)
-        return back  # type: ignore[no-any-return]
+        return back
 
 
 Options = TypeVar("Options", CompressOptions, DecompressOptions)

@@ -3,8 +3,9 @@
     Image.open("a.aei")                            # reads the header; the picture is decoded when it is needed
     image.save("a.aei", quality=60, effort=2)
 
-Everything that opens pictures with Pillow then takes latent files as well. A picture that Pillow has no mode for, colour
-or alpha of 16 bits, opens as one of 8 bits, as Pillow does it with PNG; `info["bit_depth"]` says what the file holds.
+Everything that opens pictures with Pillow then takes latent files as well. A picture that Pillow has no mode for,
+colour or alpha of 16 bits, opens as one of 8 bits, as Pillow does it with PNG; `info["bit_depth"]` says what the file
+holds.
 """
 
 from __future__ import annotations
@@ -137,7 +138,11 @@ def _stored(data: bytes, name: str) -> tuple[tuple[int, int], str, metadata.Meta
         clear = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
         grey = image.mode.startswith(("1", "L", "I"))
         mode = ("L" if grey else "RGB") + ("A" if clear else "")
-        return image.size[::-1] if turned else image.size, mode if image.mode[0] != "I" or clear else "I;16", found.metadata
+        return (
+            image.size[::-1] if turned else image.size,
+            mode if image.mode[0] != "I" or clear else "I;16",
+            found.metadata,
+        )
 
 
 # -- writing -------------------------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
     v2.Compose([aeimg.transforms.Denoise(sigma="auto"), aeimg.transforms.CompressionNoise(quality=(20, 60)), ...])
 
 Both take what those transforms take: tensors, tv_tensors, PIL images, and structures of them. Images and videos are
-transformed and keep their type; boxes, masks, labels and everything else pass through. A transform can be pickled, for the
-workers of a `DataLoader`; the model is loaded where it is first needed, and is not part of the pickle.
+transformed and keep their type; boxes, masks, labels and everything else pass through. A transform can be pickled, for
+the workers of a `DataLoader`; the model is loaded where it is first needed, and is not part of the pickle.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from .errors import UsageError
+from .images import from_pil, to_pil
 from .loaded import LoadedCodec, LoadedDenoiser, load
+from .pixels import like_tensor, to_floats, to_sixteen_bits
 from .tasks.options import CompressOptions, DenoiseOptions
 
 
@@ -47,14 +50,17 @@ class _OfPictures(v2.Transform):  # type: ignore[misc, unused-ignore]  # torchvi
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Returns a picture transformed, and anything else as it is; torchvision calls this."""
         if isinstance(inpt, Image.Image):
-            return self._image(inpt, params)
+            plain = inpt.copy()  # without the orientation, which would turn it away from its boxes and masks
+            plain.info = {key: value for key, value in inpt.info.items() if key == "transparency"}
+            done = self._image(plain, params)
+            done.info.update(inpt.info)
+            return done
         if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image | tv_tensors.Video):
             return inpt
         if not isinstance(inpt, Tensor) or inpt.dim() < 3:
             return inpt
         flat = inpt.as_subclass(Tensor).reshape(-1, *inpt.shape[-3:])  # videos, and batches of them
-        done = self._tensor(flat, params).reshape(inpt.shape)
-        return tv_tensors.wrap(done, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else done
+        return like_tensor(self._tensor(flat, params).reshape(inpt.shape), inpt)
 
     def _image(self, image: Image.Image, params: dict[str, Any]) -> Image.Image:
         raise NotImplementedError
@@ -115,12 +121,10 @@ class CompressionNoise(_OfPictures):
         return {"quality": int(torch.randint(low, high + 1, ()))}
 
     def _image(self, image: Image.Image, params: dict[str, Any]) -> Image.Image:
-        whole = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
-        tensor = torch.from_numpy(np.atleast_3d(np.array(whole)).transpose(2, 0, 1).copy())
-        done = self._tensor(tensor, params).permute(1, 2, 0).squeeze(-1).numpy()
-        back = Image.fromarray(done)
-        back.info.update(image.info)
-        return back
+        picture = from_pil(image)
+        deep = picture.pixels.dtype == np.uint16
+        pixels = self._tensor(torch.from_numpy(to_floats(picture.pixels) if deep else picture.pixels), params).numpy()
+        return to_pil(replace(picture, pixels=to_sixteen_bits(np.rint(pixels * 65535), 16) if deep else pixels))
 
     def _tensor(self, pictures: Tensor, params: dict[str, Any]) -> Tensor:
         held: LoadedCodec = self._model(pictures)

@@ -28,8 +28,8 @@ def held(model: str | None, device: str) -> LoadedCodec:
 
 
 def image_axes(shape: tuple[int, ...]) -> int:
-    """Returns how many of the last axes of a chunk are an image: 3 for `[...,H,W,3]` and `[...,H,W,4]`, otherwise 2, for
-    `[...,H,W]`. Raises `UsageError` for shapes that end in no image."""
+    """Returns how many of the last axes of a chunk are an image: 3 for `[...,H,W,3]` and `[...,H,W,4]`, otherwise 2,
+    for `[...,H,W]`. Raises `UsageError` for shapes that end in no image."""
     axes = 3 if len(shape) > 2 and shape[-1] in (3, 4) else 2
     if len(shape) < 2 or not math.prod(shape):
         raise UsageError(f"chunks must end in an image, [...,H,W] or [...,H,W,3] or [...,H,W,4]; this is {list(shape)}")

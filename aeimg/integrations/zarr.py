@@ -1,8 +1,8 @@
 """Images in Zarr 3: `zarr.create_array(..., chunks=(1, 512, 512, 3), serializer=AeimgCodec(quality=60))`.
 
-The codec is lossy. It turns arrays of uint8 and uint16 into bytes, in chunks of any shape that ends in an image: `[H,W]`,
-`[H,W,3]`, `[H,W,4]`, or any number of axes before these. It is registered by an entry point, so that a process that has
-imported nothing of aeimg reads such arrays, as long as aeimg is installed.
+The codec is lossy. It turns arrays of uint8 and uint16 into bytes, in chunks of any shape that ends in an image:
+`[H,W]`, `[H,W,3]`, `[H,W,4]`, or any number of axes before these. It is registered by an entry point, so that a process
+that has imported nothing of aeimg reads such arrays, as long as aeimg is installed.
 """
 
 from __future__ import annotations
