@@ -58,7 +58,7 @@ def test_saving_is_what_compress_does(small, latent):
     with pytest.raises(ValueError, match="quality"):
         saved(Image.fromarray(small), quality=0)
     with pytest.raises(OSError, match="AEI"):
-        saved(Image.fromarray(small).convert("F").convert("LAB" if False else "F").resize((0, 5)))
+        saved(Image.new("F", (9, 9)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -85,7 +85,8 @@ def test_colour_of_16_bits_opens_as_8(small):
     latent = aeimg.process(small.astype(np.uint16) * 257, "compress", device="cpu")
     image = Image.open(io.BytesIO(latent))
     assert (image.mode, image.info["bit_depth"]) == ("RGB", 16)
-    assert np.abs(np.asarray(image).astype(int) - small).mean() < 5
+    deep = aeimg.process(latent, "decompress", kind="numpy", device="cpu")
+    assert np.abs(np.asarray(image) - deep / 257).max() <= 0.5
 
 
 def test_what_came_with_a_picture_is_kept_both_ways(small, tmp_path):
@@ -107,10 +108,10 @@ def test_opening_reads_the_header_only_and_needs_no_torch(latent, tmp_path):
     (tmp_path / "a.aei").write_bytes(latent)
     code = (
         "import sys, aeimg.pillow\nfrom PIL import Image\nimage = Image.open(sys.argv[1])\n"
-        "print(image.size, image.mode, 'torch' in sys.modules, image.fp.tell() < 100)"
+        "print(image.size, image.mode, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.aei"], capture_output=True, text=True)
-    assert done.stdout.strip() == "(143, 101) RGB False True", done.stderr
+    assert done.stdout.strip() == "(143, 101) RGB False", done.stderr
 
     class Counted(io.BytesIO):
         count = 0
@@ -120,7 +121,7 @@ def test_opening_reads_the_header_only_and_needs_no_torch(latent, tmp_path):
             self.count += len(data)
             return data
 
-    file = Counted(latent + bytes(0))
+    file = Counted(latent)
     Image.open(file)
     assert file.count < 400 < len(latent)
 
@@ -191,7 +192,7 @@ def test_torchvision_reads_folders_of_latent_files(folder):
 def test_imageio_reads_and_writes_latent_files(folder, small, tmp_path):
     iio = pytest.importorskip("imageio.v3", reason="imageio is not installed")
     array = iio.imread(folder / "cats" / "a.aei")
-    assert array.shape == small.shape and np.abs(array.astype(int) - small).mean() < 5
+    np.testing.assert_array_equal(array, aeimg.process(folder / "cats" / "a.aei", "decompress", device="cpu"))
     iio.imwrite(tmp_path / "b.aei", small, plugin="pillow", quality=60)
     np.testing.assert_array_equal(iio.imread(tmp_path / "b.aei"), array)
 
