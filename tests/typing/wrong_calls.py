@@ -29,5 +29,5 @@ aeimg.load("denoise")(array, quality=5)
 aeimg.load("denoise")([array])
 aeimg.load("compress").encode(array, sigma=25)
 aeimg.load("compress").decode(b"", kind="gif")
-aeimg.load("compress").decode(b"").shape
+aeimg.load("compress").decode(b"").reshape(3)
 aeimg.load("compress")(array)
