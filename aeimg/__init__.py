@@ -32,9 +32,12 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .contract import ImageTask
     from .engine import Summary, process
     from .loaded import LoadedCodec, LoadedDenoiser, load
-    from .registry import register, unregister
+    from .registry import register, register_task, unregister, unregister_task
+    from .tasks.image import ImageRunner
+    from .tasks.options import EncodingOptions, option
 
 __version__ = "0.1.0"
 
@@ -42,6 +45,9 @@ __all__ = [
     "AeimgError",
     "ChecksumMismatch",
     "DataError",
+    "EncodingOptions",
+    "ImageRunner",
+    "ImageTask",
     "InputError",
     "InvalidLatent",
     "InvalidWeights",
@@ -59,15 +65,20 @@ __all__ = [
     "WrongWeights",
     "__version__",
     "load",
+    "option",
     "process",
     "register",
+    "register_task",
     "unregister",
+    "unregister_task",
 ]
 
 # torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
 _LAZY = {
-    "process": "engine", "Summary": "engine", "load": "loaded", "LoadedCodec": "loaded", "LoadedDenoiser": "loaded",
-    "register": "registry", "unregister": "registry",
+    "process": "engine", "Summary": "engine", "ImageTask": "contract", "ImageRunner": "tasks.image",
+    "load": "loaded", "LoadedCodec": "loaded", "LoadedDenoiser": "loaded",
+    "EncodingOptions": "tasks.options", "option": "tasks.options",
+    **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from .devices import pick_device, pick_dtype
 from .errors import ModelError, UsageError
 from .stream import Task
 from .tasks.compress import Compress
+from .tasks.declared import DENOISE
 from .tasks.decompress import Decompress
 from .tasks.denoise import Denoise
 from .tasks.options import CompressOptions, DecompressOptions, DenoiseOptions, Kind
@@ -144,7 +145,7 @@ class LoadedDenoiser(_LoadedModel):
 
     def __init__(self, model: str | None = None, device: str = "auto", dtype: str = "auto") -> None:
         super().__init__(model, device, dtype)
-        self._task = Denoise(model, self.device, self.dtype, DenoiseOptions())
+        self._task = Denoise(DENOISE, model, self.device, self.dtype, DenoiseOptions())
 
     @property
     def models(self) -> tuple[tuple[str, str], ...]:
@@ -176,7 +177,10 @@ class LoadedDenoiser(_LoadedModel):
             InputError: The picture can't be handled.
         """
         _require_one(picture, "denoise")
-        return process_one(self._task.with_options(DenoiseOptions(sigma=sigma, strength=strength)), picture)
+        task = self._task.with_options(DenoiseOptions(sigma=sigma, strength=strength))
+        clean = process_one(task, picture)
+        self._task.tile = min(self._task.tile, task.tile)  # smaller where memory has not sufficed
+        return clean
 
 
 class EncodeWords(TypedDict, total=False):
@@ -374,6 +378,8 @@ def load(
     if name in ("decompress", "features", "score"):
         raise UsageError(f"{name} is done by the models of compress: load('compress')")
     found = name if name in MODEL_TASKS else registry.task_of(name)
+    if found not in KINDS:
+        raise UsageError(f"models of the task {found} can't be held; aeimg.process(..., {found!r}) runs them")
     if task is not None and task != found:
         raise ModelError(f"{name!r} is for the task {found}, not for {task}")
     model = None if name in MODEL_TASKS else _absolute(name)
