@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from .errors import UsageError
 from .images import from_pil, to_pil
 from .loaded import LoadedCodec, LoadedDenoiser, load
-from .pixels import like_tensor, to_floats, to_sixteen_bits
+from .pixels import as_pixels, like_tensor, to_floats
 from .tasks.options import CompressOptions, DenoiseOptions
 
 
@@ -123,8 +123,9 @@ class CompressionNoise(_OfPictures):
     def _image(self, image: Image.Image, params: dict[str, Any]) -> Image.Image:
         picture = from_pil(image)
         deep = picture.pixels.dtype == np.uint16
-        pixels = self._tensor(torch.from_numpy(to_floats(picture.pixels) if deep else picture.pixels), params).numpy()
-        return to_pil(replace(picture, pixels=to_sixteen_bits(np.rint(pixels * 65535), 16) if deep else pixels))
+        done = self._tensor(torch.from_numpy(to_floats(picture.pixels) if deep else picture.pixels), params)
+        pixels = as_pixels(done, torch.uint16).numpy().astype(np.uint16) if deep else done.numpy()
+        return to_pil(replace(picture, pixels=pixels))
 
     def _tensor(self, pictures: Tensor, params: dict[str, Any]) -> Tensor:
         held: LoadedCodec = self._model(pictures)
