@@ -30,6 +30,7 @@ from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
+from .loaded import TensorTask, process_one, value_of
 from .manifest import Manifest, Record, State, digest
 from .progress import Progress
 from .stream import Outcome, Task, stream
@@ -355,7 +356,8 @@ def process(
             (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
             another project; None is the default for the task.
-        device: "auto", "cpu", "cuda", "mps".
+        device: "auto", "cpu", "cuda", "mps". A tensor that is on a GPU is processed there, and never copied to the CPU
+            by denoise.
         dtype: "auto", "fp32", "bf16".
         progress: With `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
         dry_run: With `out`, write nothing, and return in the summary what would be done.
@@ -412,6 +414,8 @@ def process(
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
+    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
+        device = str(source.device)
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
@@ -428,14 +432,13 @@ def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, file
     """Returns what `process` does without `out`."""
     if is_path(source) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
-    if isinstance(source, Tensor) and source.dim() == 4:
-        results = [_value(outcome) for outcome in _stream(source, made, run)]
+    if isinstance(source, Tensor) and source.dim() == 4 and not isinstance(made, TensorTask):
+        results = [value_of(outcome.result()) for outcome in _stream(source, made, run)]
         if isinstance(made, ImageRunner):
             return torch.stack(results) if results else made.empty(source)
         return results
     if is_one(source):
-        (outcome,) = _stream([source], made, run)
-        return _value(outcome)
+        return process_one(made, source, run.batch_size)
     if isinstance(source, Iterable) and not isinstance(source, Mapping):
         return _generate(source, made, run)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
@@ -456,15 +459,7 @@ def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iter
         if outcome.error is not None and run.on_error == "continue":
             yield outcome.error
         else:
-            yield _value(outcome)
-
-
-def _value(outcome: Outcome[Any, Result[Any]]) -> Any:
-    """Returns the value of a result that does not become a file. A missed target is logged: there is no summary."""
-    result = outcome.result()
-    if "target_missed" in result.figures():
-        log.warning("%s (it has %.5g)", result.warnings[-1], result.figures()["target_missed"])
-    return result.value
+            yield value_of(outcome.result())
 
 
 # -- files ---------------------------------------------------------------------------------------------------

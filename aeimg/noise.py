@@ -3,6 +3,8 @@
 measure_noise    pixels -> `Noise`: its level, whether it is white, and what JPEG did to it
 estimate_sigma   pixels -> the level alone
 check            pixels before and after -> `Check`: the noise that is left, shifts, detail that went with it
+
+The first two take tensors as well, and measure them on the device where they are: what comes to the CPU is statistics.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import torch
 from threadpoolctl import ThreadpoolController
+from torch import Tensor
 
 from .pixels import peak
 
@@ -70,7 +74,12 @@ def _sigma(patches: Array, *, grey: bool) -> float:
         return 0.0
     centred = patches - patches.mean(0)
     with _one_thread():
-        values = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64) / (len(patches) - 1))
+        return _level((centred.T @ centred).astype(np.float64) / (len(patches) - 1), grey=grey)
+
+
+def _level(covariance: Array, *, grey: bool) -> float:
+    """Returns the level of white noise in patches of that covariance; see `estimate_sigma`."""
+    values = np.linalg.eigvalsh(covariance)
     if grey:
         return math.sqrt(max(float(values[: len(values) // 16].mean()), 0.0))
     counts = np.arange(1, len(values) + 1)
@@ -141,9 +150,13 @@ def _jpeg_step(bands: Array) -> float:
         return 0.0
     clipped = _blocks(((bands.min(0) <= 0) | (bands.max(0) >= 255)).astype(np.float32)).sum(1)
     blocks = blocks[clipped <= np.quantile(clipped, 0.2)]  # clipped levels are no multiples
-    blocks = blocks[:: -(-len(blocks) // 1024)]
+    return _step_of(blocks[:: -(-len(blocks) // 1024)] @ _waves())
+
+
+def _step_of(all_levels: Array) -> float:
+    """Returns the median step of the levels of each frequency, the columns of an array; see `_jpeg_step`."""
     found = []
-    for levels in (blocks @ _waves()).T:
+    for levels in all_levels.T:
         size, fits = np.abs(levels), 0
         for step in range(2, 33):
             outside = levels[size > step / 2]
@@ -155,7 +168,7 @@ def _jpeg_step(bands: Array) -> float:
     return float(np.median(found))
 
 
-def estimate_sigma(pixels: Array) -> float:
+def estimate_sigma(pixels: Array | Tensor) -> float:
     """Returns the standard deviation of white noise, in 8-bit units, in `pixels` `[C,H,W]`: integers or float in [0,1].
 
     Chen, Zhu and Heng (ICCV 2015): patches of a natural image span few dimensions, so the smaller eigenvalues of
@@ -164,7 +177,10 @@ def estimate_sigma(pixels: Array) -> float:
     and the smallest sixteenth of the eigenvalues is the better guess: within 2 at sigma 15. Both are far too low for
     noise that has been through JPEG or resizing.
     """
-    return _sigma(_patches(pixels), grey=pixels.shape[0] == 1)
+    grey = pixels.shape[0] == 1
+    if isinstance(pixels, Tensor):
+        return _tensor_sigma(_tensor_patches(pixels), grey=grey)
+    return _sigma(_patches(pixels), grey=grey)
 
 
 @dataclass(frozen=True)
@@ -209,8 +225,10 @@ class Noise:
         return self.sigma >= lowest and self.coarse <= ratio * self.sigma and even and explained
 
 
-def measure_noise(pixels: Array) -> Noise:
+def measure_noise(pixels: Array | Tensor) -> Noise:
     """Measures the noise in `pixels` `[C,H,W]`: integers, or float in [0,1]."""
+    if isinstance(pixels, Tensor):
+        return _measure_tensor(pixels)
     grey = pixels.shape[0] == 1
     patches = _patches(pixels)
     dark, bright = (
@@ -219,6 +237,76 @@ def measure_noise(pixels: Array) -> Noise:
     coarse = estimate_sigma(pixels[:, ::2, ::2])
     bands = _bands(pixels)
     return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands))
+
+
+# -- the same of tensors, where they are ------------------------------------------------------------------------------
+
+
+def _measure_tensor(x: Tensor) -> Noise:
+    """Returns what `measure_noise` does; the figures of the two may differ by rounding."""
+    grey = x.shape[0] == 1
+    patches = _tensor_patches(x)
+    halves = patches.mean(1).argsort(stable=True).tensor_split(2)
+    dark, bright = (_tensor_sigma(patches[half], grey=grey) for half in halves)
+    bands = _tensor_bands(x)
+    blocks = _tensor_blocks(bands.mean(0))
+    means = blocks.mean(1)
+    middle = blocks[(means > 8) & (means < 247)]
+    visible = float(middle.std(1, correction=0).quantile(0.1)) / 0.884 if len(middle) >= 20 else 0.0
+    step = _step_of(levels.cpu().numpy()) if len(levels := _tensor_levels(bands)) else 0.0
+    return Noise(_tensor_sigma(patches, grey=grey), estimate_sigma(x[:, ::2, ::2]), dark, bright, visible, grey, step)
+
+
+def _in_eight_bits(x: Tensor) -> Tensor:
+    return x.float() * (255.0 if x.is_floating_point() else 255.0 / torch.iinfo(x.dtype).max)
+
+
+def _tensor_patches(x: Tensor) -> Tensor:
+    """Returns what `_patches` does."""
+    count, height, width = x.shape
+    side = 8 if count == 1 else 6
+    if min(height, width) < 4 * side:
+        return torch.zeros(0, count * side * side, device=x.device)
+    windows = x.unfold(1, side, 1).unfold(2, side, 1)
+    stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / PATCHES)))
+    return _in_eight_bits(windows[:, ::stride, ::stride].permute(1, 2, 0, 3, 4).reshape(-1, count * side * side))
+
+
+def _tensor_sigma(patches: Tensor, *, grey: bool) -> float:
+    """Returns what `_sigma` does; only the covariance comes to the CPU."""
+    if len(patches) < 2:
+        return 0.0
+    centred = patches - patches.mean(0)
+    covariance = (centred.T @ centred).cpu().double().numpy() / (len(patches) - 1)
+    with _one_thread():
+        return _level(covariance, grey=grey)
+
+
+def _tensor_bands(x: Tensor) -> Tensor:
+    """Returns what `_bands` does."""
+    height, width = x.shape[1:]
+    band = 4 * BLOCK
+    step = max(1, height * width // SEEN) * band
+    rows = torch.cat([torch.arange(top, min(top + band, height)) for top in range(0, height, step)])
+    return _in_eight_bits(x[:, rows.to(x.device)])
+
+
+def _tensor_blocks(plane: Tensor) -> Tensor:
+    """Returns what `_blocks` does."""
+    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
+    whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
+    return whole.transpose(1, 2).reshape(rows * columns, BLOCK * BLOCK)
+
+
+def _tensor_levels(bands: Tensor) -> Tensor:
+    """Returns the levels of low frequencies that `_jpeg_step` looks at, `[n,6]`."""
+    luma = torch.from_numpy(LUMA).to(bands.device)
+    blocks = _tensor_blocks((luma[:, None, None] * bands).sum(0) if len(bands) == 3 else bands[0])
+    if len(blocks) == 0:
+        return blocks
+    clipped = _tensor_blocks(((bands.amin(0) <= 0) | (bands.amax(0) >= 255)).float()).sum(1)
+    blocks = blocks[clipped <= clipped.quantile(0.2)]
+    return blocks[:: -(-len(blocks) // 1024)] @ torch.from_numpy(_waves()).to(bands.device)
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ finish    gives the picture back
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -104,6 +105,12 @@ class Decompress:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
         # Without a model, each latent file names its own.
         self.model: Codec | None = None if model is None else registry.get(model, "compress", device)
+
+    def with_options(self, options: DecompressOptions) -> Decompress:
+        """Returns the same task with other options. It shares the codec, where one is named."""
+        other = copy.copy(self)
+        other.options = options
+        return other
 
     def recipe(self) -> str:
         """Returns what is equal for runs that make the same of the same input: by model and options."""
