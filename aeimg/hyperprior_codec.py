@@ -9,19 +9,22 @@ What is coded is integers all through, so `to_bytes` and `from_bytes` agree on e
 other hardware gets the same symbols to the last one (their checksum is in the file) before any network runs in
 floating point.
 
-Pictures are coded in tiles of `TILE` code vectors a side, each on its own; the transforms see past the tile's edge.
+Pictures are coded in tiles of `TILE` code vectors a side, each on its own. The transforms work on areas of `AREA` code
+vectors a side, which are many times as large, and see past their edges. So a part of a picture is decoded from the
+tiles around it alone, by `from_bytes_within` and `decode_within`.
 """
 
 from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .entropy import LEVELS, Decoder, Encoder, Tables, integer_tables, join_parts, split_parts
 from .errors import ChecksumMismatch
@@ -40,12 +43,14 @@ from .models.integer import (
 )
 from .pixels import as_float, as_pixels, pad, padded
 from .ssimulacra2 import ssimulacra2
-from .tiles import Tile, grid
+from .tiles import Box, Tile, Window, grid
 
-TILE = 128
+TILE = 64
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
+AREA = 128
+"""Side of what the transforms work on at once, in code vectors; a multiple of `TILE`."""
 HALO = 8
-"""How many code vectors past its own the transforms of a tile see; more than their reach of 7."""
+"""How many code vectors past its own the transforms of an area see; more than their reach of 7."""
 
 PERCEPTUAL = 0.5
 """The share of the distortion that SSIMULACRA2 measures in refining; squared error measures the rest."""
@@ -97,7 +102,7 @@ def _check_integers(integers: Mapping[str, Tensor], network: Hyperprior) -> None
             raise ValueError(f"integer/{name} has values outside {low}..{high}")
 
 
-_PreparedTile = tuple[Tensor, tuple[Tensor, Tensor]]
+_PreparedArea = tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -105,12 +110,51 @@ class Prepared:
     """Pictures, and the part of their analysis that does not depend on the rate."""
 
     pixels: Tensor
-    tiles: list[_PreparedTile]
+    areas: list[_PreparedArea]
 
 
-def tiles_of(height: int, width: int) -> Iterator[Tile]:
-    """The tiles of a picture of so many pixels, on the grid of its code vectors."""
-    return grid(padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK, TILE, HALO)
+def vectors(height: int, width: int) -> tuple[int, int]:
+    """How many code vectors a picture of so many pixels has downwards and across."""
+    return padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
+
+
+def tiles_of(height: int, width: int) -> list[Tile]:
+    """The independently coded tiles of a picture of so many pixels, on the grid of its code vectors."""
+    return list(grid(*vectors(height, width), TILE, 0))
+
+
+def areas_of(height: int, width: int) -> list[Tile]:
+    """What the transforms see at once of a picture of so many pixels, on the grid of its code vectors."""
+    return list(grid(*vectors(height, width), AREA, HALO))
+
+
+def window_of(box: Box, height: int, width: int) -> Tile:
+    """The code vectors that the pixels of `box` need in a picture of that size (`top:bottom`), and those that hold them
+    (`keep_top:keep_bottom`)."""
+    rows, columns = vectors(height, width)
+    top, left = box.top // BLOCK, box.left // BLOCK
+    bottom, right = padded(box.bottom, BLOCK) // BLOCK, padded(box.right, BLOCK) // BLOCK
+    return Tile(
+        max(0, top - HALO), min(rows, bottom + HALO), max(0, left - HALO), min(columns, right + HALO),
+        top, bottom, left, right,
+    )  # fmt: skip
+
+
+def _needed(tile: Tile, window: Tile) -> bool:
+    """Whether a window needs code vectors of a tile."""
+    down = tile.keep_top < window.bottom and window.top < tile.keep_bottom
+    return down and tile.keep_left < window.right and window.left < tile.keep_right
+
+
+def _place(whole: Tensor, part: Tensor, top: int, left: int) -> None:
+    """Copies `part` `[N,C,h,w]` into `whole` `[N,C,H,W]` at a place that may lie partly outside."""
+    rows, columns = (
+        (max(0, start), min(end, start + side))
+        for start, side, end in ((top, part.shape[2], whole.shape[2]), (left, part.shape[3], whole.shape[3]))
+    )
+    whole[:, :, slice(*rows), slice(*columns)] = part[
+        :, :, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left
+    ]
 
 
 def _distortion(target: Tensor, decoded: Tensor, q: Tensor) -> Tensor:
@@ -149,10 +193,10 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Prepared:
         """Pixels -> what `encode` takes in their place, to be spared most of the analysis at a second quality."""
-        return Prepared(x, [self._prepare(x, tile, device, dtype) for tile in tiles_of(*x.shape[2:])])
+        return Prepared(x, [self._prepare(x, area, device, dtype) for area in areas_of(*x.shape[2:])])
 
-    def _prepare(self, x: Tensor, tile: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedTile:
-        area = tile.scaled(BLOCK)
+    def _prepare(self, x: Tensor, area: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedArea:
+        area = area.scaled(BLOCK)
         part = as_float(area.cut(x).to(device)).clamp(0, 1).expand(-1, 3, -1, -1)
         part = pad(part, area.bottom - area.top, area.right - area.left)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -164,24 +208,26 @@ class HyperpriorCodec:
     ) -> list[list[Symbols]]:
         """Pixels `[N,C,H,W]` -> for each picture the symbols of its tiles, in raster order, on the CPU.
 
-        Only one tile is ever on the device, or as floats in memory, unless all were prepared.
+        Only one area is ever on the device, or as floats in memory, unless all were prepared.
         """
         network = self.network
         pixels = x.pixels if isinstance(x, Prepared) else x
         q = self._q(len(pixels), quality, device)
         height, width = pixels.shape[2:]
-        pictures: list[list[Symbols]] = [[] for _ in range(len(pixels))]
-        for number, tile in enumerate(tiles_of(height, width)):
-            part, prepared = x.tiles[number] if isinstance(x, Prepared) else self._prepare(pixels, tile, device, dtype)
+        found: dict[tuple[int, int], list[Symbols]] = {}
+        for number, area in enumerate(areas_of(height, width)):
+            part, prepared = x.areas[number] if isinstance(x, Prepared) else self._prepare(pixels, area, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = network.finish(prepared, q)
             if effort > 1:
-                y = self._refine(part, y, tile, (height, width), q, effort - 1, dtype)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                side, codes = network.quantise(tile.inner(y), q)
-            for picture, z, s in zip(pictures, side.cpu(), codes.cpu(), strict=True):
-                picture.append(Symbols(z, s))
-        return pictures
+                y = self._refine(part, y, area, (height, width), q, effort - 1, dtype)
+            y = area.inner(y)
+            for tile in grid(y.shape[2], y.shape[3], TILE, 0):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    side, codes = network.quantise(tile.kept(y), q)
+                place = (area.keep_top + tile.keep_top, area.keep_left + tile.keep_left)
+                found[place] = [Symbols(z, s) for z, s in zip(side.cpu(), codes.cpu(), strict=True)]
+        return [[found[place][number] for place in sorted(found)] for number in range(len(pixels))]
 
     @torch.inference_mode()
     def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -189,10 +235,10 @@ class HyperpriorCodec:
         q = self._q(len(x), QUALITIES, device)
         total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
-        for tile in tiles_of(x.shape[2], x.shape[3]):
-            _, prepared = self._prepare(x, tile, device, dtype)
+        for area in areas_of(x.shape[2], x.shape[3]):
+            _, prepared = self._prepare(x, area, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                y = tile.inner(self.network.finish(prepared, q)).double().cpu()
+                y = area.inner(self.network.finish(prepared, q)).double().cpu()
             total, squares, count = total + y.sum((2, 3)), squares + y.square().sum((2, 3)), count + y[0, 0].numel()
         mean = total / count
         return torch.cat([mean, (squares / count - mean.square()).clamp(min=0).sqrt()], 1).float()
@@ -261,27 +307,66 @@ class HyperpriorCodec:
 
         A grey picture is the mean of the three channels that the network makes.
         """
-        network = self.network
-        count = len(latents)
-        channels, height, width = shape
-        q = self._q(count, quality, device)
-        rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
-        codes = torch.empty(count, network.config.codes, rows, columns, dtype=torch.float32)
-        for number, tile in enumerate(tiles_of(height, width)):
-            side = torch.stack([picture[number].side for picture in latents]).to(device)
-            symbols = torch.stack([picture[number].codes for picture in latents]).to(device)
+        whole = Window(shape[1], shape[2])
+        return self.decode_within(latents, shape[0], whole, quality, device, dtype, depth)
+
+    @torch.inference_mode()
+    def decode_within(
+        self,
+        latents: Sequence[Sequence[Symbols | None]],
+        channels: int,
+        window: Window,
+        quality: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        depth: int = 8,
+    ) -> Tensor:
+        """What `window` shows of pictures: `[N,C,h,w]`, the pixels that `decode` gives there, or means of them.
+
+        `latents` may be those of `from_bytes_within`. Only the codes around the window, and one area as pixels in
+        floating point, are in memory beside the result.
+        """
+        box, by = window.box, window.divisor
+        within = window_of(box, window.height, window.width)
+        q = self._q(len(latents), quality, device)
+        codes = self._dequantise(latents, within, (window.height, window.width), q, dtype)
+        result = torch.empty(len(latents), channels, *window.shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
+        origin = BLOCK * within.keep_top // by, BLOCK * within.keep_left // by
+        skip = box.top // by - origin[0], box.left // by - origin[1]
+        rows, columns = within.keep_bottom - within.keep_top, within.keep_right - within.keep_left
+        down, across = within.keep_top - within.top, within.keep_left - within.left
+        for area in grid(rows, columns, AREA, 0):
+            seen = Tile(
+                max(0, down + area.top - HALO), min(codes.shape[2], down + area.bottom + HALO),
+                max(0, across + area.left - HALO), min(codes.shape[3], across + area.right + HALO),
+                down + area.top, down + area.bottom, across + area.left, across + area.right,
+            )  # fmt: skip
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                tile.kept(codes).copy_(network.dequantise(side, symbols, q))
-        result = torch.empty(count, *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
-        for tile in tiles_of(height, width):
-            part = tile.cut(codes).to(device)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                x = network.synthesise(part, q)
-            area = tile.scaled(BLOCK)
-            x = area.inner(x)
+                x = self.network.synthesise(seen.cut(codes).to(device), q)
+            x = seen.scaled(BLOCK).inner(x)
             x = x.mean(1, keepdim=True) if channels == 1 else x
-            place = area.kept(result)
-            place.copy_(as_pixels(x, result.dtype)[:, :, : place.shape[2], : place.shape[3]])
+            x = F.avg_pool2d(x.clamp(0, 1), by) if by > 1 else x
+            _place(
+                result, as_pixels(x, result.dtype), BLOCK * area.top // by - skip[0], BLOCK * area.left // by - skip[1]
+            )
+        return result
+
+    def _dequantise(
+        self, latents: Sequence[Sequence[Symbols | None]], within: Tile, size: tuple[int, int], q: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        """The codes `[N,codes,*,*]`, float32 on the CPU, of what a window sees of pictures of `size`."""
+        shape = (within.bottom - within.top, within.right - within.left)
+        result = torch.empty(len(latents), self.network.config.codes, *shape, dtype=torch.float32)
+        for number, tile in enumerate(tiles_of(*size)):
+            if not _needed(tile, within):
+                continue
+            symbols = [one for picture in latents if (one := picture[number]) is not None]
+            side = torch.stack([one.side for one in symbols]).to(q.device)
+            codes = torch.stack([one.codes for one in symbols]).to(q.device)
+            with torch.autocast(q.device.type, dtype, enabled=dtype != torch.float32):
+                found = self.network.dequantise(side, codes, q)
+            _place(result, found, tile.keep_top - within.top, tile.keep_left - within.left)
         return result
 
     # -- CPU: symbols <-> bytes ----------------------------------------------------------------------------
@@ -308,19 +393,29 @@ class HyperpriorCodec:
             yield symbols.numpy(), index.numpy()
             earlier.append(self.scales.magnitudes(symbols))
 
-    @torch.inference_mode()
     def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> list[Symbols]:
         """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
 
         Whether the lengths add up is seen before anything is decoded, and each tile is checked before the next.
         """
-        places = list(tiles_of(height, width))
-        tiles = []
+        found = self.from_bytes_within(data, Window(height, width), quality)
+        return [tile for tile in found if tile is not None]
+
+    @torch.inference_mode()
+    def from_bytes_within(self, data: bytes, window: Window, quality: int) -> list[Symbols | None]:
+        """Like `from_bytes`, but decodes only the tiles that `window` needs; None stands for each of the others."""
+        places = tiles_of(window.height, window.width)
+        within = window_of(window.box, window.height, window.width)
+        tiles: list[Symbols | None] = []
         for place, (stream, crc) in zip(places, split_parts(data, len(places)), strict=True):
+            if not _needed(place, within):
+                tiles.append(None)
+                continue
             shape = (self.network.config.codes, place.keep_bottom - place.keep_top, place.keep_right - place.keep_left)
-            tiles.append(self._decode_tile(stream, shape, quality))
-            if tiles[-1].crc != crc:
+            tile = self._decode_tile(stream, shape, quality)
+            if tile.crc != crc:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")
+            tiles.append(tile)
         return tiles
 
     def _decode_tile(self, stream: bytes, shape: tuple[int, int, int], quality: int) -> Symbols:
