@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from .entropy import LEVELS, Decoder, Encoder, Tables, integer_tables, join_parts, split_parts
 from .errors import ChecksumMismatch
-from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior, bits_per_point, lagrange_multiplier
+from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior, distortion, lagrange_multiplier
 from .models.integer import (
     EXACT,
     LARGEST_ACTIVATION,
@@ -42,7 +42,6 @@ from .models.integer import (
     take,
 )
 from .pixels import as_float, as_pixels, pad, padded
-from .ssimulacra2 import ssimulacra2
 from .tiles import Box, Tile, Window, grid
 
 TILE = 64
@@ -52,12 +51,16 @@ AREA = 128
 HALO = 8
 """How many code vectors past its own the transforms of an area see; more than their reach of 7."""
 
-PERCEPTUAL = 0.5
+PERCEPTUAL = 0.25
 """The share of the distortion that SSIMULACRA2 measures in refining; squared error measures the rest."""
-REACH = 0.05
-"""How far the first round of refining changes the codes, as a root mean square, in quantiser steps."""
-FARTHEST = 0.6
-"""No round changes a code further, in quantiser steps."""
+ROUNDS = 2
+"""Rounds of refining for each step of the effort above 1."""
+CURVATURE = 0.8
+"""The curvature of the cost that a round takes for given, in that of squared errors of an orthonormal synthesis."""
+LERP = 0.6
+"""How far the first round goes towards the minimum that it expects."""
+FARTHEST = 1.0
+"""That minimum lies no further from a quantised code than so many quantiser steps."""
 
 
 @dataclass(frozen=True)
@@ -157,14 +160,6 @@ def _place(whole: Tensor, part: Tensor, top: int, left: int) -> None:
     ]
 
 
-def _distortion(target: Tensor, decoded: Tensor, q: Tensor) -> Tensor:
-    """What decoded pixels lack of the target, in bits, for each picture; both float `[N,3,H,W]` in [0,1]."""
-    squared = (decoded - target).square().mean((1, 2, 3)) * 255**2
-    score = ssimulacra2(target, decoded)
-    per_pixel = (1 - PERCEPTUAL) * lagrange_multiplier(q) * squared + PERCEPTUAL * bits_per_point(q) * (100 - score)
-    return target[0, 0].numel() * per_pixel
-
-
 class HyperpriorCodec:
     """A `Hyperprior` network with its integer scales and its tables, ready to code."""
 
@@ -220,7 +215,7 @@ class HyperpriorCodec:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = network.finish(prepared, q)
             if effort > 1:
-                y = self._refine(part, y, area, (height, width), q, effort - 1, dtype)
+                y = self._refine(part, y, area, (height, width), q, ROUNDS * (effort - 1), dtype)
             y = area.inner(y)
             for tile in grid(y.shape[2], y.shape[3], TILE, 0):
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -245,53 +240,64 @@ class HyperpriorCodec:
 
     @torch.inference_mode(False)
     def _refine(
-        self, part: Tensor, y: Tensor, tile: Tile, size: tuple[int, int], q: Tensor, rounds: int, dtype: torch.dtype
+        self, part: Tensor, y: Tensor, area: Tile, size: tuple[int, int], q: Tensor, rounds: int, dtype: torch.dtype
     ) -> Tensor:
-        """Codes `y` of a tile whose quantised selves cost less; those around the tile stay.
+        """Codes `y` of an area whose quantised selves cost less; those around the area stay.
 
-        The cost is what training minimises: bits, squared error and SSIMULACRA2. Each round changes the codes against
-        its gradient, quantises and decodes them, and keeps them where the cost has fallen; where it has not, the next
-        round goes half as far. So no picture comes out worse by that cost. `size` is that of the picture in pixels:
-        what lies beyond it does not count.
+        The cost is bits, squared error and SSIMULACRA2. Each round takes a Newton step for each code, from its
+        quantised value: by the gradient of the cost, with the bits that a code saves others, and by the curvature of
+        squared errors. What comes of it is kept where the cost has fallen; where it has not, the next round goes half
+        as far. So no picture comes out worse by that cost. `size` is that of the picture in pixels: what lies beyond
+        it does not count.
         """
-        area = tile.scaled(BLOCK)
-        rows, columns = (slice(0, end - start) for start, end in ((area.keep_top, size[0]), (area.keep_left, size[1])))
         around, q = y.clone(), q.clone()
+        pixels = area.scaled(BLOCK)
+        rows = slice(0, min(pixels.keep_bottom, size[0]) - pixels.keep_top)
+        columns = slice(0, min(pixels.keep_right, size[1]) - pixels.keep_left)
+        target = pixels.inner(part.clone())[:, :, rows, columns]
 
-        def pixels(x: Tensor) -> Tensor:
-            return area.inner(x)[:, :, rows, columns]
+        def evaluate(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The cost of each picture; the quantised codes, and the gradient of the cost by them."""
+            with torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32), torch.enable_grad():
+                quantised, spent = self._spent(codes, q)
+                whole = around.clone()
+                area.inner(whole).copy_(quantised)
+                decoded = pixels.inner(self.network.synthesise(whole, q))[:, :, rows, columns]
+                cost = spent + target[0, 0].numel() * distortion(target, decoded, q, PERCEPTUAL)[0]
+                (gradient,) = torch.autograd.grad(cost.sum(), quantised)
+            return cost.detach(), quantised.detach(), gradient
 
-        target = pixels(part.clone())
-
-        def evaluate(codes: Tensor) -> tuple[Tensor, Tensor]:
-            """The cost of each picture, and its gradient."""
-            with torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32):
-                z, symbols = self.network.quantise(codes, q)
-                quantised = self.network.dequantise(z, symbols, q).requires_grad_()
-                with torch.enable_grad():
-                    whole = around.clone()
-                    tile.inner(whole).copy_(quantised)
-                    decoded = pixels(self.network.synthesise(whole, q))
-                    spent = self.network.spent_bits(z, symbols, quantised, q)
-                    cost = spent + _distortion(target, decoded, q)
-                    (gradient,) = torch.autograd.grad(cost.sum(), quantised)
-            return cost.detach(), gradient
-
-        best = tile.inner(around).clone()
-        cost, gradient = evaluate(best)
-        reach = torch.full_like(cost, REACH)
+        curvature = (2 / 3 * CURVATURE * lagrange_multiplier(q)[:, None] * self.network.steps(q) ** 2)[:, :, None, None]
+        best = area.inner(around).clone()
+        cost, quantised, gradient = evaluate(best)
+        weight = torch.full_like(cost, LERP)
         for _ in range(rounds):
-            # The square of the quantiser's step is what a code's error in steps costs in pixels.
-            direction = gradient / self.network.steps(q)[:, :, None, None] ** 2
-            direction = direction / direction.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-20)
-            tried = best - (reach.view(-1, 1, 1, 1) * direction).clamp(-FARTHEST, FARTHEST)
-            new_cost, new_gradient = evaluate(tried)
+            expected = quantised - (gradient / curvature).clamp(-FARTHEST, FARTHEST)
+            tried = torch.lerp(best, expected, weight.view(-1, 1, 1, 1))
+            new_cost, new_quantised, new_gradient = evaluate(tried)
             better = new_cost < cost
             chosen = better.view(-1, 1, 1, 1)
-            best, gradient = torch.where(chosen, tried, best), torch.where(chosen, new_gradient, gradient)
-            cost, reach = torch.where(better, new_cost, cost), torch.where(better, 1.3 * reach, 0.5 * reach)
-        tile.inner(around).copy_(best)
+            best, quantised = torch.where(chosen, tried, best), torch.where(chosen, new_quantised, quantised)
+            gradient = torch.where(chosen, new_gradient, gradient)
+            cost, weight = torch.where(better, new_cost, cost), torch.where(better, weight, 0.5 * weight)
+        area.inner(around).copy_(best)
         return around
+
+    def _spent(self, codes: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantised codes of an area, a leaf of gradients, and the bits `[N]` that its tiles take."""
+        network = self.network
+        quantised = torch.empty_like(codes)
+        coded = []
+        tiles = list(grid(codes.shape[2], codes.shape[3], TILE, 0))
+        for tile in tiles:
+            side, symbols = network.quantise(tile.kept(codes), q)
+            tile.kept(quantised).copy_(network.dequantise(side, symbols, q))
+            coded.append((side, symbols))
+        quantised.requires_grad_()
+        spent = [
+            network.spent_bits(*symbols, tile.kept(quantised), q) for tile, symbols in zip(tiles, coded, strict=True)
+        ]
+        return quantised, torch.stack(spent).sum(0)
 
     @torch.inference_mode()
     def decode(
