@@ -126,23 +126,28 @@ def test_a_damaged_tile_is_found_where_it_is_needed(tiled, piece):
     spoilt = latent.data[:4] + bytes([latent.data[4] ^ 1]) + latent.data[5:]  # the checksum of the first tile
     with pytest.raises(InputError):
         codec.from_bytes_within(spoilt, Window(150, 201, Box(0, 0, 10, 10)), 40)
-    assert any(codec.from_bytes_within(spoilt, Window(150, 201, Box(191, 140, 10, 10)), 40))
+    assert any(codec.from_bytes_within(spoilt, Window(150, 201, Box(196, 140, 5, 10)), 40))
 
 
 CHILD = """
 import json, sys, time
 import torch, numpy
 import aeimg
-from aeimg import container, registry
+
+process = aeimg.process  # which imports what is lazy
+from aeimg import registry
+
+codec = registry.get(None, "compress", torch.device("cpu"))  # loading it is no part of a crop
 
 def peak():
     # Not `ru_maxrss`, which a process inherits from the one that has started it.
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
+open("/proc/self/clear_refs", "w").write("5")  # from here on, the peak is a new one
 before = peak()
 began = time.process_time()
-part = aeimg.process(sys.argv[1], "decompress", kind="numpy", crop=json.loads(sys.argv[2]))
+part = process(sys.argv[1], "decompress", kind="numpy", crop=json.loads(sys.argv[2]))
 print(json.dumps([list(part.shape), time.process_time() - began, peak() - before]))
 """
 
@@ -174,4 +179,4 @@ def test_a_crop_of_a_hundred_megapixels_takes_the_memory_of_the_crop(photograph,
     shape, seconds, grown = json.loads(done.stdout)
     print(f"{seconds:.2f} CPU-seconds, {grown:.0f} MB")
     assert shape == [512, 512, 3]
-    assert grown < 300
+    assert grown < 150
