@@ -367,6 +367,10 @@ def _plain(name: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _plain_lines(text: str) -> str:
+    return "\n".join(map(_plain, text.splitlines()))
+
+
 SHOWN = 5
 """How many files are named of those with one and the same note."""
 
@@ -402,6 +406,9 @@ def _print_failed(failed: list[tuple[Path, str]]) -> None:
 
 
 def _summary_line(summary: Summary, task: str) -> str:
+    if summary.skipped and not (summary.done or summary.planned or summary.failed):
+        line = f"{task}: nothing to do, as all {summary.skipped} results are there already"
+        return f"{line} (--if-exists overwrite makes them again)" + _passed_over(summary.passed_over)
     line = f"{task}: {summary.done} done"
     if task not in ("compress", "decompress"):
         models = Counter(record["model"] for record in summary.files if "model" in record)
@@ -777,15 +784,19 @@ def _table(about: dict[str, Any]) -> str:
 
 @main.command()
 @click.option("--task", help="List only the models for this task: denoise, compress, upscale, ...")
+@click.option("--long", is_flag=True, help="Print each model's card as well: data, licence, held-out figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model and line.")
-def models(task: str | None, as_json: bool) -> None:
-    """List the registered models: task, size, cost, figures, and where they come from."""
-    from .report import describe_models
+def models(task: str | None, long: bool, as_json: bool) -> None:
+    """List the registered models, one a line: task, size, cost in thousands of multiply-accumulates a pixel, when each
+    is the default, and where it comes from."""
+    from .report import describe_models, table_of_models
 
     rows, broken = describe_models(task)
     if as_json:
         for row in rows:
             _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
+    elif not long:
+        _print(_plain_lines(table_of_models(rows)))
     else:
         for row in rows:
             _print(row.pop("name"))

@@ -13,7 +13,6 @@ import functools
 import io
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -27,12 +26,13 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, paths
+from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .manifest import Manifest, Record, State, digest
+from .progress import Progress
 from .stream import Outcome, Task, stream
-from .contract import ImageTask
 from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
@@ -506,6 +506,11 @@ class _FileItem:
     """How long the work on it has taken so far."""
 
     @property
+    def label(self) -> str:
+        """The name of the file, for people."""
+        return self.job.source.name
+
+    @property
     def work(self) -> int:
         """See `stream.Item`."""
         work: int = self.item.work
@@ -528,6 +533,8 @@ class _Written:
     """The size of the result."""
     record: dict[str, Any]
     """What the summary says of it."""
+    sentence: str
+    """The same for people, in a few words."""
 
 
 class _ToFiles:
@@ -583,7 +590,7 @@ class _ToFiles:
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
-        return _Written(status.st_size, len(data), record)
+        return _Written(status.st_size, len(data), record, result.sentence())
 
 
 class _FileRun:
@@ -660,12 +667,13 @@ class _FileRun:
         paths.sweep({job.target.parent for job in todo})
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
-        outcomes = _stream(todo, to_files, self.run, late)
-        shown = _Progress(self.name, len(todo), progress)
+        shown = Progress(self.name, len(todo), wanted=progress)
+        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
+        outcomes = _stream(todo, watched, self.run, late)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
-                shown.step(self.summary)
+                shown.step(failed=outcome.error is not None)
                 if outcome.error is not None and self.run.on_error == "stop":
                     break
         except KeyboardInterrupt:
@@ -695,7 +703,7 @@ class _FileRun:
         summary.bytes_out += written.bytes_out
         summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
-        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
+        log.debug("%s: %s, %.1f s", job.source, written.sentence, written.record["seconds"])
 
     def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
         """Returns the pixels of the sources, by their headers."""
@@ -807,15 +815,12 @@ def each(
     """
     own, run, _ = parse(task, options or {})
     made: AnyTask = make_task(task, model, device, dtype, own)
-    outcomes = _stream((one.path for one in found), made, run)
-    shown = _Progress(task, len(found), progress)
-    summary = Summary()
+    shown = Progress(task, len(found), wanted=progress)
+    sources = [one.path for one in found]
+    outcomes = _stream(sources, shown.watched(made, sources, _bytes_of, run.jobs), run)
     try:
         for one, outcome in zip(found, outcomes, strict=True):
-            summary.pixels += outcome.work
-            if outcome.error is not None:
-                summary.failed.append((one.path, _reason(outcome.error)))
-            shown.step(summary)
+            shown.step(failed=outcome.error is not None)
             yield one, outcome.result().value if outcome.error is None else outcome.error
             if outcome.error is not None and run.on_error == "stop":
                 return
@@ -827,37 +832,12 @@ def each(
 # -- progress ------------------------------------------------------------------------------------------------
 
 
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    EVERY = 20.0
-    """Seconds between lines."""
-
-    def __init__(self, task: str, total: int, wanted: bool) -> None:
-        from tqdm import tqdm
-
-        self.task, self.total, self.count = task, total, 0
-        self.began = self.last_line = time.monotonic()
-        terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
-        self.lines = wanted and not terminal
-        self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
-
-    def step(self, summary: Summary) -> None:
-        """Shows that one more file is through."""
-        self.count += 1
-        now = time.monotonic()
-        rate = summary.pixels / 1e6 / max(now - self.began, 1e-9)
-        failed = f", {len(summary.failed)} failed" if summary.failed else ""
-        self.bar.update()
-        self.bar.set_postfix_str(f"{rate:.1f} MP/s{failed}")
-        if self.lines and now - self.last_line > self.EVERY:
-            left = (now - self.began) / self.count * (self.total - self.count)
-            log.info("%s: %d of %d, %.1f MP/s, %.0f s left%s", self.task, self.count, self.total, rate, left, failed)
-            self.last_line = now
-
-    def close(self) -> None:
-        """Ends the bar."""
-        self.bar.close()
+def _bytes_of(path: Path) -> int | None:
+    """Returns the size of a file; None where it is not known."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None  # the run will report it
 
 
 def _reason(error: Exception) -> str:

@@ -42,7 +42,7 @@ from .models.integer import (
     take,
 )
 from .pixels import as_float, as_pixels, pad, padded
-from .tiles import Box, Tile, Window, grid
+from .tiles import Box, Tile, Window, counted, grid
 
 TILE = 64
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
@@ -210,7 +210,7 @@ class HyperpriorCodec:
         q = self._q(len(pixels), quality, device)
         height, width = pixels.shape[2:]
         found: dict[tuple[int, int], list[Symbols]] = {}
-        for number, area in enumerate(areas_of(height, width)):
+        for number, area in enumerate(counted(areas_of(height, width))):
             part, prepared = x.areas[number] if isinstance(x, Prepared) else self._prepare(pixels, area, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = network.finish(prepared, q)
@@ -230,7 +230,7 @@ class HyperpriorCodec:
         q = self._q(len(x), QUALITIES, device)
         total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
-        for area in areas_of(x.shape[2], x.shape[3]):
+        for area in counted(areas_of(x.shape[2], x.shape[3])):
             _, prepared = self._prepare(x, area, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = area.inner(self.network.finish(prepared, q)).double().cpu()
@@ -341,7 +341,7 @@ class HyperpriorCodec:
         skip = box.top // by - origin[0], box.left // by - origin[1]
         rows, columns = within.keep_bottom - within.keep_top, within.keep_right - within.keep_left
         down, across = within.keep_top - within.top, within.keep_left - within.left
-        for area in grid(rows, columns, AREA, 0):
+        for area in counted(grid(rows, columns, AREA, 0)):
             seen = Tile(
                 max(0, down + area.top - HALO), min(codes.shape[2], down + area.bottom + HALO),
                 max(0, across + area.left - HALO), min(codes.shape[3], across + area.right + HALO),

@@ -64,6 +64,14 @@ def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
     return Choice(registry.BLIND, noise.sigma, found)
 
 
+def _described(choice: Choice, noise: float) -> str:
+    """Returns what noise a picture holds, for people; `noise` is its level in the flattest parts, in 8-bit units."""
+    if choice.model == registry.WHITE:
+        return f"white noise ({choice.sigma:.1f} of 255)"
+    kind = {registry.BLIND: "camera noise", registry.JPEG: "noise under JPEG"}.get(choice.model or "", "noise")
+    return f"{kind} ({noise:.1f} of 255)" if noise >= 1 else f"hardly any noise ({noise:.1f} of 255)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenoiseItem(ImageItem):
     """A picture, and the denoiser that it goes through."""
@@ -91,6 +99,10 @@ class DenoiseResult(Result[Delivered]):
     noise_after: float
     shift: tuple[float, ...]
     structure: float
+    found: str
+    """What noise the picture held, for people."""
+    name: str
+    """The name of the denoiser, without its version where aeimg has chosen it."""
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -99,6 +111,10 @@ class DenoiseResult(Result[Delivered]):
             "noise_before": round(self.noise_before, 2), "noise_after": round(self.noise_after, 2),
             "shift": [round(value, 3) for value in self.shift], "structure": round(self.structure, 3),
         }  # fmt: skip
+
+    def sentence(self) -> str:
+        strength = "" if self.strength == 1 else f", strength {self.strength:g}"
+        return f"{self.found}, {self.name}{strength}"
 
 
 class Denoise(ImageRunner):
@@ -192,6 +208,8 @@ class Denoise(ImageRunner):
             noise_after=found.noise_after,
             shift=found.shift,
             structure=found.structure,
+            found=_described(item.choice, found.noise_before),
+            name=item.choice.model or item.model.label,
         )
 
     def _denoised(self, model: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
 from ..hyperprior_codec import HyperpriorCodec
 from ..models.hyperprior import Hyperprior, distortion, lagrange_multiplier
 from ..models.integer import QUALITIES, freeze
+from ..registry import DEFAULTS
 from .datasets import Photographs
 from .degradations import turn_grey
 from .objective import AT_LEAST, Config, Objective, Recipe
@@ -63,6 +64,10 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
         share = self.recipe.perceptual if self.step >= self.recipe.perceptual_from else 0.0
         loss, terms = self._terms(self.model, x, q, share=share, decide=late and self.recipe.decide)
         return loss.mean(), {name: float(term.detach().mean()) for name, term in terms.items()}
+
+    @property
+    def shipped(self) -> str | None:
+        return DEFAULTS[self.task]
 
     @torch.no_grad()
     def validate(self, model: Hyperprior) -> dict[str, float]:
