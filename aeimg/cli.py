@@ -146,6 +146,19 @@ class _Levels(click.ParamType):
             self.fail(f"{value!r} is neither a number like 90 nor a list like jpg=90,avif=60", param, ctx)
 
 
+class _Crop(click.ParamType):
+    """A part of a picture: `1024,512,400,300`."""
+
+    name = "x,y,width,height"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            x, y, width, height = (int(part) for part in value.split(","))
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not x,y,width,height in pixels, like 1024,512,400,300", param, ctx)
+        return x, y, width, height
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
 @click.pass_context
@@ -568,6 +581,13 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     "--format",
     help="Write files of this format: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
+@click.option(
+    "--crop",
+    type=_Crop(),
+    help="Decode only this part of each picture, in pixels: 1024,512,400,300 is 400 wide and 300 high and begins at "
+    "column 1024 of row 512. Takes the time and memory of the part.",
+)
+@click.option("--scale", type=click.Choice(["1/2", "1/4", "1/8"]), help="Make the pictures smaller: thumbnails.")
 @_IMAGE_QUALITY
 @_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:

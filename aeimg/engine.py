@@ -377,6 +377,9 @@ def process(
                 summary (compress, with `out`).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
+            crop: (x, y, width, height) of the part that decompress returns, in pixels of the picture: what it holds of
+                the whole picture, in time and memory that follow the part.
+            scale: "1/2", "1/4" or "1/8", for a smaller copy, of means; with `crop`, of the part (decompress).
             format: The suffix of the files written, "keep" for that of the source (for a latent file, of what was
                 compressed; PNG where aeimg does not write that); decompress writes png by default.
             image_quality: 1..100 for the JPEG, WebP and AVIF files written (default 95), or one for each format, as in

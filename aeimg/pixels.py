@@ -137,6 +137,21 @@ def continued(pixels: Array, height: int, width: int, how: Literal["edge", "refl
     return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode=how) if any(missing) else pixels
 
 
+def means(planes: Array, side: int) -> Array:
+    """The means of squares of `side` pixels of integer planes `[...,H,W]`, rounded; those at the right and bottom edge
+    may hold fewer pixels. They are computed a row at a time, which takes little memory."""
+    height, width = planes.shape[-2:]
+    columns = np.arange(0, width, side)
+    widths = np.minimum(columns + side, width) - columns
+    result = np.empty((*planes.shape[:-2], -(-height // side), len(columns)), planes.dtype)
+    for row in range(result.shape[-2]):
+        strip = planes[..., row * side : (row + 1) * side, :]
+        sums = np.add.reduceat(strip.sum(-2, dtype=np.int64), columns, axis=-1)
+        count = widths * strip.shape[-2]
+        result[..., row, :] = (2 * sums + count) // (2 * count)
+    return result
+
+
 # -- what callers give and get ----------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,52 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Box:
+    """A part of a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def right(self) -> int:
+        """The first column behind it."""
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> int:
+        """The first row below it."""
+        return self.top + self.height
+
+
+@dataclass(frozen=True)
+class Window:
+    """What is to be seen of a picture of `height` x `width` pixels: a part of it, or a smaller copy, or both."""
+
+    height: int
+    """Of the whole picture."""
+    width: int
+    """Of the whole picture."""
+    crop: Box | None = None
+    """The part, inside the picture; None for all of it."""
+    divisor: int = 1
+    """The side of the squares of pixels, counted from the picture's corner, whose means are the pixels that are seen:
+    1, 2, 4 or 8. A square that the part holds only partly is seen."""
+
+    @property
+    def box(self) -> Box:
+        """The part."""
+        return self.crop or Box(0, 0, self.width, self.height)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of what is seen."""
+        box, by = self.box, self.divisor
+        return -(-box.bottom // by) - box.top // by, -(-box.right // by) - box.left // by
+
+
+@dataclass(frozen=True)
 class Tile:
     """One tile: what is read (`top:bottom, left:right`) and, of that, what is kept."""
 
