@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ from .errors import AeimgError, UsageError
 if TYPE_CHECKING:
     from .engine import Summary
     from .explore import Explored
+    from .paths import Place
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=str, allow_dash=True)
@@ -272,6 +273,7 @@ def _run(
 ) -> None:
     """Runs `process` over files, and prints what it did."""
     from .engine import Interrupted, process
+    from .urls import redacted
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
@@ -291,7 +293,8 @@ def _run(
         summary, interrupted = error.summary, True
     _print_summary(summary, task, quiet=quiet, dry=options["dry_run"])
     if json_file is not None:
-        _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
+        named = {"sources": [redacted(source) for source in sources], "out": redacted(out)}
+        _write_json(json_file, summary, task=task, **named, options=options)
     if interrupted:
         raise KeyboardInterrupt
     if summary.failed or (not summary.files and not allow_empty):
@@ -304,15 +307,17 @@ _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "e
 def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
     """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
     from .engine import process
+    from .paths import located, read_bytes
+    from .urls import redacted
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
     if sys.stdout is None:
         raise UsageError("standard output is closed")
     try:
-        data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0]).read_bytes()
+        data = sys.stdin.buffer.read() if sources[0] == "-" else read_bytes(located(sources[0]))
     except OSError as error:
-        raise UsageError(f"{sources[0]}: can't be read ({error.strerror})") from error
+        raise UsageError(f"{redacted(sources[0])}: can't be read ({error.strerror})") from error
     kept = {key: value for key, value in options.items() if key not in _NOT_FOR_PIPES}
     if task == "decompress":
         result = process(data, task, kind="bytes", **{"format": "png", **kept})
@@ -323,7 +328,7 @@ def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
 
 def _check_json(file: Path, key: str) -> None:
     """Raises `UsageError` where the file is there already and holds no JSON object with that key."""
-    from .paths import check_target
+    from .paths import check_target, local
 
     def ours(path: Path) -> bool:
         try:
@@ -332,7 +337,7 @@ def _check_json(file: Path, key: str) -> None:
             return False
         return isinstance(about, dict) and key in about
 
-    check_target(file, ours)
+    check_target(local(file), ours)
 
 
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
@@ -380,7 +385,7 @@ def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) 
         _say(_summary_line(summary, task))
 
 
-def _print_failed(failed: list[tuple[Path, str]]) -> None:
+def _print_failed(failed: Sequence[tuple[Place, str]]) -> None:
     for path, reason in failed:
         _say(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"))
 

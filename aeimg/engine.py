@@ -30,7 +30,7 @@ from . import container, paths
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
-from .manifest import Manifest, Record, State, digest
+from .manifest import Manifest, State, record_of
 from .stream import Outcome, Task, stream
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
@@ -50,6 +50,7 @@ from .tasks.options import (
 )
 from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
+from .urls import Status
 
 log = logging.getLogger("aeimg")
 
@@ -65,7 +66,7 @@ class Summary:
     """How many results were written."""
     skipped: int = 0
     """How many outputs were there already."""
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+    failed: list[tuple[paths.Place, str]] = field(default_factory=list)
     """Each input that failed, and why."""
     planned: int = 0
     """How many inputs are still to be done: of a dry run, or of one that was interrupted or stopped at an error."""
@@ -296,15 +297,16 @@ def process(
     """Denoises, compresses or decompresses pictures, or returns what an encoder makes of them.
 
     Args:
-        source: A file or folder; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float
-            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes of an image or of a
-            latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
-            `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
-            them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
+        source: A file or folder, or the URL of one; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of
+            uint8, uint16 or float in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes
+            of an image or of a latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or
+            anything else with `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped:
+            noise may take them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be
+            noise.
         task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which return a
             vector, float32 `[D]`, or a `Strangeness`, for each picture.
-        out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
-            (a file that lists them), or several of these. For one file, `out` may be the file to write.
+        out: A folder to write to, or its URL; then a `Summary` is returned, and `source` is a file, a folder, a glob,
+            `@list.txt` (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
             another project; None is the default for the task.
         device: "auto", "cpu", "cuda", "mps".
@@ -367,7 +369,8 @@ def process(
         if not os.fspath(out):
             raise UsageError("out: an empty name is no file or folder")
         file_run = _FileRun(task, made, own, run, files)
-        names, out = _names(source), Path(out)
+        names, out = _names(source), paths.located(out)
+        paths.check_output(out)
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
@@ -376,7 +379,7 @@ def process(
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
     """Returns what `process` does without `out`."""
-    if is_path(source) and os.path.isdir(source):
+    if is_path(source) and paths.is_folder(os.fsdecode(source)):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, made, run)]
@@ -443,8 +446,8 @@ class _FileItem:
 
     job: paths.Job
     """Where it comes from and where its result goes."""
-    status: os.stat_result
-    """What the file system says of the source."""
+    status: os.stat_result | Status
+    """What the file system or the store says of the source."""
     item: Any
     """What the task has prepared."""
     opened: Opened
@@ -496,10 +499,10 @@ class _ToFiles:
         """Reads the file and prepares it as the task does."""
         began = time.monotonic()
         try:
-            status = os.stat(job.source)
+            source, status = paths.renewed(job.source)
         except OSError as error:
             raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
-        item = self.task.prepare(FileSource(job.source, job.target.suffix))
+        item = self.task.prepare(FileSource(source, job.target.suffix))
         return _FileItem(job, status, item, item.opened, time.monotonic() - began)
 
     def key(self, item: _FileItem) -> Hashable:
@@ -517,20 +520,18 @@ class _ToFiles:
     def finish(self, item: _FileItem, raw: Any) -> _Written:
         """Finishes as the task does, and writes the file."""
         began = time.monotonic()
-        job, status = item.job, item.status
+        job, source = item.job, item.opened.data or b""
         result = self.task.finish(item.item, raw)
         data: bytes = result.value
         if not self.dry:
             if self.manifest is not None:
-                source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
-                made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
-                self.manifest.add(job, made)
+                self.manifest.add(job, record_of(self.recipe, item.status, source, data))
             paths.write_atomic(job.target, data)
         seconds = round(item.seconds + time.monotonic() - began, 4)
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
-        return _Written(status.st_size, len(data), record)
+        return _Written(len(source), len(data), record)
 
 
 class _FileRun:
@@ -540,7 +541,7 @@ class _FileRun:
         self.name, self.task, self.own, self.run, self.files = name, task, own, run, files
         self.summary = Summary()
 
-    def go(self, sources: list[str], out: Path, progress: bool) -> Summary:
+    def go(self, sources: list[str], out: paths.Place, progress: bool) -> Summary:
         """Does what is left to do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=False)
@@ -550,7 +551,7 @@ class _FileRun:
             self._end(jobs, began)
         return self.summary
 
-    def plan(self, sources: list[str], out: Path, *, estimate: bool) -> Summary:
+    def plan(self, sources: list[str], out: paths.Place, *, estimate: bool) -> Summary:
         """Says what `go` would do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=True)
@@ -564,7 +565,9 @@ class _FileRun:
         self._end(jobs, began)
         return self.summary
 
-    def _begin(self, sources: list[str], out: Path, *, dry: bool) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
+    def _begin(
+        self, sources: list[str], out: paths.Place, *, dry: bool
+    ) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
         """Returns all jobs, those that are left to do, and what does them."""
         passed_over: Counter[str] = Counter()
         jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
@@ -591,7 +594,7 @@ class _FileRun:
             if manifest is not None:
                 state = manifest.state(job, recipe, renew=renew)
             else:
-                state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
+                state = State.FOREIGN if paths.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
             if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
@@ -670,7 +673,7 @@ class _FileRun:
 # -- planning ------------------------------------------------------------------------------------------------
 
 
-def _kept(path: Path) -> str:
+def _kept(path: paths.Place) -> str:
     """Returns the suffix of the picture of which a latent file was made; PNG where the file does not state it, or
     aeimg does not write it."""
     try:
@@ -683,7 +686,7 @@ def _kept(path: Path) -> str:
 
 
 def _plan(
-    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
+    sources: list[str], task: str, out: paths.Place, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
 ) -> tuple[list[paths.Job], bool]:
     """Returns the jobs, and whether `out` is the one file to write rather than a folder. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
@@ -691,20 +694,20 @@ def _plan(
     kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
 
     @functools.cache
-    def suffix(path: Path) -> str:
+    def suffix(path: paths.Place) -> str:
         if wanted:
             return wanted
         if kept:
             return _kept(path)
         return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
-    if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
+    if len(sources) == 1 and paths.is_file(sources[0]) and not paths.is_folder(out):
         known = [latent] if latent else WRITABLE
         if out.suffix.lower() in known:
             if paths.is_same(out, sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
-            return [paths.Job(Path(sources[0]), out)], True
-    if os.path.exists(out) and not os.path.isdir(out):
+            return [paths.Job(paths.located(sources[0]), out)], True
+    if paths.is_file(out) or (isinstance(out, Path) and out.exists() and not out.is_dir()):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
     for folder in paths.folders(sources) if task == "denoise" else ():
         if paths.is_same(folder, out):
@@ -713,7 +716,7 @@ def _plan(
             )
     found = paths.find(sources, _suffixes(task), replace(files.selection, without=out, passed_over=passed_over))
 
-    def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
+    def stem(path: paths.Place) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
         return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
 
     return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False
@@ -723,7 +726,7 @@ SAMPLE = 5
 """How many inputs a dry run tries to estimate the rest; the first of them warms up."""
 
 
-def _declared(path: Path, task: str) -> int:
+def _declared(path: paths.Place, task: str) -> int:
     """Returns how many pixels a file says that it has. Raises `InputError` or an `OSError`."""
     if task != "decompress":
         with paths.open_regular(path) as file, open_image(file, str(path)) as image:

@@ -23,7 +23,8 @@ from ..errors import InputError, ModelError, UsageError, WrongWeights
 from ..images import WRITABLE, Picture, pixel_limit, read_picture, read_plane
 from ..manifest import digest
 from ..metadata import sound
-from ..paths import open_regular
+from ..paths import located, open_regular, size_of
+from ..urls import is_url
 from .options import DecompressOptions
 from .pictures import (
     CODE_BYTES,
@@ -118,7 +119,7 @@ class Decompress:
         if not isinstance(path, str | os.PathLike):
             return 0
         with open_regular(path) as file:
-            return _estimate(file, os.fstat(file.fileno()).st_size)
+            return _estimate(file, size_of(file))
 
     def prepare(self, source: object) -> DecompressItem:
         """Reads a latent file and decodes its entropy code. Raises `InvalidLatent`, `WrongWeights`."""
@@ -199,8 +200,8 @@ def _read(source: object) -> tuple[str, bytes]:
     if isinstance(source, FileSource):
         source = source.path
     if is_path(source):
-        path = os.fsdecode(source)
-        return path, container.read_file(path)
+        path = located(source) if is_url(source) else os.fsdecode(source)
+        return str(path), container.read_file(path)
     file = read_bytes(source)
     if file is None:
         raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
