@@ -33,6 +33,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .engine import Summary, process
     from .registry import register, unregister
+    from .verification import verify
 
 __version__ = "0.1.0"
 
@@ -57,10 +58,17 @@ __all__ = [
     "process",
     "register",
     "unregister",
+    "verify",
 ]
 
 # torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
-_LAZY = {"process": "engine", "Summary": "engine", "register": "registry", "unregister": "registry"}
+_LAZY = {
+    "process": "engine",
+    "Summary": "engine",
+    "register": "registry",
+    "unregister": "registry",
+    "verify": "verification",
+}
 
 
 def __getattr__(name: str) -> object:

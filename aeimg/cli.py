@@ -241,6 +241,12 @@ _FOR_FILES = _with(
         help="Where outputs exist: skip those that are still right, overwrite all, or stop with an error.",
     ),
     click.option(
+        "--shard",
+        metavar="I/N",
+        help="Take only the I-th of N shares of the files; auto reads which from a Slurm array or a Kubernetes job.",
+    ),
+    click.option("--watch", is_flag=True, help="Go on with files that appear, until Ctrl-C."),
+    click.option(
         "--on-error",
         type=click.Choice(["continue", "stop"]),
         default="continue",
@@ -297,11 +303,12 @@ def _run(
         _write_json(json_file, summary, task=task, **named, options=options)
     if interrupted:
         raise KeyboardInterrupt
-    if summary.failed or (not summary.files and not allow_empty):
+    if summary.failed or not (summary.files or summary.elsewhere or allow_empty):
         sys.exit(1)
 
 
-_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error")
+_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
+                  "shard", "watch")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
@@ -360,7 +367,7 @@ SHOWN = 5
 """How many files are named of those with one and the same note."""
 
 
-def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) -> None:
+def _print_summary(summary: Summary, task: str, *, quiet: bool, dry: bool) -> None:
     notes: dict[str, list[str]] = {}
     for record in summary.files:
         for warning in record.get("warnings", ()):
@@ -385,12 +392,12 @@ def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) 
         _say(_summary_line(summary, task))
 
 
-def _print_failed(failed: Sequence[tuple[Place, str]]) -> None:
+def _print_failed(failed: Sequence[tuple[Place, str]], what: str = "failed") -> None:
     for path, reason in failed:
-        _say(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"))
+        _say(_plain(f"{what}: {path}: {reason.removeprefix(f'{path}: ')}"))
 
 
-def _summary_line(summary: Summary, task: FileTask) -> str:
+def _summary_line(summary: Summary, task: str) -> str:
     line = f"{task}: {summary.done} done"
     if task == "denoise":
         models = Counter(record["model"] for record in summary.files if "model" in record)
@@ -399,6 +406,8 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
         line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
     if summary.planned:
         line += f", {summary.planned} not begun"
+    if summary.elsewhere:
+        line += f", {summary.elsewhere} left to other shards"
     if summary.failed:
         line += f", {len(summary.failed)} failed"
     if summary.done:
@@ -415,8 +424,10 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
     return line + _nothing(summary, task) + _passed_over(summary.passed_over)
 
 
-def _nothing(summary: Summary, task: FileTask) -> str:
-    return "" if summary.files else f"; no {'latent files' if task == 'decompress' else 'images'} found"
+def _nothing(summary: Summary, task: str) -> str:
+    if summary.files or summary.done or summary.skipped or summary.elsewhere:
+        return ""
+    return f"; no {'latent files' if task == 'decompress' else 'images'} found"
 
 
 def _passed_over(counts: Mapping[str, int]) -> str:
@@ -519,6 +530,61 @@ def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     output.
     """
     _run(sources, out, "decompress", **options)
+
+
+@main.command()
+@click.argument("sources", type=FILE, nargs=-1, required=True, metavar="SOURCES...")
+@click.option("--deep", is_flag=True, help="Decode the symbols too, with the weights, and compare their checksum.")
+@_MODEL[0]
+@_with(*_SELECTION)
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Read with so many threads. [default: cores, at most 8]")
+@click.option("--json", "json_file", type=PATH, help="Write what was found of each file to this file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no summary, but name bad files.")
+def verify(sources: tuple[str, ...], json_file: Path | None, allow_empty: bool, quiet: bool, **options: Any) -> None:
+    """Check the latent files in SOURCES without making pictures of them; exit with 1 and name those that are bad.
+
+    Without --deep, the checksum of each file and its sections are checked, which needs no weights.
+    """
+    from .paths import local, write_atomic
+    from .verification import verify as check
+
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
+    found = check(sources, **options)
+    _print_failed(found.bad, "bad")
+    if not quiet:
+        line = f"verify: {found.whole} whole, {len(found.bad)} bad; {_size(found.bytes)} in {found.seconds:.1f} s"
+        _say(line + ("" if found.files else "; no latent files found") + _passed_over(found.passed_over))
+    if json_file is not None:
+        about = {"aeimg": __version__, "deep": found.deep, "whole": found.whole, "bad": len(found.bad),
+                 "bytes": found.bytes, "seconds": found.seconds, "files": found.files}  # fmt: skip
+        write_atomic(local(json_file), json.dumps(about, indent=1).encode())
+    if found.bad or not (found.files or allow_empty):
+        sys.exit(1)
+
+
+@main.command("merge-reports")
+@click.argument("out", type=FILE)
+@click.option("--json", "json_file", type=PATH, help="Write the sum to this file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no summary, but name failures.")
+def merge_reports(out: str, json_file: Path | None, quiet: bool) -> None:
+    """Sum up what the shards of a run have done whose results lie in OUT.
+
+    Exits with 1 where a file failed or a shard has not ended. See --shard of denoise, compress and decompress.
+    """
+    from .distributed import merge_reports as merge
+    from .urls import redacted
+
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
+    merged = merge(out)
+    _print_summary(merged.summary, merged.task, quiet=quiet, dry=False)
+    for index, what in merged.unfinished:
+        _say(f"shard {index} of {merged.count} {what}")
+    if json_file is not None:
+        shards = {"count": merged.count, "unfinished": merged.unfinished}
+        _write_json(json_file, merged.summary, task=merged.task, out=redacted(out), shards=shards)
+    sys.exit(merged.exit_code)
 
 
 _FOLDERS = _with(

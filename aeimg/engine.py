@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
@@ -26,11 +26,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths
+from . import container, paths, shards
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
-from .manifest import Manifest, State, record_of
+from .manifest import Manifest, State, record_of, stamp
 from .stream import Outcome, Task, stream
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
@@ -83,6 +83,8 @@ class Summary:
     """The size of their results."""
     missed: int = 0
     """How many results miss the target that was asked for (bits per pixel, PSNR or SSIMULACRA2)."""
+    elsewhere: int = 0
+    """How many files other shards take."""
     seconds: float = 0.0
     """How long the run took."""
     files: list[dict[str, Any]] = field(default_factory=list)
@@ -341,6 +343,9 @@ def process(
                 that aeimg has not written; "overwrite" redoes all; "error" refuses where any output is there.
             on_error: "continue" or "stop". The default is to continue with `out`, and to stop with an iterable, where
                 to continue means that the error stands in the place of the failed item.
+            shard: With `out`, take only a share of the files, as in "3/16"; "auto" reads which from the environment of
+                a Slurm array or an indexed job of Kubernetes. `aeimg.distributed.merge_reports` sums up.
+            watch: With `out`, go on with files that appear and change, until KeyboardInterrupt, which `Interrupted` is.
             jobs: How many threads read and write.
             batch_size: How many pictures run at once, at most.
             memory: How many bytes the pictures on their way may hold (default 2 GiB), as a number or like "4G". One
@@ -361,6 +366,8 @@ def process(
         raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
     if out is not None and task not in WRITES_FILES:
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
+    if dry_run and options.get("watch"):
+        raise UsageError("a dry run ends, and watch does not: leave out one of them")
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
@@ -539,17 +546,74 @@ class _FileRun:
 
     def __init__(self, name: str, task: Any, own: TaskOptions, run: RunOptions, files: FileOptions) -> None:
         self.name, self.task, self.own, self.run, self.files = name, task, own, run, files
+        self.shard = None if files.shard is None else shards.parse(files.shard)
         self.summary = Summary()
 
     def go(self, sources: list[str], out: paths.Place, progress: bool) -> Summary:
         """Does what is left to do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=False)
+        state = "failed"
+        self._leave_record(out, "running")
         try:
-            self._write(todo, to_files, progress)
+            if self.files.watch:
+                self._watch(sources, out, to_files, progress)
+            else:
+                self._write(todo, to_files, progress)
+            state = "ended"
+        except Interrupted:
+            state = "interrupted"
+            raise
         finally:
             self._end(jobs, began)
+            self._leave_record(out, state)
         return self.summary
+
+    def _leave_record(self, out: paths.Place, state: str) -> None:
+        """Writes what is to be known of a shard, for `distributed.merge_reports`."""
+        if self.shard is None:
+            return
+        counts = {one.name: getattr(self.summary, one.name) for one in fields(Summary) if one.name != "failed"}
+        counts["files"] = [one for one in self.summary.files if one["status"] == "failed" or "warnings" in one]
+        shards.write_record(out, self.shard, {"task": self.name, "state": state, "at": time.time(), "summary": counts})
+
+    def _watch(self, sources: list[str], out: paths.Place, to_files: _ToFiles, progress: bool) -> None:
+        """Does what is there and what appears, once two looks at a file find it the same. Raises `Interrupted`."""
+        seen: dict[paths.Job, object] = {}
+        handled: dict[paths.Job, object] = {}
+        try:
+            while not (self.summary.failed and self.run.on_error == "stop"):
+                began = time.monotonic()
+                ready = []
+                for job in self._jobs_now(sources, out):
+                    try:
+                        now = stamp(paths.status(job.source))
+                    except OSError:  # it is gone again
+                        continue
+                    if handled.get(job) != now and seen.get(job) == now:
+                        handled[job] = now
+                        ready.append(job)
+                    seen[job] = now
+                if ready:
+                    assert to_files.manifest is not None
+                    to_files.manifest.refresh()
+                    if todo := self._left_to_do(ready, to_files.manifest, to_files.recipe, renew=True):
+                        self._write(todo, to_files, progress)
+                        log.info("%s: %d done so far; waiting for more files", self.name, self.summary.done)
+                looked = time.monotonic() - began
+                time.sleep(max(LOOK_AGAIN, 10 * looked if not ready else 0.0))
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(self.summary) from None
+
+    def _jobs_now(self, sources: list[str], out: paths.Place) -> list[paths.Job]:
+        """Returns the jobs of the files that are there now; none where they can't be listed at this moment."""
+        try:
+            return self._jobs(sources, out)[0]
+        except AeimgError as error:
+            log.warning("%s (looking again)", error)
+            return []
 
     def plan(self, sources: list[str], out: paths.Place, *, estimate: bool) -> Summary:
         """Says what `go` would do."""
@@ -569,17 +633,28 @@ class _FileRun:
         self, sources: list[str], out: paths.Place, *, dry: bool
     ) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
         """Returns all jobs, those that are left to do, and what does them."""
+        jobs, alone = self._jobs(sources, out)
+        if alone and (self.files.watch or self.shard is not None):
+            raise UsageError(f"{out}: watch and shard are for folders, and this is one file")
+        manifest = None if alone else Manifest(out, "" if self.shard is None else self.shard.name)
+        recipe: str = self.task.recipe()
+        todo = [] if self.files.watch else self._left_to_do(jobs, manifest, recipe, renew=not dry)
+        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+
+    def _jobs(self, sources: list[str], out: paths.Place) -> tuple[list[paths.Job], bool]:
+        """Returns the jobs of this shard, and whether `out` is the one file to write rather than a folder."""
         passed_over: Counter[str] = Counter()
         jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
         self.summary.passed_over = dict(passed_over.most_common())
-        manifest = None if alone else Manifest(out)
-        recipe: str = self.task.recipe()
-        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
-        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+        if self.shard is None:
+            return jobs, alone
+        mine = [job for job in jobs if self.shard.takes(job.relative)]
+        self.summary.elsewhere = len(jobs) - len(mine)
+        return mine, alone
 
     def _end(self, jobs: list[paths.Job], began: float) -> None:
         order = {str(job.target): number for number, job in enumerate(jobs)}
-        self.summary.files.sort(key=lambda record: order[record["output"]])
+        self.summary.files.sort(key=lambda record: order.get(record["output"], len(order)))
         self.summary.seconds = time.monotonic() - began
 
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
@@ -722,6 +797,9 @@ def _plan(
     return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False
 
 
+LOOK_AGAIN = 2.0
+"""How many seconds a run that watches folders waits before it lists them again, at least: a file counts as whole once
+two lists agree on it. Where listing takes long, it waits ten times as long as that."""
 SAMPLE = 5
 """How many inputs a dry run tries to estimate the rest; the first of them warms up."""
 

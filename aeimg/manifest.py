@@ -73,24 +73,24 @@ class Record:
 
     def is_of(self, status: os.stat_result | Status) -> bool:
         """Returns whether size, times and version say that the input is the one that it was."""
-        size, mtime, ctime, version = _stamp(status)
+        size, mtime, ctime, version = stamp(status)
         if version is not None:  # some stores give finer times in a listing than for a file
             return (self.size, self.version) == (size, version)
         return mtime != 0 and (self.size, self.mtime) == (size, mtime) and self.ctime in (None, ctime)
 
-    def with_stamp(self, status: os.stat_result | Status) -> Record:
+    def withstamp(self, status: os.stat_result | Status) -> Record:
         """Returns the same record with the size, times and version of another status."""
-        size, mtime, ctime, version = _stamp(status)
+        size, mtime, ctime, version = stamp(status)
         return replace(self, size=size, mtime=mtime, ctime=ctime, version=version)
 
 
 def record_of(recipe: str, status: os.stat_result | Status, source: bytes, result: bytes) -> Record:
     """Returns the record of a result that was made of a file with that status and content."""
-    size, mtime, ctime, version = _stamp(status)
+    size, mtime, ctime, version = stamp(status)
     return Record(recipe, size, mtime, digest(source), len(result), digest(result), ctime, version)
 
 
-def _stamp(status: os.stat_result | Status) -> tuple[int, int, int | None, str | None]:
+def stamp(status: os.stat_result | Status) -> tuple[int, int, int | None, str | None]:
     """Returns size, mtime, ctime and version, as far as they are known."""
     if isinstance(status, Status):
         return status.size, status.mtime, None, status.version
@@ -171,6 +171,10 @@ class Manifest:
                     found[one.place] = one.status.size
         return found
 
+    def refresh(self) -> None:
+        """Forgets what lay in a folder at a URL, which is listed again when it matters."""
+        self.__dict__.pop("_listing", None)
+
     def _size(self, target: Place) -> int | None:
         """Returns the size of what lies at a target; None where nothing does."""
         if isinstance(target, Url):
@@ -208,14 +212,14 @@ class Manifest:
         status = paths.status(job.source)
         if any(record.is_of(status) for record in records):
             return True
-        alike = [record for record in records if record.size == _stamp(status)[0]]
+        alike = [record for record in records if record.size == stamp(status)[0]]
         if not alike:
             return False
         source = digest(paths.read_bytes(job.source))
         same = [record for record in alike if record.source == source]
         if same and renew:
             with contextlib.suppress(OutputError):  # the folder may be read-only
-                self.add(job, same[-1].with_stamp(status))
+                self.add(job, same[-1].withstamp(status))
         return bool(same)
 
     @staticmethod

@@ -24,7 +24,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -444,6 +444,8 @@ class Job:
     """The input file."""
     target: Place
     """The file to be written."""
+    relative: Path = field(default=Path(), compare=False)
+    """The path of the input below the folder of its source."""
 
 
 def _key(path: Path | str) -> str:
@@ -520,7 +522,8 @@ def plan(
         new = suffix(one.path)
         return parent / _fitted(template.format(stem=stem, name=name, suffix=new), new)
 
-    parents = [one.relative.parent for one in files]
+    relatives = [one.relative for one in files]
+    parents = [relative.parent for relative in relatives]
     names = [one.path.name for one in files]
     short = [named(one, parent, stem(one.path), name) for one, parent, name in zip(files, parents, names, strict=True)]
     keys = [_key(path) for path in short]
@@ -534,7 +537,8 @@ def plan(
         links: list[Place] = [Path(os.path.realpath(one.path))] if one.path.is_symlink() else []
         for path in (one.path, *links):
             inputs.setdefault((place(path.parent), _key(path.name)), []).append(path)
-    for one, parent, name, candidate, key in zip(files, parents, names, short, keys, strict=True):
+    for one, relative, name, candidate, key in zip(files, relatives, names, short, keys, strict=True):
+        parent = relative.parent
         if wanted[key] > 1:
             candidate = named(one, parent, name, name)
             key = _key(candidate)
@@ -550,7 +554,7 @@ def plan(
         # Of names that differ in their case only, the file system decides whether they are one.
         if any(path.name == target.name or is_same(path, target) for path in alike):
             raise UsageError(f"{target}: the output would overwrite an input; choose another output folder")
-        jobs.append(Job(one.path, target))
+        jobs.append(Job(one.path, target, relative))
     return jobs
 
 

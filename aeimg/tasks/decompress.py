@@ -24,7 +24,7 @@ from ..images import WRITABLE, Picture, pixel_limit, read_picture, read_plane
 from ..manifest import digest
 from ..metadata import sound
 from ..paths import located, open_regular, size_of
-from ..urls import is_url
+from ..urls import Url, is_url
 from .options import DecompressOptions
 from .pictures import (
     CODE_BYTES,
@@ -118,6 +118,8 @@ class Decompress:
         path = source.path if isinstance(source, FileSource) else source
         if not isinstance(path, str | os.PathLike):
             return 0
+        if isinstance(path, Url) and path.status is not None:  # its sections are too far away for the caller's thread
+            return bytes_on_the_way(EXPANSION * path.status.size, path.status.size)
         with open_regular(path) as file:
             return _estimate(file, size_of(file))
 
@@ -208,6 +210,8 @@ def _read(source: object) -> tuple[str, bytes]:
     return file[0] or "the latent file", file[1]
 
 
+EXPANSION = 48
+"""How many times the size of a latent file the samples of its picture take, about, where only the size is known."""
 HEADER_BYTES = 1 << 20
 """An image file says its size within so many bytes."""
 

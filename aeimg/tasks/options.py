@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 from ..errors import UsageError
 from ..images import WRITABLE
 from ..paths import TEMPLATE, Selection, check_template
+from ..shards import parse as parse_shard
 from ..stream import MEMORY
 
 TaskName = Literal["denoise", "compress", "decompress", "features", "score"]
@@ -232,10 +233,16 @@ class FileOptions(SelectionOptions):
     if_exists: str = "skip"
     """What happens to outputs that are there: "skip" keeps what is still right, "overwrite" redoes all, "error"
     refuses."""
+    shard: str | None = None
+    """Which share of the files is taken, like "3/16"; "auto" reads it from what Slurm or Kubernetes say."""
+    watch: bool = False
+    """Whether the run goes on with files that appear, until it is interrupted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_template(self.name)
+        if self.shard is not None:
+            parse_shard(self.shard)
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
 
 
@@ -302,6 +309,8 @@ class RunWords(TypedDict, total=False):
     follow_symlinks: bool
     name: str
     if_exists: Literal["skip", "overwrite", "error"]
+    shard: str | None
+    watch: bool
 
 
 class DenoiseWords(RunWords, total=False):

@@ -32,7 +32,7 @@ from ..images import (
 )
 from ..paths import Place, located, open_regular, size_of
 from ..pixels import continued, from_array, from_tensor, padded, to_array, to_tensor
-from ..urls import is_url
+from ..urls import Url, is_url
 from .options import EncodingOptions, Kind
 
 Array = np.ndarray
@@ -106,6 +106,10 @@ CODE_BYTES = 12
 """How many bytes a picture's codes take for each of its pixels, at most: as floats and as symbols."""
 
 
+EXPANSION = 16
+"""How many times the size of an image file its samples take, about, where only the size is known."""
+
+
 def bytes_on_the_way(samples: int, data: int) -> int:
     """Returns how many bytes a picture holds on its way whose samples, alpha included, take `samples` bytes and whose
     file has `data` bytes."""
@@ -126,6 +130,8 @@ def estimate(source: object) -> int:
     path = source.path if isinstance(source, FileSource) else source
     if not isinstance(path, str | os.PathLike):
         return 0
+    if isinstance(path, Url) and path.status is not None:  # its header is too far away for the caller's thread
+        return bytes_on_the_way(EXPANSION * path.status.size, path.status.size)
     with open_regular(path) as file:
         return estimate_file(file, size_of(file))
 
