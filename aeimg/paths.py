@@ -121,7 +121,7 @@ def check_output(out: Place) -> None:
 # -- finding ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """An input file."""
 
@@ -436,7 +436,7 @@ def find_images(source: Path) -> list[Path]:
 # -- planning --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One input file and its result."""
 

@@ -123,6 +123,11 @@ class Url:
         return os.path.splitext(self.name)[1]
 
     @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return os.path.splitext(self.name)[0]
+
+    @property
     def parent(self) -> Url:
         """The folder that it lies in."""
         return Url(self.store, self.place.rpartition("/")[0])

@@ -41,24 +41,23 @@ def test_each_file_is_in_exactly_one_shard(names, count):
         assert sum(Shard(index, count).takes(Path(name)) for index in range(1, count + 1)) == 1
 
 
-@settings(max_examples=20, derandomize=True)
-@given(st.text("abc/_", max_size=9), st.integers(2, 16), st.integers(0, 10**9))
-def test_shards_are_even_within_ten_percent_at_a_thousand_files_each(start, count, first):
-    taken = np.zeros(count)
-    for number in range(1000 * count):
-        path = Path(f"{start}img_{first + number:010}.jpg")
-        taken[next(index for index in range(count) if Shard(index + 1, count).takes(path))] += 1
-    # A hash spreads them as dice do: three standard deviations are 9.5 percent. Of 16 shards one may be a little beyond.
-    assert np.abs(taken / 1000 - 1).max() < 0.14
-    assert np.mean(np.abs(taken / 1000 - 1) < 0.10) >= 0.9 or count < 10
+@pytest.mark.parametrize("name", ["img_{:06}.jpg", "2024/{}/DSC{:05}.JPG", "{:x}.png", "scan ({}).tif"])
+def test_shards_are_even_within_ten_percent_at_a_thousand_files_each(name):
+    shares = []
+    for count in (2, 4, 16):
+        taken = dict.fromkeys(range(1, count + 1), 0)
+        for number in range(1000 * count):
+            path = Path(name.format(number, number))
+            taken[next(index for index in taken if Shard(index, count).takes(path))] += 1
+        shares += [files / 1000 for files in taken.values()]
+    # A hash spreads files as dice do: a standard deviation is 3.2 percent of 1,000, and 1 of 600 is beyond 10 percent.
+    assert sum(abs(share - 1) > 0.10 for share in shares) <= 1
+    assert max(abs(share - 1) for share in shares) < 0.13
 
 
 def test_the_hash_never_changes():
-    assert [str(path) for path in map(Path, "abcdefgh") if Shard(1, 4).takes(path)] == FIRST_OF_FOUR
+    assert [str(path) for path in map(Path, "abcdefgh") if Shard(1, 4).takes(path)] == ["g", "h"]
     assert Shard(2, 5).takes(Path("e\u0301.png")) == Shard(2, 5).takes(Path("\u00e9.png"))
-
-
-FIRST_OF_FOUR: list[str] = []
 
 
 @pytest.mark.parametrize(

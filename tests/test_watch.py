@@ -15,7 +15,7 @@ from aeimg.engine import Interrupted
 
 @pytest.fixture
 def watched(tmp_path, monkeypatch):
-    """Runs `aeimg denoise in/ out/ --watch`; each time that it waits, the next of some steps is taken, at last Ctrl-C."""
+    """Watches a folder; each time that the run waits, the next of some steps is taken, and at last Ctrl-C."""
 
     def go(*steps, **options) -> aeimg.Summary:
         waiting = iter(steps)
