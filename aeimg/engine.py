@@ -644,11 +644,11 @@ class _FileRun:
     def _jobs(self, sources: list[str], out: paths.Place) -> tuple[list[paths.Job], bool]:
         """Returns the jobs of this shard, and whether `out` is the one file to write rather than a folder."""
         passed_over: Counter[str] = Counter()
-        jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
+        jobs, alone, found = _plan(sources, self.name, out, self.own, self.files, passed_over)
         self.summary.passed_over = dict(passed_over.most_common())
         if self.shard is None:
             return jobs, alone
-        mine = [job for job in jobs if self.shard.takes(job.relative)]
+        mine = [job for one, job in zip(found, jobs, strict=not alone) if self.shard.takes(one.relative)]
         self.summary.elsewhere = len(jobs) - len(mine)
         return mine, alone
 
@@ -762,8 +762,9 @@ def _kept(path: paths.Place) -> str:
 
 def _plan(
     sources: list[str], task: str, out: paths.Place, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
-) -> tuple[list[paths.Job], bool]:
-    """Returns the jobs, and whether `out` is the one file to write rather than a folder. Counts what it passes over."""
+) -> tuple[list[paths.Job], bool, list[paths.Found]]:
+    """Returns the jobs, whether `out` is the one file to write rather than a folder, and otherwise the files that were
+    found. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
     wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
     kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
@@ -781,7 +782,7 @@ def _plan(
         if out.suffix.lower() in known:
             if paths.is_same(out, sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
-            return [paths.Job(paths.located(sources[0]), out)], True
+            return [paths.Job(paths.located(sources[0]), out)], True, []
     if paths.is_file(out) or (isinstance(out, Path) and out.exists() and not out.is_dir()):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
     for folder in paths.folders(sources) if task == "denoise" else ():
@@ -794,7 +795,7 @@ def _plan(
     def stem(path: paths.Place) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
         return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
 
-    return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False
+    return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False, found
 
 
 LOOK_AGAIN = 2.0

@@ -24,7 +24,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -444,8 +444,6 @@ class Job:
     """The input file."""
     target: Place
     """The file to be written."""
-    relative: Path = field(default=Path(), compare=False)
-    """The path of the input below the folder of its source."""
 
 
 def _key(path: Path | str) -> str:
@@ -513,49 +511,59 @@ def plan(
     check_template(template)
     files, out = list(files), located(out)
 
+    def named(one: Found, stem: str, name: str) -> str:
+        new = suffix(one.path)
+        return _fitted(template.format(stem=stem, name=name, suffix=new), new)
+
+    # There may be millions of files: folders are held once, and what lies in them by name.
+    shared: dict[Path, Path] = {}
+    parents = [shared.setdefault(parent, parent) for parent in (one.relative.parent for one in files)]
+    short = [named(one, stem(one.path), one.path.name) for one in files]
+    keys = [_key(parent / name) for parent, name in zip(parents, short, strict=True)]
+    several = {key for key, number in Counter(keys).items() if number > 1}
+    # No file can lie where a folder must be.
+    folders = {_key(folder) for folder in _with_parents(parents)}
+    below = {parent: out / parent for parent in shared}
+    taken: set[str] = set()
+    jobs = []
+    for one, parent, candidate, key in zip(files, parents, short, keys, strict=True):
+        name = one.path.name
+        if key in several:
+            candidate = named(one, name, name)
+            key = _key(parent / candidate)
+        # A long form may still meet another file's short one (`a.png` -> `a.png.jpg` beside a real `a.png.jpg`).
+        number = 1
+        while key in taken or key in folders:
+            number += 1
+            candidate = named(one, f"{name}-{number}", f"{name}-{number}")
+            key = _key(parent / candidate)
+        taken.add(key)
+        jobs.append(Job(one.path, below[parent] / candidate))
+    _refuse_overwriting(jobs)
+    return jobs
+
+
+def _refuse_overwriting(jobs: Sequence[Job]) -> None:
+    """Raises `UsageError` where an output would lie on an input."""
+
     # By identity, as the same folder may have two names: links, bind mounts, another case.
     @functools.cache
     def place(folder: Place) -> Identity | str | Url:
         return folder if isinstance(folder, Url) else identity(folder) or os.path.realpath(folder)
 
-    def named(one: Found, parent: Path, stem: str, name: str) -> Path:
-        new = suffix(one.path)
-        return parent / _fitted(template.format(stem=stem, name=name, suffix=new), new)
-
-    relatives = [one.relative for one in files]
-    parents = [relative.parent for relative in relatives]
-    names = [one.path.name for one in files]
-    short = [named(one, parent, stem(one.path), name) for one, parent, name in zip(files, parents, names, strict=True)]
-    keys = [_key(path) for path in short]
-    wanted = Counter(keys)
-    # No file can lie where a folder must be.
-    folders = {_key(folder) for folder in _with_parents(parents)}
-    taken: set[str] = set()
-    jobs = []
+    written = {place(job.target.parent) for job in jobs}
     inputs: dict[tuple[Identity | str | Url, str], list[Place]] = {}
-    for one in files:
-        links: list[Place] = [Path(os.path.realpath(one.path))] if one.path.is_symlink() else []
-        for path in (one.path, *links):
-            inputs.setdefault((place(path.parent), _key(path.name)), []).append(path)
-    for one, relative, name, candidate, key in zip(files, relatives, names, short, keys, strict=True):
-        parent = relative.parent
-        if wanted[key] > 1:
-            candidate = named(one, parent, name, name)
-            key = _key(candidate)
-        # A long form may still meet another file's short one (`a.png` -> `a.png.jpg` beside a real `a.png.jpg`).
-        number = 1
-        while key in taken or key in folders:
-            number += 1
-            candidate = named(one, parent, f"{name}-{number}", f"{name}-{number}")
-            key = _key(candidate)
-        taken.add(key)
-        target = out / candidate
+    for job in jobs:
+        links: list[Place] = [Path(os.path.realpath(job.source))] if job.source.is_symlink() else []
+        for path in (job.source, *links):
+            if (folder := place(path.parent)) in written:
+                inputs.setdefault((folder, _key(path.name)), []).append(path)
+    for job in jobs if inputs else ():
+        target = job.target
         alike = inputs.get((place(target.parent), _key(target.name)), ())
         # Of names that differ in their case only, the file system decides whether they are one.
         if any(path.name == target.name or is_same(path, target) for path in alike):
             raise UsageError(f"{target}: the output would overwrite an input; choose another output folder")
-        jobs.append(Job(one.path, target, relative))
-    return jobs
 
 
 def _with_parents(folders: Iterable[Path]) -> set[Path]:
