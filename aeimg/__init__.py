@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .registry import register, register_task, unregister, unregister_task
     from .tasks.image import ImageRunner
     from .tasks.options import EncodingOptions, option
+    from .verification import verify
 
 __version__ = "0.1.0"
 
@@ -71,6 +72,7 @@ __all__ = [
     "register_task",
     "unregister",
     "unregister_task",
+    "verify",
 ]
 
 # torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
@@ -79,6 +81,7 @@ _LAZY = {
     "load": "loaded", "LoadedCodec": "loaded", "LoadedDenoiser": "loaded",
     "EncodingOptions": "tasks.options", "option": "tasks.options",
     **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
+    "verify": "verification",
 }  # fmt: skip
 
 

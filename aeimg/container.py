@@ -44,7 +44,7 @@ from typing import IO, BinaryIO
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
-from .paths import open_regular
+from .paths import open_regular, size_of
 
 MAGIC = b"\x89AEI"
 VERSION = 1
@@ -229,7 +229,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     with open_regular(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise InvalidLatent(f"{path}: not a latent file of aeimg")
-        size = os.fstat(file.fileno()).st_size
+        size = size_of(file)
         if size > MAX_FILE:
             raise InvalidLatent(f"{path}: has {size} bytes, more than the {MAX_FILE} that a latent file may have")
         return MAGIC + file.read(size)

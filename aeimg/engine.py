@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths
+from . import container, paths, shards
 from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .loaded import TensorTask, process_one, value_of
-from .manifest import Manifest, Record, State, digest
+from .manifest import Manifest, State, record_of, stamp
 from .progress import Progress
 from .stream import Outcome, Task, stream
 from .tasks import declared
@@ -55,6 +55,7 @@ from .tasks.options import (
 )
 from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
+from .urls import Status
 
 log = logging.getLogger("aeimg")
 
@@ -70,7 +71,7 @@ class Summary:
     """How many results were written."""
     skipped: int = 0
     """How many outputs were there already."""
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+    failed: list[tuple[paths.Place, str]] = field(default_factory=list)
     """Each input that failed, and why."""
     planned: int = 0
     """How many inputs are still to be done: of a dry run, or of one that was interrupted or stopped at an error."""
@@ -87,6 +88,8 @@ class Summary:
     """The size of their results."""
     missed: int = 0
     """How many results miss the target that was asked for (bits per pixel, PSNR or SSIMULACRA2)."""
+    elsewhere: int = 0
+    """How many files other shards take."""
     seconds: float = 0.0
     """How long the run took."""
     files: list[dict[str, Any]] = field(default_factory=list)
@@ -344,16 +347,17 @@ def process(
     """Denoises, compresses or decompresses pictures, or returns what an encoder makes of them.
 
     Args:
-        source: A file or folder; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float
-            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes of an image or of a
-            latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
-            `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
-            them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
+        source: A file or folder, or the URL of one; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of
+            uint8, uint16 or float in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes
+            of an image or of a latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or
+            anything else with `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped:
+            noise may take them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be
+            noise.
         task: "denoise", "upscale", "colorize", "compress" or "decompress"; "features" or "score" (of models for
             compress), which return a vector, float32 `[D]`, or a `Strangeness`, for each picture; or the task of a
             plug-in, by its name or as an `ImageTask`.
-        out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
-            (a file that lists them), or several of these. For one file, `out` may be the file to write.
+        out: A folder to write to, or its URL; then a `Summary` is returned, and `source` is a file, a folder, a glob,
+            `@list.txt` (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
             another project; None is the default for the task.
         device: "auto", "cpu", "cuda", "mps". A tensor that is on a GPU is processed there, and never copied to the CPU
@@ -393,6 +397,9 @@ def process(
                 that aeimg has not written; "overwrite" redoes all; "error" refuses where any output is there.
             on_error: "continue" or "stop". The default is to continue with `out`, and to stop with an iterable, where
                 to continue means that the error stands in the place of the failed item.
+            shard: With `out`, take only a share of the files, as in "3/16"; "auto" reads which from the environment of
+                a Slurm array or an indexed job of Kubernetes. `aeimg.distributed.merge_reports` sums up.
+            watch: With `out`, go on with files that appear and change, until KeyboardInterrupt, which `Interrupted` is.
             jobs: How many threads read and write.
             batch_size: How many pictures run at once, at most.
             memory: How many bytes the pictures on their way may hold (default 2 GiB), as a number or like "4G". One
@@ -414,6 +421,8 @@ def process(
         raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
     if out is not None and not writes_files(task):
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
+    if dry_run and options.get("watch"):
+        raise UsageError("a dry run ends, and watch does not: leave out one of them")
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
@@ -424,7 +433,8 @@ def process(
         if not os.fspath(out):
             raise UsageError("out: an empty name is no file or folder")
         file_run = _FileRun(task, made, own, run, files)
-        names, out = _names(source), Path(out)
+        names, out = _names(source), paths.located(out)
+        paths.check_output(out)
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
@@ -433,7 +443,7 @@ def process(
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
     """Returns what `process` does without `out`."""
-    if is_path(source) and os.path.isdir(source):
+    if is_path(source) and paths.is_folder(os.fsdecode(source)):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4 and not isinstance(made, TensorTask):
         results = [value_of(outcome.result()) for outcome in _stream(source, made, run)]
@@ -491,8 +501,8 @@ class _FileItem:
 
     job: paths.Job
     """Where it comes from and where its result goes."""
-    status: os.stat_result
-    """What the file system says of the source."""
+    status: os.stat_result | Status
+    """What the file system or the store says of the source."""
     item: Any
     """What the task has prepared."""
     opened: Opened
@@ -551,10 +561,10 @@ class _ToFiles:
         """Reads the file and prepares it as the task does."""
         began = time.monotonic()
         try:
-            status = os.stat(job.source)
+            source, status = paths.renewed(job.source)
         except OSError as error:
             raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
-        item = self.task.prepare(FileSource(job.source, job.target.suffix))
+        item = self.task.prepare(FileSource(source, job.target.suffix))
         return _FileItem(job, status, item, item.opened, time.monotonic() - began)
 
     def key(self, item: _FileItem) -> Hashable:
@@ -572,20 +582,18 @@ class _ToFiles:
     def finish(self, item: _FileItem, raw: Any) -> _Written:
         """Finishes as the task does, and writes the file."""
         began = time.monotonic()
-        job, status = item.job, item.status
+        job, source = item.job, item.opened.data or b""
         result = self.task.finish(item.item, raw)
         data: bytes = result.value
         if not self.dry:
             if self.manifest is not None:
-                source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
-                made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
-                self.manifest.add(job, made)
+                self.manifest.add(job, record_of(self.recipe, item.status, source, data))
             paths.write_atomic(job.target, data)
         seconds = round(item.seconds + time.monotonic() - began, 4)
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
-        return _Written(status.st_size, len(data), record, result.sentence())
+        return _Written(len(source), len(data), record, result.sentence())
 
 
 class _FileRun:
@@ -593,19 +601,76 @@ class _FileRun:
 
     def __init__(self, name: str, task: Any, own: TaskOptions, run: RunOptions, files: FileOptions) -> None:
         self.name, self.task, self.own, self.run, self.files = name, task, own, run, files
+        self.shard = None if files.shard is None else shards.parse(files.shard)
         self.summary = Summary()
 
-    def go(self, sources: list[str], out: Path, progress: bool) -> Summary:
+    def go(self, sources: list[str], out: paths.Place, progress: bool) -> Summary:
         """Does what is left to do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=False)
+        state = "failed"
+        self._leave_record(out, "running")
         try:
-            self._write(todo, to_files, progress)
+            if self.files.watch:
+                self._watch(sources, out, to_files, progress)
+            else:
+                self._write(todo, to_files, progress)
+            state = "ended"
+        except Interrupted:
+            state = "interrupted"
+            raise
         finally:
             self._end(jobs, began)
+            self._leave_record(out, state)
         return self.summary
 
-    def plan(self, sources: list[str], out: Path, *, estimate: bool) -> Summary:
+    def _leave_record(self, out: paths.Place, state: str) -> None:
+        """Writes what is to be known of a shard, for `distributed.merge_reports`."""
+        if self.shard is None:
+            return
+        counts = {one.name: getattr(self.summary, one.name) for one in fields(Summary) if one.name != "failed"}
+        counts["files"] = [one for one in self.summary.files if one["status"] == "failed" or "warnings" in one]
+        shards.write_record(out, self.shard, {"task": self.name, "state": state, "at": time.time(), "summary": counts})
+
+    def _watch(self, sources: list[str], out: paths.Place, to_files: _ToFiles, progress: bool) -> None:
+        """Does what is there and what appears, once two looks at a file find it the same. Raises `Interrupted`."""
+        seen: dict[paths.Job, object] = {}
+        handled: dict[paths.Job, object] = {}
+        try:
+            while not (self.summary.failed and self.run.on_error == "stop"):
+                began = time.monotonic()
+                ready = []
+                for job in self._jobs_now(sources, out):
+                    try:
+                        now = stamp(paths.status(job.source))
+                    except OSError:  # it is gone again
+                        continue
+                    if handled.get(job) != now and seen.get(job) == now:
+                        handled[job] = now
+                        ready.append(job)
+                    seen[job] = now
+                if ready:
+                    assert to_files.manifest is not None
+                    to_files.manifest.refresh()
+                    if todo := self._left_to_do(ready, to_files.manifest, to_files.recipe, renew=True):
+                        self._write(todo, to_files, progress)
+                        log.info("%s: %d done so far; waiting for more files", self.name, self.summary.done)
+                looked = time.monotonic() - began
+                time.sleep(max(LOOK_AGAIN, 10 * looked if not ready else 0.0))
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(self.summary) from None
+
+    def _jobs_now(self, sources: list[str], out: paths.Place) -> list[paths.Job]:
+        """Returns the jobs of the files that are there now; none where they can't be listed at this moment."""
+        try:
+            return self._jobs(sources, out)[0]
+        except AeimgError as error:
+            log.warning("%s (looking again)", error)
+            return []
+
+    def plan(self, sources: list[str], out: paths.Place, *, estimate: bool) -> Summary:
         """Says what `go` would do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=True)
@@ -619,19 +684,32 @@ class _FileRun:
         self._end(jobs, began)
         return self.summary
 
-    def _begin(self, sources: list[str], out: Path, *, dry: bool) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
+    def _begin(
+        self, sources: list[str], out: paths.Place, *, dry: bool
+    ) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
         """Returns all jobs, those that are left to do, and what does them."""
-        passed_over: Counter[str] = Counter()
-        jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
-        self.summary.passed_over = dict(passed_over.most_common())
-        manifest = None if alone else Manifest(out)
+        jobs, alone = self._jobs(sources, out)
+        if alone and (self.files.watch or self.shard is not None):
+            raise UsageError(f"{out}: watch and shard are for folders, and this is one file")
+        manifest = None if alone else Manifest(out, "" if self.shard is None else self.shard.name)
         recipe: str = self.task.recipe()
-        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
+        todo = [] if self.files.watch else self._left_to_do(jobs, manifest, recipe, renew=not dry)
         return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+
+    def _jobs(self, sources: list[str], out: paths.Place) -> tuple[list[paths.Job], bool]:
+        """Returns the jobs of this shard, and whether `out` is the one file to write rather than a folder."""
+        passed_over: Counter[str] = Counter()
+        jobs, alone, found = _plan(sources, self.name, out, self.own, self.files, passed_over)
+        self.summary.passed_over = dict(passed_over.most_common())
+        if self.shard is None:
+            return jobs, alone
+        mine = [job for one, job in zip(found, jobs, strict=not alone) if self.shard.takes(one.relative)]
+        self.summary.elsewhere = len(jobs) - len(mine)
+        return mine, alone
 
     def _end(self, jobs: list[paths.Job], began: float) -> None:
         order = {str(job.target): number for number, job in enumerate(jobs)}
-        self.summary.files.sort(key=lambda record: order[record["output"]])
+        self.summary.files.sort(key=lambda record: order.get(record["output"], len(order)))
         self.summary.seconds = time.monotonic() - began
 
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
@@ -646,7 +724,7 @@ class _FileRun:
             if manifest is not None:
                 state = manifest.state(job, recipe, renew=renew)
             else:
-                state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
+                state = State.FOREIGN if paths.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
             if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
@@ -726,7 +804,7 @@ class _FileRun:
 # -- planning ------------------------------------------------------------------------------------------------
 
 
-def _kept(path: Path) -> str:
+def _kept(path: paths.Place) -> str:
     """Returns the suffix of the picture of which a latent file was made; PNG where the file does not state it, or
     aeimg does not write it."""
     try:
@@ -739,28 +817,29 @@ def _kept(path: Path) -> str:
 
 
 def _plan(
-    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
-) -> tuple[list[paths.Job], bool]:
-    """Returns the jobs, and whether `out` is the one file to write rather than a folder. Counts what it passes over."""
+    sources: list[str], task: str, out: paths.Place, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
+) -> tuple[list[paths.Job], bool, list[paths.Found]]:
+    """Returns the jobs, whether `out` is the one file to write rather than a folder, and otherwise the files that were
+    found. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
     wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
     kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
 
     @functools.cache
-    def suffix(path: Path) -> str:
+    def suffix(path: paths.Place) -> str:
         if wanted:
             return wanted
         if kept:
             return _kept(path)
         return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
-    if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
+    if len(sources) == 1 and paths.is_file(sources[0]) and not paths.is_folder(out):
         known = [latent] if latent else WRITABLE
         if out.suffix.lower() in known:
             if paths.is_same(out, sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
-            return [paths.Job(Path(sources[0]), out)], True
-    if os.path.exists(out) and not os.path.isdir(out):
+            return [paths.Job(paths.located(sources[0]), out)], True, []
+    if paths.is_file(out) or (isinstance(out, Path) and out.exists() and not out.is_dir()):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
     for folder in paths.folders(sources) if declared.find(task) is not None else ():
         if paths.is_same(folder, out):
@@ -769,17 +848,20 @@ def _plan(
             )
     found = paths.find(sources, _suffixes(task), replace(files.selection, without=out, passed_over=passed_over))
 
-    def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
+    def stem(path: paths.Place) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
         return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
 
-    return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False
+    return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False, found
 
 
+LOOK_AGAIN = 2.0
+"""How many seconds a run that watches folders waits before it lists them again, at least: a file counts as whole once
+two lists agree on it. Where listing takes long, it waits ten times as long as that."""
 SAMPLE = 5
 """How many inputs a dry run tries to estimate the rest; the first of them warms up."""
 
 
-def _declared(path: Path, task: str) -> int:
+def _declared(path: paths.Place, task: str) -> int:
     """Returns how many pixels a file says that it has. Raises `InputError` or an `OSError`."""
     if task != "decompress":
         with paths.open_regular(path) as file, open_image(file, str(path)) as image:

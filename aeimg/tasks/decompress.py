@@ -24,9 +24,10 @@ from ..errors import InputError, ModelError, UsageError, WrongWeights
 from ..images import WRITABLE, Picture, pixel_limit, read_picture, read_plane
 from ..manifest import digest
 from ..metadata import sound
-from ..paths import open_regular
+from ..paths import located, open_regular, size_of
 from ..pixels import means, padded
 from ..tiles import Window
+from ..urls import Url, is_url
 from .options import SCALES, DecompressOptions
 from .pictures import (
     CODE_BYTES,
@@ -143,8 +144,10 @@ class Decompress:
         path = source.path if isinstance(source, FileSource) else source
         if not isinstance(path, str | os.PathLike):
             return 0
+        if isinstance(path, Url) and path.status is not None:  # its sections are too far away for the caller's thread
+            return bytes_on_the_way(EXPANSION * path.status.size, path.status.size)
         with open_regular(path) as file:
-            return _estimate(file, os.fstat(file.fileno()).st_size, self.options)
+            return _estimate(file, size_of(file), self.options)
 
     def prepare(self, source: object) -> DecompressItem:
         """Reads a latent file and decodes its entropy code. Raises `InvalidLatent`, `WrongWeights`."""
@@ -291,14 +294,16 @@ def _read(source: object) -> tuple[str, bytes]:
     if isinstance(source, FileSource):
         source = source.path
     if is_path(source):
-        path = os.fsdecode(source)
-        return path, container.read_file(path)
+        path = located(source) if is_url(source) else os.fsdecode(source)
+        return str(path), container.read_file(path)
     file = read_bytes(source)
     if file is None:
         raise UsageError(f"decompress takes latent files or their bytes, not {type(source).__name__}")
     return file[0] or "the latent file", file[1]
 
 
+EXPANSION = 48
+"""How many times the size of a latent file the samples of its picture take, about, where only the size is known."""
 HEADER_BYTES = 1 << 20
 """An image file says its size within so many bytes."""
 

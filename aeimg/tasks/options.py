@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from .. import registry
 from ..errors import InputError, ModelError, UsageError
 from ..paths import TEMPLATE, Selection, check_template
+from ..shards import parse as parse_shard
 from ..stream import MEMORY
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _require_quality(quality: int) -> None:
 
 def option(
     default: Any,
-    help: str,  # noqa: A002  # as the field is called everywhere
+    help: str,  # as the field is called everywhere
     *,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -116,9 +117,7 @@ class DenoiseOptions(EncodingOptions):
 
     sigma: float | str = option("auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it.")
     """The level of the noise in 8-bit units, or "auto" to estimate it."""
-    strength: float = option(
-        1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1
-    )
+    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
     """0 leaves the picture as it is, 1 removes all the noise."""
 
     def __post_init__(self) -> None:
@@ -332,10 +331,16 @@ class FileOptions(SelectionOptions):
     if_exists: str = "skip"
     """What happens to outputs that are there: "skip" keeps what is still right, "overwrite" redoes all, "error"
     refuses."""
+    shard: str | None = None
+    """Which share of the files is taken, like "3/16"; "auto" reads it from what Slurm or Kubernetes say."""
+    watch: bool = False
+    """Whether the run goes on with files that appear, until it is interrupted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_template(self.name)
+        if self.shard is not None:
+            parse_shard(self.shard)
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
 
 
@@ -427,6 +432,8 @@ class RunWords(TypedDict, total=False):
     follow_symlinks: bool
     name: str
     if_exists: Literal["skip", "overwrite", "error"]
+    shard: str | None
+    watch: bool
 
 
 class DenoiseWords(RunWords, total=False):
