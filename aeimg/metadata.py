@@ -399,17 +399,18 @@ def with_size(metadata: Metadata, width: int, height: int) -> Metadata:
 
 def _exif_with_size(exif: bytes, sides: tuple[int, int]) -> bytes:
     head = b"Exif\0\0" if exif.startswith(b"Exif\0\0") else b""
-    tiff = bytearray(exif[len(head) :])
+    tiff = exif[len(head) :]
     order = byte_order(tiff)
     if order is None:
         return exif
+    changed = bytearray(tiff)
     (at,) = struct.unpack_from(order + "I", tiff, 4)
     for start in (at, _place_below(tiff, order, at, 0x8769)):
         for place in _places(tiff, order, start):
             tag, kind, length = struct.unpack_from(order + "HHI", tiff, place)
             if tag in _SIDES and kind in (_SHORT, 4) and length == 1:  # a long, which any side fits into
-                struct.pack_into(order + "HHII", tiff, place, tag, 4, 1, sides[_SIDES[tag]])
-    return head + bytes(tiff)
+                struct.pack_into(order + "HHII", changed, place, tag, 4, 1, sides[_SIDES[tag]])
+    return head + bytes(changed)
 
 
 def _places(tiff: bytes, order: str, at: int | None) -> range:
@@ -438,7 +439,7 @@ def _xmp_with_size(xmp: bytes, sides: tuple[int, int]) -> bytes:
     for name, side in _XMP_SIDES.items():
         value = str(sides[side]).encode()
         for before in (name + rb"\s*=\s*[\"']", b"<" + name + rb"\s*>\s*"):
-            xmp = re.sub(b"(" + before + rb")\d+", lambda found, value=value: found[1] + value, xmp)
+            xmp = re.sub(b"(" + before + rb")\d+", rb"\g<1>" + value, xmp)
     return xmp
 
 
