@@ -870,8 +870,20 @@ def train(
     run(task, data, out, log=_log, recipe=recipe, **options)
 
 
+class _Measured(click.Choice[str]):
+    """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
+
+    def __init__(self) -> None:
+        super().__init__(["denoise", "compress", "engine", "anomaly", "textbooks", "upscale", "colorize"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from .registry import plugged_tasks
+
+        return value if value in plugged_tasks() else super().convert(value, param, ctx)
+
+
 @main.command()
-@click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
+@click.argument("what", type=_Measured())
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", type=MODEL, help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
@@ -887,7 +899,9 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
     the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
-    distinguishes the others from it. textbooks trains and measures the textbooks' autoencoders that do not ship.
+    distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
+    that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
+    that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
@@ -910,8 +924,10 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         figures = benches.bench_anomaly(data, device=options["device"])
     elif what == "textbooks":
         figures = benches.bench_textbooks(data, device=options["device"])
-    else:
+    elif what == "compress":
         figures = benches.bench_compress(data, **options, effort=effort or 1)
+    else:
+        figures = benches.bench_images(what, data, **options)
     _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())

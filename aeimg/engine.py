@@ -27,12 +27,12 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, paths
+from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Task, stream
-from .contract import ImageTask
 from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress

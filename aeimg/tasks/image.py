@@ -212,8 +212,8 @@ class ImageRunner:
 
     @property
     def halo(self) -> int | None:
-        """How far from a pixel the input still affects it; None where pictures must go through whole. Of a task without a
-        model, here: everywhere."""
+        """How far from a pixel the input still affects it; None where pictures must go through whole. Of a task without
+        a model, here: everywhere."""
         halo: int | None = getattr(self.network, "halo", None)
         return halo
 
@@ -233,8 +233,8 @@ class ImageRunner:
         )  # fmt: skip
 
     def in_tiles(self, run: Callable[[], Tensor], *, alone: bool, tileable: bool) -> Tensor:
-        """Returns what `run` makes of a batch in tiles of `self.tile`; where memory does not suffice for a picture that is
-        `alone` and `tileable`, in tiles of half the side from there on. Raises `InputError`."""
+        """Returns what `run` makes of a batch in tiles of `self.tile`; where memory does not suffice for a picture that
+        is `alone` and `tileable`, in tiles of half the side from there on. Raises `InputError`."""
         while True:
             try:
                 return run()
@@ -248,8 +248,8 @@ class ImageRunner:
 
 
 def with_pixels(picture: Picture, pixels: Array) -> Picture:
-    """`picture` with other pixels `[C,H,W]`, perhaps of another size or with colours: alpha is resized, and metadata that
-    would no longer be true changed or left out, which the notes say."""
+    """`picture` with other pixels `[C,H,W]`, perhaps of another size or with colours: alpha is resized, and metadata
+    that would no longer be true changed or left out, which the notes say."""
     height, width = pixels.shape[1:]
     notes, about, alpha = list(picture.notes), picture.metadata, picture.alpha
     if (height, width) != (picture.height, picture.width):

@@ -40,7 +40,7 @@ def _require_quality(quality: int) -> None:
 
 def option(
     default: Any,
-    help: str,  # noqa: A002  # as the field is called everywhere
+    help: str,  # as the field is called everywhere
     *,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -50,8 +50,8 @@ def option(
     """Returns a field of a dataclass of options, for an image-to-image task.
 
     Its annotation is its type: int, float, bool, str, or one of these or None. `help` is what the command line says of
-    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the help
-    shows in the place of the default.
+    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the
+    help shows in the place of the default.
     """
     about = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "shown": shown_default}
     return field(default=default, metadata=about)
@@ -113,9 +113,7 @@ class DenoiseOptions(EncodingOptions):
 
     sigma: float | str = option("auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it.")
     """The level of the noise in 8-bit units, or "auto" to estimate it."""
-    strength: float = option(
-        1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1
-    )
+    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
     """0 leaves the picture as it is, 1 removes all the noise."""
 
     def __post_init__(self) -> None:
