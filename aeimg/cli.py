@@ -484,6 +484,17 @@ for _task in IMAGE_TASKS.values():
     main.add_command(_image_command(_task))
 
 
+def _broken(name: str, fault: AeimgError) -> click.Command:
+    """Returns the command of a task that can't be had, which raises that error."""
+
+    def fail(words: tuple[str, ...]) -> None:
+        raise fault
+
+    words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+    settings = {"ignore_unknown_options": True}
+    return click.Command(name, settings, fail, [words], help=f"(broken) {fault}")
+
+
 class _Tasks(click.Group):
     """A command for each image-to-image task, those of plug-ins included."""
 
@@ -499,9 +510,7 @@ class _Tasks(click.Group):
             found = declared.find(cmd_name)
             return None if found is None else _image_command(found)
         except AeimgError as error:
-            if ctx.resilient_parsing or ctx.invoked_subcommand is None:  # the list of commands goes on without it
-                return click.Command(cmd_name, help=f"(broken: {error})")
-            raise
+            return _broken(cmd_name, error)  # the list of commands goes on with the others
 
 
 @main.command("run", cls=_Tasks, subcommand_metavar="TASK SOURCES... OUT [OPTIONS]")

@@ -400,7 +400,7 @@ def with_size(metadata: Metadata, width: int, height: int) -> Metadata:
 def _exif_with_size(exif: bytes, sides: tuple[int, int]) -> bytes:
     head = b"Exif\0\0" if exif.startswith(b"Exif\0\0") else b""
     tiff = bytearray(exif[len(head) :])
-    order = byte_order(tiff)
+    order = byte_order(bytes(tiff[:4]))
     if order is None:
         return exif
     (at,) = struct.unpack_from(order + "I", tiff, 4)
