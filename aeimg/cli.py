@@ -274,7 +274,10 @@ def _run(
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
-    from .engine import Interrupted, process
+    from .engine import Interrupted
+    from .engine import process as typed
+
+    process: Callable[..., Any] = typed  # the task, here a name that may be a plug-in's, says which options there are
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
@@ -306,7 +309,9 @@ _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "e
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
     """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
-    from .engine import process
+    from .engine import process as typed
+
+    process: Callable[..., Any] = typed
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
