@@ -412,7 +412,7 @@ def _exif_with_size(exif: bytes, sides: tuple[int, int]) -> bytes:
     return head + bytes(tiff)
 
 
-def _places(tiff: bytes, order: str, at: int | None) -> range:
+def _places(tiff: bytes | bytearray, order: str, at: int | None) -> range:
     """Where the entries of the directory at `at` lie; nowhere where it is None or lies behind the data."""
     if at is None or at + 2 > len(tiff):
         return range(0)
@@ -420,7 +420,7 @@ def _places(tiff: bytes, order: str, at: int | None) -> range:
     return range(at + 2, min(at + 2 + 12 * count, len(tiff) - 11), 12)
 
 
-def _place_below(tiff: bytes, order: str, at: int, tag: int) -> int | None:
+def _place_below(tiff: bytes | bytearray, order: str, at: int, tag: int) -> int | None:
     """Where the directory lies to which an entry `tag` of the directory at `at` leads."""
     for place in _places(tiff, order, at):
         found, _, _, where = struct.unpack_from(order + "HHII", tiff, place)
@@ -438,7 +438,7 @@ def _xmp_with_size(xmp: bytes, sides: tuple[int, int]) -> bytes:
     for name, side in _XMP_SIDES.items():
         value = str(sides[side]).encode()
         for before in (name + rb"\s*=\s*[\"']", b"<" + name + rb"\s*>\s*"):
-            xmp = re.sub(b"(" + before + rb")\d+", lambda found, value=value: found[1] + value, xmp)
+            xmp = re.sub(b"(" + before + rb")\d+", rb"\g<1>" + value, xmp)
     return xmp
 
 

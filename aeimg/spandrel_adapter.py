@@ -50,7 +50,7 @@ class _Network:
         self.scale = int(descriptor.scale)
         self.multiple = int(descriptor.size_requirements.multiple_of)
         self.halo = OVERLAP if descriptor.tiling is ModelTiling.SUPPORTED else None
-        self.dtypes = (
+        self.dtypes: tuple[torch.dtype, ...] | None = (
             torch.float32,
             *([torch.bfloat16] if descriptor.supports_bfloat16 else []),
             *([torch.float16] if descriptor.supports_half else []),
