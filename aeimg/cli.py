@@ -146,6 +146,19 @@ class _Levels(click.ParamType):
             self.fail(f"{value!r} is neither a number like 90 nor a list like jpg=90,avif=60", param, ctx)
 
 
+class _Crop(click.ParamType):
+    """A part of a picture: `1024,512,400,300`."""
+
+    name = "x,y,width,height"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            x, y, width, height = (int(part) for part in value.split(","))
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not x,y,width,height in pixels, like 1024,512,400,300", param, ctx)
+        return x, y, width, height
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
 @click.pass_context
@@ -359,6 +372,10 @@ def _plain(name: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _plain_lines(text: str) -> str:
+    return "\n".join(map(_plain, text.splitlines()))
+
+
 SHOWN = 5
 """How many files are named of those with one and the same note."""
 
@@ -394,6 +411,9 @@ def _print_failed(failed: list[tuple[Path, str]]) -> None:
 
 
 def _summary_line(summary: Summary, task: str) -> str:
+    if summary.skipped and not (summary.done or summary.planned or summary.failed):
+        line = f"{task}: nothing to do, as all {summary.skipped} results are there already"
+        return f"{line} (--if-exists overwrite makes them again)" + _passed_over(summary.passed_over)
     line = f"{task}: {summary.done} done"
     if task not in ("compress", "decompress"):
         models = Counter(record["model"] for record in summary.files if "model" in record)
@@ -575,6 +595,13 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     "--format",
     help="Write files of this format: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
+@click.option(
+    "--crop",
+    type=_Crop(),
+    help="Decode only this part of each picture, in pixels: 1024,512,400,300 is 400 wide and 300 high and begins at "
+    "column 1024 of row 512. Takes the time and memory of the part.",
+)
+@click.option("--scale", type=click.Choice(["1/2", "1/4", "1/8"]), help="Make the pictures smaller: thumbnails.")
 @_IMAGE_QUALITY
 @_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
@@ -771,15 +798,19 @@ def _table(about: dict[str, Any]) -> str:
 
 @main.command()
 @click.option("--task", help="List only the models for this task: denoise, compress, upscale, ...")
+@click.option("--long", is_flag=True, help="Print each model's card as well: data, licence, held-out figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model and line.")
-def models(task: str | None, as_json: bool) -> None:
-    """List the registered models: task, size, cost, figures, and where they come from."""
-    from .report import describe_models
+def models(task: str | None, long: bool, as_json: bool) -> None:
+    """List the registered models, one a line: task, size, cost in thousands of multiply-accumulates a pixel, when each
+    is the default, and where it comes from."""
+    from .report import describe_models, table_of_models
 
     rows, broken = describe_models(task)
     if as_json:
         for row in rows:
             _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
+    elif not long:
+        _print(_plain_lines(table_of_models(rows)))
     else:
         for row in rows:
             _print(row.pop("name"))

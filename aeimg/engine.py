@@ -13,7 +13,6 @@ import functools
 import io
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,9 @@ from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
+from .loaded import TensorTask, process_one, value_of
 from .manifest import Manifest, Record, State, digest
+from .progress import Progress
 from .stream import Outcome, Task, stream
 from .tasks import declared
 from .tasks.compress import Compress
@@ -355,7 +356,8 @@ def process(
             (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
             another project; None is the default for the task.
-        device: "auto", "cpu", "cuda", "mps".
+        device: "auto", "cpu", "cuda", "mps". A tensor that is on a GPU is processed there, and never copied to the CPU
+            by denoise.
         dtype: "auto", "fp32", "bf16".
         progress: With `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
         dry_run: With `out`, write nothing, and return in the summary what would be done.
@@ -375,6 +377,9 @@ def process(
                 summary (compress, with `out`).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
+            crop: (x, y, width, height) of the part that decompress returns, in pixels of the picture: what it holds of
+                the whole picture, in time and memory that follow the part.
+            scale: "1/2", "1/4" or "1/8", for a smaller copy, of means; with `crop`, of the part (decompress).
             format: The suffix of the files written, "keep" for that of the source (for a latent file, of what was
                 compressed; PNG where aeimg does not write that); decompress writes png by default.
             image_quality: 1..100 for the JPEG, WebP and AVIF files written (default 95), or one for each format, as in
@@ -412,6 +417,8 @@ def process(
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
+    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
+        device = str(source.device)
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
@@ -428,14 +435,13 @@ def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, file
     """Returns what `process` does without `out`."""
     if is_path(source) and os.path.isdir(source):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
-    if isinstance(source, Tensor) and source.dim() == 4:
-        results = [_value(outcome) for outcome in _stream(source, made, run)]
+    if isinstance(source, Tensor) and source.dim() == 4 and not isinstance(made, TensorTask):
+        results = [value_of(outcome.result()) for outcome in _stream(source, made, run)]
         if isinstance(made, ImageRunner):
             return torch.stack(results) if results else made.empty(source)
         return results
     if is_one(source):
-        (outcome,) = _stream([source], made, run)
-        return _value(outcome)
+        return process_one(made, source, run.batch_size)
     if isinstance(source, Iterable) and not isinstance(source, Mapping):
         return _generate(source, made, run)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
@@ -456,15 +462,7 @@ def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iter
         if outcome.error is not None and run.on_error == "continue":
             yield outcome.error
         else:
-            yield _value(outcome)
-
-
-def _value(outcome: Outcome[Any, Result[Any]]) -> Any:
-    """Returns the value of a result that does not become a file. A missed target is logged: there is no summary."""
-    result = outcome.result()
-    if "target_missed" in result.figures():
-        log.warning("%s (it has %.5g)", result.warnings[-1], result.figures()["target_missed"])
-    return result.value
+            yield value_of(outcome.result())
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -503,6 +501,11 @@ class _FileItem:
     """How long the work on it has taken so far."""
 
     @property
+    def label(self) -> str:
+        """The name of the file, for people."""
+        return self.job.source.name
+
+    @property
     def work(self) -> int:
         """See `stream.Item`."""
         work: int = self.item.work
@@ -525,6 +528,8 @@ class _Written:
     """The size of the result."""
     record: dict[str, Any]
     """What the summary says of it."""
+    sentence: str
+    """The same for people, in a few words."""
 
 
 class _ToFiles:
@@ -580,7 +585,7 @@ class _ToFiles:
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
-        return _Written(status.st_size, len(data), record)
+        return _Written(status.st_size, len(data), record, result.sentence())
 
 
 class _FileRun:
@@ -657,12 +662,13 @@ class _FileRun:
         paths.sweep({job.target.parent for job in todo})
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
-        outcomes = _stream(todo, to_files, self.run, late)
-        shown = _Progress(self.name, len(todo), progress)
+        shown = Progress(self.name, len(todo), wanted=progress)
+        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
+        outcomes = _stream(todo, watched, self.run, late)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
-                shown.step(self.summary)
+                shown.step(failed=outcome.error is not None)
                 if outcome.error is not None and self.run.on_error == "stop":
                     break
         except KeyboardInterrupt:
@@ -692,7 +698,7 @@ class _FileRun:
         summary.bytes_out += written.bytes_out
         summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
-        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
+        log.debug("%s: %s, %.1f s", job.source, written.sentence, written.record["seconds"])
 
     def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
         """Returns the pixels of the sources, by their headers."""
@@ -804,15 +810,12 @@ def each(
     """
     own, run, _ = parse(task, options or {})
     made: AnyTask = make_task(task, model, device, dtype, own)
-    outcomes = _stream((one.path for one in found), made, run)
-    shown = _Progress(task, len(found), progress)
-    summary = Summary()
+    shown = Progress(task, len(found), wanted=progress)
+    sources = [one.path for one in found]
+    outcomes = _stream(sources, shown.watched(made, sources, _bytes_of, run.jobs), run)
     try:
         for one, outcome in zip(found, outcomes, strict=True):
-            summary.pixels += outcome.work
-            if outcome.error is not None:
-                summary.failed.append((one.path, _reason(outcome.error)))
-            shown.step(summary)
+            shown.step(failed=outcome.error is not None)
             yield one, outcome.result().value if outcome.error is None else outcome.error
             if outcome.error is not None and run.on_error == "stop":
                 return
@@ -824,37 +827,12 @@ def each(
 # -- progress ------------------------------------------------------------------------------------------------
 
 
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    EVERY = 20.0
-    """Seconds between lines."""
-
-    def __init__(self, task: str, total: int, wanted: bool) -> None:
-        from tqdm import tqdm
-
-        self.task, self.total, self.count = task, total, 0
-        self.began = self.last_line = time.monotonic()
-        terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
-        self.lines = wanted and not terminal
-        self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
-
-    def step(self, summary: Summary) -> None:
-        """Shows that one more file is through."""
-        self.count += 1
-        now = time.monotonic()
-        rate = summary.pixels / 1e6 / max(now - self.began, 1e-9)
-        failed = f", {len(summary.failed)} failed" if summary.failed else ""
-        self.bar.update()
-        self.bar.set_postfix_str(f"{rate:.1f} MP/s{failed}")
-        if self.lines and now - self.last_line > self.EVERY:
-            left = (now - self.began) / self.count * (self.total - self.count)
-            log.info("%s: %d of %d, %.1f MP/s, %.0f s left%s", self.task, self.count, self.total, rate, left, failed)
-            self.last_line = now
-
-    def close(self) -> None:
-        """Ends the bar."""
-        self.bar.close()
+def _bytes_of(path: Path) -> int | None:
+    """Returns the size of a file; None where it is not known."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None  # the run will report it
 
 
 def _reason(error: Exception) -> str:

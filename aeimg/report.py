@@ -170,6 +170,17 @@ def describe_models(task: str | None = None) -> tuple[list[dict[str, Any]], list
     return rows, broken
 
 
+def table_of_models(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows of `describe_models` as a table, a line for each model."""
+    columns = ("model", "task", "size", "kMAC/pixel", "default", "origin")
+    lines: list[tuple[str, ...]] = [columns]
+    for row in rows:
+        cells = (str(row.get(column, "")) for column in columns[2:])
+        lines.append((str(row["name"]), str(row["task"]), *cells))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
 # -- the demonstration ------------------------------------------------------------------------------------------------
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")

@@ -103,7 +103,7 @@ def test_the_task_of_a_package_has_a_command_with_its_options_and_a_manifest(lev
     call = ("run", "levels", tmp_path / "in", tmp_path / "out", "--levels")
     assert "1 done" in run(*call, 2).stderr
     assert set(np.unique(np.asarray(Image.open(tmp_path / "out" / "a.png")))) == {0, 255}
-    assert "1 skipped" in run(*call, 2).stderr
+    assert "all 1 results are there already" in run(*call, 2).stderr
     assert "1 done" in run(*call, 3).stderr
     assert run(*call, 1).exit_code == 2
     assert "levels" in run("run", "--help").output

@@ -14,12 +14,15 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .. import registry
-from ..errors import ModelError, UsageError
+from ..errors import InputError, ModelError, UsageError
 from ..paths import TEMPLATE, Selection, check_template
 from ..stream import MEMORY
+
+if TYPE_CHECKING:
+    from ..tiles import Window
 
 TaskName = Literal["denoise", "compress", "decompress", "features", "score", "upscale", "colorize"]
 Kind = Literal["pil", "numpy", "tensor", "bytes"]
@@ -208,16 +211,44 @@ class CompressOptions:
         return self.max_bytes
 
 
+SCALES: dict[str | float, int] = {1: 1, "1": 1, "1/1": 1, **{
+    scale: divisor for divisor in (2, 4, 8) for scale in (f"1/{divisor}", 1 / divisor)
+}}  # fmt: skip
+"""Scale -> how many pixels in a row become one."""
+
+
 @dataclass(frozen=True)
 class DecompressOptions(EncodingOptions):
     """The options of the task decompress."""
 
     kind: Kind = "pil"
     """What comes back, where no file is written."""
+    crop: tuple[int, int, int, int] | None = None
+    """The part that is decoded: x and y of its upper left corner, width and height, in pixels. None for all of it."""
+    scale: str | float = 1
+    """1, "1/2", "1/4" or "1/8", or the same as a number: the size of what comes back, of the means of squares."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.crop is not None:
+            whole = len(self.crop) == 4 and all(isinstance(value, int) for value in self.crop)
+            sound = whole and min(self.crop[:2]) >= 0 and min(self.crop[2:]) > 0
+            _require(sound, f"crop must be (x, y, width, height), in pixels inside the picture, not {self.crop!r}")
+            object.__setattr__(self, "crop", tuple(self.crop))
+        _require(self.scale in SCALES, f"scale must be 1, 1/2, 1/4 or 1/8, not {self.scale!r}")
         _require(self.kind in KINDS, f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+
+    def window(self, width: int, height: int, name: str) -> Window:
+        """Returns what is decoded of a picture of that size. Raises `InputError` where that lies outside."""
+        from ..tiles import Box, Window
+
+        crop = None if self.crop is None else Box(*self.crop)
+        if crop is not None and (crop.right > width or crop.bottom > height):
+            asked = ",".join(str(value) for value in self.crop or ())
+            raise InputError(
+                f"{name}: the crop {asked} (x,y,width,height) does not fit into its {width}x{height} pixels"
+            )
+        return Window(height, width, crop, SCALES[self.scale])
 
 
 @dataclass(frozen=True)
@@ -422,6 +453,8 @@ class DecompressWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    crop: tuple[int, int, int, int] | None
+    scale: str | float
 
 
 class UpscaleWords(RunWords, total=False):

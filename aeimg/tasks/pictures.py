@@ -178,6 +178,10 @@ class Result(Generic[V_out]):
         """Returns what is particular to the task."""
         return {}
 
+    def sentence(self) -> str:
+        """Returns the same for people, in a few words."""
+        return f"{self.width}x{self.height}"
+
 
 # -- opening -------------------------------------------------------------------------------------------------
 
