@@ -294,8 +294,11 @@ def _run(
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
-    from .engine import Interrupted, process
+    from .engine import Interrupted
+    from .engine import process as typed
     from .urls import redacted
+
+    process: Callable[..., Any] = typed  # the task, here a name that may be a plug-in's, says which options there are
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
@@ -329,9 +332,11 @@ _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "e
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
     """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
-    from .engine import process
+    from .engine import process as typed
     from .paths import located, read_bytes
     from .urls import redacted
+
+    process: Callable[..., Any] = typed
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
@@ -520,6 +525,17 @@ for _task in IMAGE_TASKS.values():
     main.add_command(_image_command(_task))
 
 
+def _broken(name: str, fault: AeimgError) -> click.Command:
+    """Returns the command of a task that can't be had, which raises that error."""
+
+    def fail(words: tuple[str, ...]) -> None:
+        raise fault
+
+    words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+    settings = {"ignore_unknown_options": True}
+    return click.Command(name, settings, fail, [words], help=f"(broken) {fault}")
+
+
 class _Tasks(click.Group):
     """A command for each image-to-image task, those of plug-ins included."""
 
@@ -535,9 +551,7 @@ class _Tasks(click.Group):
             found = declared.find(cmd_name)
             return None if found is None else _image_command(found)
         except AeimgError as error:
-            if ctx.resilient_parsing or ctx.invoked_subcommand is None:  # the list of commands goes on without it
-                return click.Command(cmd_name, help=f"(broken: {error})")
-            raise
+            return _broken(cmd_name, error)  # the list of commands goes on with the others
 
 
 @main.command("run", cls=_Tasks, subcommand_metavar="TASK SOURCES... OUT [OPTIONS]")
@@ -972,8 +986,20 @@ def train(
     run(task, data, out, log=_log, recipe=recipe, **options)
 
 
+class _Measured(click.Choice[str]):
+    """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
+
+    def __init__(self) -> None:
+        super().__init__(["denoise", "compress", "engine", "anomaly", "textbooks", "upscale", "colorize"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from .registry import plugged_tasks
+
+        return value if value in plugged_tasks() else super().convert(value, param, ctx)
+
+
 @main.command()
-@click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
+@click.argument("what", type=_Measured())
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", type=MODEL, help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
@@ -989,7 +1015,9 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
     the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
-    distinguishes the others from it. textbooks trains and measures the textbooks' autoencoders that do not ship.
+    distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
+    that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
+    that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
@@ -1012,8 +1040,10 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         figures = benches.bench_anomaly(data, device=options["device"])
     elif what == "textbooks":
         figures = benches.bench_textbooks(data, device=options["device"])
-    else:
+    elif what == "compress":
         figures = benches.bench_compress(data, **options, effort=effort or 1)
+    else:
+        figures = benches.bench_images(what, data, **options)
     _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())

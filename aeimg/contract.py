@@ -84,7 +84,9 @@ class ImageTask:
         if self.scale is not None and not _is_whole(self.scale, 1):
             raise ModelError(f"{named} states the scale {self.scale!r}; it must be a whole number, or None")
         if self.channels_in not in (1, 3) or self.channels_out not in (None, 1, 3):
-            raise ModelError(f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3")
+            raise ModelError(
+                f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3"
+            )
 
     @property
     def runner_class(self) -> type[Any]:
@@ -349,11 +351,12 @@ def _network_faults(model: object, stated: Mapping[str, object], task: str) -> I
         kind = {"denoise": "denoiser", "upscale": "upscaler", "colorize": "colorizer"}.get(task, f"model for {task}")
         yield f"can't be called, which a {kind} must"
     if task == "colorize" and (stated["channels"] != 1 or not _is_whole(stated["side"], 1)):
-        yield f"states {stated['channels']!r} channels and the side {stated['side']!r}; it must be 1, and a side of 1 or more"
+        yield f"states {stated['channels']!r} channels and the side {stated['side']!r}; it must be 1, and 1 or more"
     elif stated["channels"] not in (1, 3):
         yield f"states {stated['channels']!r} channels; it must be 3, or 1 for each by itself"
-    if "scale" in stated and not _is_whole(stated["scale"], 2 if task == "upscale" else 1):
-        yield f"states the scale {stated['scale']!r}; it must be a whole number of {2 if task == 'upscale' else 1} or more"
+    least = 2 if task == "upscale" else 1
+    if "scale" in stated and not _is_whole(stated["scale"], least):
+        yield f"states the scale {stated['scale']!r}; it must be a whole number of {least} or more"
     if stated["halo"] is not None and not _is_whole(stated["halo"], 0):
         yield f"states the halo {stated['halo']!r}; it must be a whole number of pixels, or None"
     dtypes = stated["dtypes"]

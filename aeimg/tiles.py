@@ -122,8 +122,8 @@ def counted(parts: Iterable[Tile]) -> Iterator[Tile]:
 def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, *, scale: int = 1) -> Tensor:
     """`network` over the tiles of `x` `[N,C,H,W]`, as `[N,C',scale*H,scale*W]` of the dtype of `x`.
 
-    The network gets a tile `[N,C,h,w]` and returns `[N,C',scale*h,scale*w]`. `tile` and `halo` must be multiples of what
-    it asks for; at the right and bottom edge a tile may be less.
+    The network gets a tile `[N,C,h,w]` and returns `[N,C',scale*h,scale*w]`. `tile` and `halo` must be multiples of
+    what it asks for; at the right and bottom edge a tile may be less.
     """
     result: Tensor | None = None
     for part in counted(grid(x.shape[2], x.shape[3], tile, halo)):

@@ -54,8 +54,8 @@ def option(
     """Returns a field of a dataclass of options, for an image-to-image task.
 
     Its annotation is its type: int, float, bool, str, or one of these or None. `help` is what the command line says of
-    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the help
-    shows in the place of the default.
+    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the
+    help shows in the place of the default.
     """
     about = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "shown": shown_default}
     return field(default=default, metadata=about)
