@@ -247,6 +247,13 @@ _FOR_FILES = _with(
         help="After an image that fails: continue with the others, or stop.",
     ),
     click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
+    click.option(
+        "--report",
+        type=PATH,
+        help="Write a page to look at into this file (.html): a table of what became of each file, and pictures before "
+        "and after. (compress measures for it, as with --measure.)",
+    ),
+    click.option("--report-size", default="20M", show_default=True, help="Let that page take at most so many bytes."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
     click.option("-v", "--verbose", is_flag=True, help="Print a line for each image: what was done to it, and why."),
 )
@@ -278,6 +285,8 @@ def _run(
     if out == "-":
         if options["dry_run"] or json_file is not None:
             raise UsageError("--dry-run and --json are for files, and standard output is none")
+        if "report" in options:
+            raise UsageError("--report is for files, and standard output is none")
         _pipe(sources, task, **options)
         return
     if "-" in sources:
@@ -290,6 +299,8 @@ def _run(
     except Interrupted as error:
         summary, interrupted = error.summary, True
     _print_summary(summary, task, quiet=quiet, dry=options["dry_run"])
+    if "report" in options and not quiet:
+        _say(_plain(f"report: {options['report']}"))
     if json_file is not None:
         _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
     if interrupted:
@@ -298,7 +309,8 @@ def _run(
         sys.exit(1)
 
 
-_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error")
+_NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
+                  "report_size")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths
+from . import container, pages, paths
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
@@ -37,6 +37,7 @@ from .tasks.decompress import Decompress
 from .tasks.denoise import Denoise
 from .tasks.features import Features
 from .tasks.options import (
+    CompressOptions,
     CompressWords,
     DecompressWords,
     DenoiseWords,
@@ -48,7 +49,7 @@ from .tasks.options import (
     TaskOptions,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
+from .tasks.pictures import FileSource, Opened, Result, before_and_after, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
 
 log = logging.getLogger("aeimg")
@@ -339,6 +340,9 @@ def process(
                 that aeimg has not written; "overwrite" redoes all; "error" refuses where any output is there.
             on_error: "continue" or "stop". The default is to continue with `out`, and to stop with an iterable, where
                 to continue means that the error stands in the place of the failed item.
+            report: With `out`, write a page to look at into this file (.html): a table of what became of each file, and
+                pictures before and after. What compress has written is measured for it.
+            report_size: How many bytes the page has at most (default 20 MiB), as a number or like "20M".
             jobs: How many threads read and write.
             batch_size: How many pictures run at once, at most.
             memory: How many bytes the pictures on their way may hold (default 2 GiB), as a number or like "4G". One
@@ -362,6 +366,9 @@ def process(
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
+    if files.report is not None:
+        _check_report(files, out, dry_run=dry_run)
+        own = replace(own, measure=True) if isinstance(own, CompressOptions) else own
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
@@ -372,6 +379,13 @@ def process(
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
+
+
+def _check_report(files: FileOptions, out: Name | None, *, dry_run: bool) -> None:
+    """Raises `UsageError`, `OutputError` where no report can be written."""
+    if out is None or dry_run:
+        raise UsageError("a report shows the files that a run has written: it needs out=, and no dry run")
+    pages.check_page(Path(files.report or ""))
 
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
@@ -487,6 +501,7 @@ class _ToFiles:
 
     def __init__(self, task: AnyTask, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
         self.task, self.manifest, self.recipe, self.dry = task, manifest, recipe, dry
+        self.album: pages.Album | None = None
 
     def estimate(self, job: paths.Job) -> int:
         """Returns what the task estimates."""
@@ -530,6 +545,8 @@ class _ToFiles:
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
+        if self.album is not None:
+            self.album.add(str(job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
         return _Written(status.st_size, len(data), record)
 
 
@@ -544,11 +561,20 @@ class _FileRun:
         """Does what is left to do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=False)
+        if self.files.report is not None:
+            to_files.album = pages.Album(self.files.report_bytes, len(jobs), maps=self.name == "compress")
         try:
             self._write(todo, to_files, progress)
         finally:
             self._end(jobs, began)
+            self._report(to_files.album)
         return self.summary
+
+    def _report(self, album: pages.Album | None) -> None:
+        """Writes the page that `report` asks for."""
+        if self.files.report is not None:
+            about = {"task": self.name, "seconds": self.summary.seconds}
+            pages.write_report(Path(self.files.report), self.summary.files, album, about)
 
     def plan(self, sources: list[str], out: Path, *, estimate: bool) -> Summary:
         """Says what `go` would do."""
