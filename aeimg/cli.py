@@ -635,6 +635,7 @@ def plot_latents(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: b
     "--side", type=click.IntRange(8), default=64, show_default=True, help="Side in pixels, where the model takes any."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal codes.")
+@click.option("--sheet", help="Draw all pictures into one of this name in OUT, like digits.png, side by side.")
 def sample(out: Path, **options: Any) -> None:
     """Decode random codes of a small autoencoder into pictures in the folder OUT.
 
@@ -683,25 +684,37 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 @main.command()
 @click.argument("sources", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def info(sources: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--sort",
+    type=click.Choice(["file", "bytes", "bpp", "quality", "model", "mode"]),
+    help="Sort the table of a folder, the highest figures first. [default: file]",
+)
+def info(sources: tuple[str, ...], as_json: bool, sort: str | None) -> None:
     """Print what latent files (.aei), weights files (.safetensors) and models state of themselves.
 
-    SOURCES are files, folders of files, names of models, or - for a latent file on standard input.
+    SOURCES are files, folders of files, names of models, or - for a latent file on standard input. A folder gives a
+    table with a line for each file.
     """
-    from .report import describe
+    from .report import describe, tabulate
 
     failed = False
     for source in sources:
+        rows = []
         try:
             for about in describe(source):
                 if isinstance(about, AeimgError):
                     _say(_plain(f"failed: {about}"))
                     failed = True
                 else:
-                    _print(json.dumps(about) if as_json else _table(about))
+                    rows.append(about)
         except AeimgError as error:
             _say(_plain(f"failed: {error}"))
             failed = True
+        if rows and not as_json and (os.path.isdir(source) or sort is not None):
+            _print("\n".join(map(_plain, tabulate(rows, sort or "file").split("\n"))))
+            continue
+        for about in rows:
+            _print(json.dumps(about) if as_json else _table(about))
     if failed:
         sys.exit(1)
 

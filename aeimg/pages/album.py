@@ -238,7 +238,7 @@ def _crop(planes: Array, *, lossless: bool) -> bytes:
     if lossless:
         _image(planes).save(data, "WEBP", lossless=True, quality=20, method=2)
     else:
-        _image(planes).save(data, "JPEG", quality=CROP_QUALITY, subsampling="4:4:4", optimize=True)
+        _image(planes).save(data, "JPEG", quality=CROP_QUALITY, subsampling="4:4:4")  # `optimize` fails on noise
     return data.getvalue()
 
 

@@ -344,7 +344,7 @@
       view.x += 64 * arrow[0];
       view.y += 64 * arrow[1];
       place();
-    } else if (arrow && event.target === stage && !slider.hidden) {
+    } else if (arrow && (event.target === stage || event.target === slider) && !slider.hidden) {
       slider.value = Math.min(100, Math.max(0, Number(slider.value) - 2 * arrow[0]));
       slider.dispatchEvent(new Event("slide"));
     } else if (act && event.target.type !== "search") act();

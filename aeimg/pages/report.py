@@ -36,7 +36,7 @@ COLUMNS: tuple[dict[str, Any], ...] = (
     {"key": "bytes_out", "title": "Size after", "kind": "bytes"},
     {"key": "bpp", "title": "Bits per pixel", "short": "bpp", "kind": "number", "digits": 3},
     {"key": "quality", "title": "Quality", "kind": "number", "digits": 0},
-    {"key": "psnr", "title": "PSNR, dB", "kind": "number", "digits": 2, "none": "no loss"},
+    {"key": "psnr", "title": "PSNR, dB", "short": "PSNR", "kind": "number", "digits": 2, "none": "no loss"},
     {"key": "ssim", "title": "SSIM", "kind": "number", "digits": 4},
     {"key": "ssimulacra2", "title": "SSIMULACRA2", "kind": "number", "digits": 1},
     {"key": "noise_before", "title": "Noise before", "kind": "number", "digits": 1},
@@ -249,7 +249,7 @@ def _summary(records: Sequence[Record], about: Mapping[str, Any]) -> list[tuple[
               for name, title in FIGURES.items() if (mean := _mean(done, name)) is not None]  # fmt: skip
     if seconds := about.get("seconds"):
         pixels = sum(record.get("width", 0) * record.get("height", 0) for record in done)
-        shown.append((_duration(seconds), f"{pixels / 1e6 / seconds:.1f} megapixels a second" if pixels else "taken"))
+        shown.append((_duration(seconds), f"{pixels / 1e6 / seconds:.2g} megapixels a second" if pixels else "taken"))
     return shown
 
 
