@@ -80,7 +80,9 @@ def tabulate(rows: Iterable[Mapping[str, Any]], sort: str = "file") -> str:
     pixels, total = sum(row["width"] * row["height"] for row in latents), sum(row["bytes"] for row in latents)
     if pixels:
         stored = sum(row["mode"] == "stored" for row in latents)
-        lines.append(f"{total:10}{8 * total / pixels:9.3f}{'':22}  {len(latents)} latent files, {stored} of them stored")
+        lines.append(
+            f"{total:10}{8 * total / pixels:9.3f}{'':22}  {len(latents)} latent files, {stored} of them stored"
+        )
     return "\n".join(lines)
 
 

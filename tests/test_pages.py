@@ -113,10 +113,16 @@ def test_a_run_writes_a_page_of_every_file(tmp_path, small):
     Image.fromarray(small).save(tmp_path / "in" / HOSTILE)
     (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     page = tmp_path / "report.html"
-    for task, source, out in (("denoise", "in", "out"), ("compress", "in", "latents"), ("decompress", "latents", "back")):
+    for task, source, out in (
+        ("denoise", "in", "out"),
+        ("compress", "in", "latents"),
+        ("decompress", "latents", "back"),
+    ):
         aeimg.process(tmp_path / source, task, out=tmp_path / out, report=page)
         data = data_of(page.read_bytes())
-        assert HOSTILE.removesuffix(".png") in data["rows"][-1][0] and len(data["rows"]) == (1 if task == "decompress" else 2)
+        assert HOSTILE.removesuffix(".png") in data["rows"][-1][0] and len(data["rows"]) == (
+            1 if task == "decompress" else 2
+        )
         (gallery,) = data["galleries"]
         assert set(gallery["crops"]) == ({"after"} if task == "decompress" else {"before", "after"})
         assert bool(gallery["maps"]) == (task == "compress")
@@ -226,17 +232,17 @@ def test_the_viewer_slides_zooms_and_shows_residual_and_map(browser, page_file):
     page.keyboard.press("ArrowRight")
     assert page.evaluate(value) == pytest.approx(27, abs=1)
     assert page.locator("#scale").text_content() == "100%"
-    assert page.locator("#second").bounding_box()["width"] == pytest.approx(300)
+    assert page.locator("img#second").bounding_box()["width"] == pytest.approx(300)
     page.locator("#stage").focus()
     for _ in range(2):
         page.keyboard.press("+")
     assert page.locator("#scale").text_content() == "400%"
-    before = page.locator("#second").bounding_box()
+    before = page.locator("img#second").bounding_box()
     page.mouse.move(box["x"] + 30, box["y"] + 30)
     page.mouse.down()
     page.mouse.move(box["x"] + 10, box["y"] + 15)
     page.mouse.up()
-    after = page.locator("#second").bounding_box()
+    after = page.locator("img#second").bounding_box()
     assert (after["x"] - before["x"], after["y"] - before["y"]) == pytest.approx((-20, -15), abs=1)
     for key, text in (("r", "minus before"), ("e", "Mean difference")):
         page.keyboard.press(key)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from aeimg import DataError, bench, registry, report
+import aeimg
+from aeimg import DataError, bench, explore, registry, report
+from aeimg.cli import main
 from aeimg.weights import find_weights, load_tensors
 
 
@@ -103,10 +108,6 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 
 def test_a_folder_is_a_table_that_sorts(tmp_path, small):
-    from click.testing import CliRunner
-
-    from aeimg.cli import main
-
     for name, pixels, quality in (("a", small, 20), ("b", small, 90), ("c", small[:8, :8], 50)):
         (tmp_path / f"{name}.aei").write_bytes(aeimg.process(pixels, "compress", quality=quality))
 
@@ -121,11 +122,6 @@ def test_a_folder_is_a_table_that_sorts(tmp_path, small):
 
 
 def test_a_sheet_holds_all_samples(tmp_path):
-    import numpy as np
-    from PIL import Image
-
-    from aeimg import explore
-
     own = explore.sample(tmp_path, model="variational", count=5)
     (sheet,) = explore.sample(tmp_path, model="variational", count=5, sheet="digits.png")
     side = Image.open(own[0]).width

@@ -122,7 +122,11 @@ def render(template: str, script: str, data: Mapping[str, Any], **words: Any) ->
     except ImportError:
         raise OutputError("pages are made with Jinja2, which is not installed: pip install jinja2") from None
     environment = Environment(
-        loader=FunctionLoader(_shipped), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_shipped),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     slider = _shipped("img-comparison-slider.js").partition("//# sourceMappingURL")[0]
     scripts = [text.strip() for text in (slider, _shipped(script)) if text]

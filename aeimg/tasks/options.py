@@ -249,7 +249,9 @@ class FileOptions(SelectionOptions):
         super().__post_init__()
         suffix = os.path.splitext(os.fspath(self.report or ".html"))[1].lower()
         _require(self.report != "" and suffix in (".html", ".htm"), f"report: {self.report!r} does not end in .html")
-        _require(self.report_bytes >= 1, f"report_size must be a number of bytes, or like 20M, not {self.report_size!r}")
+        _require(
+            self.report_bytes >= 1, f"report_size must be a number of bytes, or like 20M, not {self.report_size!r}"
+        )
         check_template(self.name)
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
 
