@@ -2,7 +2,8 @@
 
     python .ci/smoke.py dist/
 
-The one wheel in the folder must hold what the checkout holds: every module and file of the package, every weights file and all licences.
+The one wheel in the folder must hold what the checkout holds: every file of the package, every weights file and all
+licences.
 Only the standard library is needed to run this file; the interpreter that runs it is the one that is tested.
 """
 

@@ -4,8 +4,8 @@
                             ──> crops before and after,         of the worst pictures
                                 residual, map of the error
 
-A run over files adds each picture while its pixels are in memory anyway, in the threads that write results. What is kept
-is bounded by the size of the page: where a worse picture comes, the crops of the best ones go.
+A run over files adds each picture while its pixels are in memory anyway, in the threads that write results. What is
+kept is bounded by the size of the page: where a worse picture comes, the crops of the best ones go.
 """
 
 from __future__ import annotations
