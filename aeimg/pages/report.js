@@ -207,6 +207,7 @@
       input.checked = input.value === mode;
     }
     const two = mode === "slider" && found.size > 1, left = $("left").value, right = $("right").value;
+    if (!two && document.activeElement === slider) stage.focus({ preventScroll: true }); // else the keys would go nowhere
     slider.hidden = !two;
     $("single").hidden = two || !possible[mode];
     $("tag-left").textContent = two ? words(left) : mode === "slider" && found.size ? words([...found.keys()][0]) : "";
