@@ -5,6 +5,7 @@ import aeimg
 clean = aeimg.process(image, "denoise")                # PIL, numpy, torch, path or bytes in; the same kind out
 latent = aeimg.process(image, "compress", quality=60)  # bytes
 image = aeimg.process(latent, "decompress")            # a PIL image
+model = aeimg.load("denoise")                          # the same, loaded once and called often: model(image)
 aeimg.process("in/", "denoise", out="out/")            # a folder, as `aeimg denoise in/ out/` does it
 """
 
@@ -33,9 +34,11 @@ from .errors import (
 if TYPE_CHECKING:
     from .contract import ImageTask
     from .engine import Summary, process
+    from .loaded import LoadedCodec, LoadedDenoiser, load
     from .registry import register, register_task, unregister, unregister_task
     from .tasks.image import ImageRunner
     from .tasks.options import EncodingOptions, option
+    from .verification import verify
 
 __version__ = "0.1.0"
 
@@ -49,6 +52,8 @@ __all__ = [
     "InputError",
     "InvalidLatent",
     "InvalidWeights",
+    "LoadedCodec",
+    "LoadedDenoiser",
     "ModelError",
     "OutputError",
     "Summary",
@@ -60,19 +65,23 @@ __all__ = [
     "UsageError",
     "WrongWeights",
     "__version__",
+    "load",
     "option",
     "process",
     "register",
     "register_task",
     "unregister",
     "unregister_task",
+    "verify",
 ]
 
 # torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
 _LAZY = {
     "process": "engine", "Summary": "engine", "ImageTask": "contract", "ImageRunner": "tasks.image",
+    "load": "loaded", "LoadedCodec": "loaded", "LoadedDenoiser": "loaded",
     "EncodingOptions": "tasks.options", "option": "tasks.options",
     **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
+    "verify": "verification",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import threading
 import typing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .contract import ImageTask
     from .engine import Summary
     from .explore import Explored
+    from .paths import Place
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=str, allow_dash=True)
@@ -146,6 +147,19 @@ class _Levels(click.ParamType):
             self.fail(f"{value!r} is neither a number like 90 nor a list like jpg=90,avif=60", param, ctx)
 
 
+class _Crop(click.ParamType):
+    """A part of a picture: `1024,512,400,300`."""
+
+    name = "x,y,width,height"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            x, y, width, height = (int(part) for part in value.split(","))
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not x,y,width,height in pixels, like 1024,512,400,300", param, ctx)
+        return x, y, width, height
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
 @click.pass_context
@@ -243,6 +257,12 @@ _FOR_FILES = _with(
         help="Where outputs exist: skip those that are still right, overwrite all, or stop with an error.",
     ),
     click.option(
+        "--shard",
+        metavar="I/N",
+        help="Take only the I-th of N shares of the files; auto reads which from a Slurm array or a Kubernetes job.",
+    ),
+    click.option("--watch", is_flag=True, help="Go on with files that appear, until Ctrl-C."),
+    click.option(
         "--on-error",
         type=click.Choice(["continue", "stop"]),
         default="continue",
@@ -282,6 +302,7 @@ def _run(
 ) -> None:
     """Runs `process` over files, and prints what it did."""
     from .engine import Interrupted, process
+    from .urls import redacted
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
@@ -305,29 +326,32 @@ def _run(
     if "report" in options and not quiet:
         _say(_plain(f"report: {options['report']}"))
     if json_file is not None:
-        _write_json(json_file, summary, task=task, sources=sources, out=out, options=options)
+        named = {"sources": [redacted(source) for source in sources], "out": redacted(out)}
+        _write_json(json_file, summary, task=task, **named, options=options)
     if interrupted:
         raise KeyboardInterrupt
-    if summary.failed or (not summary.files and not allow_empty):
+    if summary.failed or not (summary.files or summary.elsewhere or allow_empty):
         sys.exit(1)
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
-                  "report_size")  # fmt: skip
+                  "shard", "watch", "report_size")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
     """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
     from .engine import process
+    from .paths import located, read_bytes
+    from .urls import redacted
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
     if sys.stdout is None:
         raise UsageError("standard output is closed")
     try:
-        data = sys.stdin.buffer.read() if sources[0] == "-" else Path(sources[0]).read_bytes()
+        data = sys.stdin.buffer.read() if sources[0] == "-" else read_bytes(located(sources[0]))
     except OSError as error:
-        raise UsageError(f"{sources[0]}: can't be read ({error.strerror})") from error
+        raise UsageError(f"{redacted(sources[0])}: can't be read ({error.strerror})") from error
     kept = {key: value for key, value in options.items() if key not in _NOT_FOR_PIPES}
     if task == "decompress":
         result = process(data, task, kind="bytes", **{"format": "png", **kept})
@@ -338,7 +362,7 @@ def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
 
 def _check_json(file: Path, key: str) -> None:
     """Raises `UsageError` where the file is there already and holds no JSON object with that key."""
-    from .paths import check_target
+    from .paths import check_target, local
 
     def ours(path: Path) -> bool:
         try:
@@ -347,7 +371,7 @@ def _check_json(file: Path, key: str) -> None:
             return False
         return isinstance(about, dict) and key in about
 
-    check_target(file, ours)
+    check_target(local(file), ours)
 
 
 def _write_json(file: Path, summary: Summary, **about: Any) -> None:
@@ -364,6 +388,10 @@ def _plain(name: object) -> str:
     """Returns text that names files on one line, whatever is in it: what would command the terminal is spelled out."""
     text = str(name).encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _plain_lines(text: str) -> str:
+    return "\n".join(map(_plain, text.splitlines()))
 
 
 SHOWN = 5
@@ -395,12 +423,15 @@ def _print_summary(summary: Summary, task: str, *, quiet: bool, dry: bool) -> No
         _say(_summary_line(summary, task))
 
 
-def _print_failed(failed: list[tuple[Path, str]]) -> None:
+def _print_failed(failed: Sequence[tuple[Place, str]], what: str = "failed") -> None:
     for path, reason in failed:
-        _say(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"))
+        _say(_plain(f"{what}: {path}: {reason.removeprefix(f'{path}: ')}"))
 
 
 def _summary_line(summary: Summary, task: str) -> str:
+    if summary.skipped and not (summary.done or summary.planned or summary.failed):
+        line = f"{task}: nothing to do, as all {summary.skipped} results are there already"
+        return f"{line} (--if-exists overwrite makes them again)" + _passed_over(summary.passed_over)
     line = f"{task}: {summary.done} done"
     if task not in ("compress", "decompress"):
         models = Counter(record["model"] for record in summary.files if "model" in record)
@@ -409,6 +440,8 @@ def _summary_line(summary: Summary, task: str) -> str:
         line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
     if summary.planned:
         line += f", {summary.planned} not begun"
+    if summary.elsewhere:
+        line += f", {summary.elsewhere} left to other shards"
     if summary.failed:
         line += f", {len(summary.failed)} failed"
     if summary.done:
@@ -426,7 +459,9 @@ def _summary_line(summary: Summary, task: str) -> str:
 
 
 def _nothing(summary: Summary, task: str) -> str:
-    return "" if summary.files else f"; no {'latent files' if task == 'decompress' else 'images'} found"
+    if summary.files or summary.done or summary.skipped or summary.elsewhere:
+        return ""
+    return f"; no {'latent files' if task == 'decompress' else 'images'} found"
 
 
 def _passed_over(counts: Mapping[str, int]) -> str:
@@ -573,6 +608,13 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     "--format",
     help="Write files of this format: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
+@click.option(
+    "--crop",
+    type=_Crop(),
+    help="Decode only this part of each picture, in pixels: 1024,512,400,300 is 400 wide and 300 high and begins at "
+    "column 1024 of row 512. Takes the time and memory of the part.",
+)
+@click.option("--scale", type=click.Choice(["1/2", "1/4", "1/8"]), help="Make the pictures smaller: thumbnails.")
 @_IMAGE_QUALITY
 @_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
@@ -582,6 +624,61 @@ def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     output.
     """
     _run(sources, out, "decompress", **options)
+
+
+@main.command()
+@click.argument("sources", type=FILE, nargs=-1, required=True, metavar="SOURCES...")
+@click.option("--deep", is_flag=True, help="Decode the symbols too, with the weights, and compare their checksum.")
+@_MODEL[0]
+@_with(*_SELECTION)
+@click.option("-j", "--jobs", type=click.IntRange(1), help="Read with so many threads. [default: cores, at most 8]")
+@click.option("--json", "json_file", type=PATH, help="Write what was found of each file to this file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no summary, but name bad files.")
+def verify(sources: tuple[str, ...], json_file: Path | None, allow_empty: bool, quiet: bool, **options: Any) -> None:
+    """Check the latent files in SOURCES without making pictures of them; exit with 1 and name those that are bad.
+
+    Without --deep, the checksum of each file and its sections are checked, which needs no weights.
+    """
+    from .paths import local, write_atomic
+    from .verification import verify as check
+
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
+    found = check(sources, **options)
+    _print_failed(found.bad, "bad")
+    if not quiet:
+        line = f"verify: {found.whole} whole, {len(found.bad)} bad; {_size(found.bytes)} in {found.seconds:.1f} s"
+        _say(line + ("" if found.files else "; no latent files found") + _passed_over(found.passed_over))
+    if json_file is not None:
+        about = {"aeimg": __version__, "deep": found.deep, "whole": found.whole, "bad": len(found.bad),
+                 "bytes": found.bytes, "seconds": found.seconds, "files": found.files}  # fmt: skip
+        write_atomic(local(json_file), json.dumps(about, indent=1).encode())
+    if found.bad or not (found.files or allow_empty):
+        sys.exit(1)
+
+
+@main.command("merge-reports")
+@click.argument("out", type=FILE)
+@click.option("--json", "json_file", type=PATH, help="Write the sum to this file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print no summary, but name failures.")
+def merge_reports(out: str, json_file: Path | None, quiet: bool) -> None:
+    """Sum up what the shards of a run have done whose results lie in OUT.
+
+    Exits with 1 where a file failed or a shard has not ended. See --shard of denoise, compress and decompress.
+    """
+    from .distributed import merge_reports as merge
+    from .urls import redacted
+
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
+    merged = merge(out)
+    _print_summary(merged.summary, merged.task, quiet=quiet, dry=False)
+    for index, what in merged.unfinished:
+        _say(f"shard {index} of {merged.count} {what}")
+    if json_file is not None:
+        shards = {"count": merged.count, "unfinished": merged.unfinished}
+        _write_json(json_file, merged.summary, task=merged.task, out=redacted(out), shards=shards)
+    sys.exit(merged.exit_code)
 
 
 _FOLDERS = _with(
@@ -782,15 +879,19 @@ def _table(about: dict[str, Any]) -> str:
 
 @main.command()
 @click.option("--task", help="List only the models for this task: denoise, compress, upscale, ...")
+@click.option("--long", is_flag=True, help="Print each model's card as well: data, licence, held-out figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model and line.")
-def models(task: str | None, as_json: bool) -> None:
-    """List the registered models: task, size, cost, figures, and where they come from."""
-    from .report import describe_models
+def models(task: str | None, long: bool, as_json: bool) -> None:
+    """List the registered models, one a line: task, size, cost in thousands of multiply-accumulates a pixel, when each
+    is the default, and where it comes from."""
+    from .report import describe_models, table_of_models
 
     rows, broken = describe_models(task)
     if as_json:
         for row in rows:
             _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
+    elif not long:
+        _print(_plain_lines(table_of_models(rows)))
     else:
         for row in rows:
             _print(row.pop("name"))

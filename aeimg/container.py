@@ -40,11 +40,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
-from .paths import open_regular
+from .paths import open_regular, size_of
 
 MAGIC = b"\x89AEI"
 VERSION = 1
@@ -136,14 +136,7 @@ def write(latent: Coded | Stored) -> bytes:
 
 def sections(data: bytes, name: str = "the latent file") -> dict[str, bytes]:
     """Tag -> payload, after every check that needs no model. Raises an `InvalidLatent` that says what is wrong."""
-    if len(data) < 5 or data[:4] != MAGIC[: len(data)]:
-        raise InvalidLatent(f"{name}: not a latent file of aeimg")
-    if data[4] != VERSION:
-        raise UnsupportedVersion(
-            f"{name}: version {data[4]} of the format; this aeimg reads version {VERSION}: upgrade it"
-        )
-    if len(data) < 9:
-        raise TruncatedLatent(f"{name}: ends after {len(data)} bytes")
+    _check_start(data[:5], len(data), name)
     if zlib.crc32(data[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise ChecksumMismatch(f"{name}: damaged or cut short (its checksum does not match)")
     found: dict[str, bytes] = {}
@@ -160,6 +153,17 @@ def sections(data: bytes, name: str = "the latent file") -> dict[str, bytes]:
         found[tag] = data[at : at + length]
         at += length
     return found
+
+
+def _check_start(start: bytes, size: int, name: str) -> None:
+    if len(start) < 5 or start[:4] != MAGIC:
+        raise InvalidLatent(f"{name}: not a latent file of aeimg")
+    if start[4] != VERSION:
+        raise UnsupportedVersion(
+            f"{name}: version {start[4]} of the format; this aeimg reads version {VERSION}: upgrade it"
+        )
+    if size < 9:
+        raise TruncatedLatent(f"{name}: ends after {size} bytes")
 
 
 _DEFLATED = {"C": "ICC", "E": "EXIF", "X": "XMP", "i": "IPTC", "k": "chunk"}
@@ -225,7 +229,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     with open_regular(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise InvalidLatent(f"{path}: not a latent file of aeimg")
-        size = os.fstat(file.fileno()).st_size
+        size = size_of(file)
         if size > MAX_FILE:
             raise InvalidLatent(f"{path}: has {size} bytes, more than the {MAX_FILE} that a latent file may have")
         return MAGIC + file.read(size)
@@ -270,9 +274,33 @@ def outline(file: BinaryIO) -> Outline:
     return replace(found, metadata=min(metadata, MAX_METADATA))
 
 
+def read_head(file: IO[bytes], name: str = "the latent file") -> Coded | Stored:
+    """What `read` returns, without the code and the alpha of a `Coded`: its `data` is empty, and `alpha` is empty where
+    there is one. The file is not read whole, so that its checksum is not compared. Raises `InvalidLatent`."""
+    end = file.seek(0, os.SEEK_END) - 4
+    file.seek(0)
+    _check_start(file.read(5), end + 4, name)
+    found: dict[str, bytes] = {}
+    at = 5
+    while at < end:
+        head = file.read(6)
+        tag = chr(head[0])
+        length, used = _read_varint(head, 1, name)
+        start = at + used
+        if length > end - start:
+            raise TruncatedLatent(f"{name}: section {tag!r} ends behind the file")
+        file.seek(start)
+        found[tag] = file.read(min(length, {"P": 1, "A": 0}.get(tag, length)))
+        at = file.seek(start + length)
+    return _parsed(found, name)
+
+
 def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
     """The mirror of `write`. Raises an `InvalidLatent` that says what is wrong."""
-    found = sections(data, name)
+    return _parsed(sections(data, name), name)
+
+
+def _parsed(found: dict[str, bytes], name: str) -> Coded | Stored:
     try:
         about = {"name": found.get("n", b"").decode(), "format": found.get("f", b"").decode()}
         if "S" in found:

@@ -13,7 +13,7 @@ states of itself and fills in the rest, when its weights are loaded or its facto
 model from `registry.get` may rely on every attribute of its protocol.
 
 What only some codecs can do has protocols of its own (`PreparingCodec`, `FeatureEncoder`, `Reconstructor`,
-`Generator`), to be asked for by `isinstance`.
+`Generator`, `WindowCodec`), to be asked for by `isinstance`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+    from .tiles import Window
 
 ModelTask = Literal["denoise", "compress", "upscale", "colorize"]
 """What a model is for. A codec serves the tasks compress, decompress, features and score."""
@@ -215,6 +217,20 @@ class PreparingCodec(Protocol[Prepared]):
 
     def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Prepared:
         """Turns pixels into what `encode` takes in their place."""
+        ...
+
+
+@runtime_checkable
+class WindowCodec(Protocol):
+    """A codec that decodes a part of a picture, or a smaller copy, in less time and memory than the whole picture."""
+
+    def from_bytes_within(self, data: bytes, window: Window, quality: int) -> Sequence[object]:
+        """Does what `from_bytes` does, for what `window` needs."""
+        ...
+
+    def decode_within(self, latents: list[Any], channels: int, window: Window, quality: int, device: torch.device,
+                      dtype: torch.dtype, depth: int) -> Tensor:  # fmt: skip
+        """Turns what `from_bytes_within` has made into pixels `[N,C,h,w]` on the CPU: in a part, those of `decode`."""
         ...
 
 

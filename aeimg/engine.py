@@ -13,11 +13,10 @@ import functools
 import io
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
@@ -26,13 +25,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, pages, paths
+from . import container, pages, paths, shards
+from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
-from .manifest import Manifest, Record, State, digest
+from .loaded import TensorTask, process_one, value_of
+from .manifest import Manifest, State, record_of, stamp
+from .progress import Progress
 from .stream import Outcome, Task, stream
-from .contract import ImageTask
 from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
@@ -55,6 +56,7 @@ from .tasks.options import (
 )
 from .tasks.pictures import FileSource, Opened, Result, before_and_after, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
+from .urls import Status
 
 log = logging.getLogger("aeimg")
 
@@ -70,7 +72,7 @@ class Summary:
     """How many results were written."""
     skipped: int = 0
     """How many outputs were there already."""
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+    failed: list[tuple[paths.Place, str]] = field(default_factory=list)
     """Each input that failed, and why."""
     planned: int = 0
     """How many inputs are still to be done: of a dry run, or of one that was interrupted or stopped at an error."""
@@ -87,6 +89,8 @@ class Summary:
     """The size of their results."""
     missed: int = 0
     """How many results miss the target that was asked for (bits per pixel, PSNR or SSIMULACRA2)."""
+    elsewhere: int = 0
+    """How many files other shards take."""
     seconds: float = 0.0
     """How long the run took."""
     files: list[dict[str, Any]] = field(default_factory=list)
@@ -344,19 +348,21 @@ def process(
     """Denoises, compresses or decompresses pictures, or returns what an encoder makes of them.
 
     Args:
-        source: A file or folder; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float
-            in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes of an image or of a
-            latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
-            `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
-            them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
+        source: A file or folder, or the URL of one; a PIL image; a numpy array `[H,W]`, `[H,W,3]` or `[H,W,4]` of
+            uint8, uint16 or float in [0,1]; a torch tensor `[C,H,W]` or `[N,C,H,W]`, uint8 or float in [0,1]; the bytes
+            of an image or of a latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or
+            anything else with `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped:
+            noise may take them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be
+            noise.
         task: "denoise", "upscale", "colorize", "compress" or "decompress"; "features" or "score" (of models for
             compress), which return a vector, float32 `[D]`, or a `Strangeness`, for each picture; or the task of a
             plug-in, by its name or as an `ImageTask`.
-        out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
-            (a file that lists them), or several of these. For one file, `out` may be the file to write.
+        out: A folder to write to, or its URL; then a `Summary` is returned, and `source` is a file, a folder, a glob,
+            `@list.txt` (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
             another project; None is the default for the task.
-        device: "auto", "cpu", "cuda", "mps".
+        device: "auto", "cpu", "cuda", "mps". A tensor that is on a GPU is processed there, and never copied to the CPU
+            by denoise.
         dtype: "auto", "fp32", "bf16".
         progress: With `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
         dry_run: With `out`, write nothing, and return in the summary what would be done.
@@ -376,6 +382,9 @@ def process(
                 summary (compress, with `out`).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
+            crop: (x, y, width, height) of the part that decompress returns, in pixels of the picture: what it holds of
+                the whole picture, in time and memory that follow the part.
+            scale: "1/2", "1/4" or "1/8", for a smaller copy, of means; with `crop`, of the part (decompress).
             format: The suffix of the files written, "keep" for that of the source (for a latent file, of what was
                 compressed; PNG where aeimg does not write that); decompress writes png by default.
             image_quality: 1..100 for the JPEG, WebP and AVIF files written (default 95), or one for each format, as in
@@ -392,6 +401,9 @@ def process(
             report: With `out`, write a page to look at into this file (.html): a table of what became of each file, and
                 pictures before and after. What compress has written is measured for it.
             report_size: How many bytes the page has at most (default 20 MiB), as a number or like "20M".
+            shard: With `out`, take only a share of the files, as in "3/16"; "auto" reads which from the environment of
+                a Slurm array or an indexed job of Kubernetes. `aeimg.distributed.merge_reports` sums up.
+            watch: With `out`, go on with files that appear and change, until KeyboardInterrupt, which `Interrupted` is.
             jobs: How many threads read and write.
             batch_size: How many pictures run at once, at most.
             memory: How many bytes the pictures on their way may hold (default 2 GiB), as a number or like "4G". One
@@ -413,18 +425,23 @@ def process(
         raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
     if out is not None and not writes_files(task):
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
+    if dry_run and options.get("watch"):
+        raise UsageError("a dry run ends, and watch does not: leave out one of them")
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
     if files.report is not None:
         _check_report(files, out, dry_run=dry_run)
         own = replace(own, measure=True) if isinstance(own, CompressOptions) else own
+    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
+        device = str(source.device)
     made = make_task(task, model, device, dtype, own)
     if out is not None:
         if not os.fspath(out):
             raise UsageError("out: an empty name is no file or folder")
         file_run = _FileRun(task, made, own, run, files)
-        names, out = _names(source), Path(out)
+        names, out = _names(source), paths.located(out)
+        paths.check_output(out)
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
@@ -440,16 +457,15 @@ def _check_report(files: FileOptions, out: Name | None, *, dry_run: bool) -> Non
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
     """Returns what `process` does without `out`."""
-    if is_path(source) and os.path.isdir(source):
+    if is_path(source) and paths.is_folder(os.fsdecode(source)):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
-    if isinstance(source, Tensor) and source.dim() == 4:
-        results = [_value(outcome) for outcome in _stream(source, made, run)]
+    if isinstance(source, Tensor) and source.dim() == 4 and not isinstance(made, TensorTask):
+        results = [value_of(outcome.result()) for outcome in _stream(source, made, run)]
         if isinstance(made, ImageRunner):
             return torch.stack(results) if results else made.empty(source)
         return results
     if is_one(source):
-        (outcome,) = _stream([source], made, run)
-        return _value(outcome)
+        return process_one(made, source, run.batch_size)
     if isinstance(source, Iterable) and not isinstance(source, Mapping):
         return _generate(source, made, run)
     raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
@@ -470,15 +486,7 @@ def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iter
         if outcome.error is not None and run.on_error == "continue":
             yield outcome.error
         else:
-            yield _value(outcome)
-
-
-def _value(outcome: Outcome[Any, Result[Any]]) -> Any:
-    """Returns the value of a result that does not become a file. A missed target is logged: there is no summary."""
-    result = outcome.result()
-    if "target_missed" in result.figures():
-        log.warning("%s (it has %.5g)", result.warnings[-1], result.figures()["target_missed"])
-    return result.value
+            yield value_of(outcome.result())
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -507,14 +515,19 @@ class _FileItem:
 
     job: paths.Job
     """Where it comes from and where its result goes."""
-    status: os.stat_result
-    """What the file system says of the source."""
+    status: os.stat_result | Status
+    """What the file system or the store says of the source."""
     item: Any
     """What the task has prepared."""
     opened: Opened
     """The picture."""
     seconds: float
     """How long the work on it has taken so far."""
+
+    @property
+    def label(self) -> str:
+        """The name of the file, for people."""
+        return self.job.source.name
 
     @property
     def work(self) -> int:
@@ -539,6 +552,8 @@ class _Written:
     """The size of the result."""
     record: dict[str, Any]
     """What the summary says of it."""
+    sentence: str
+    """The same for people, in a few words."""
 
 
 class _ToFiles:
@@ -561,10 +576,10 @@ class _ToFiles:
         """Reads the file and prepares it as the task does."""
         began = time.monotonic()
         try:
-            status = os.stat(job.source)
+            source, status = paths.renewed(job.source)
         except OSError as error:
             raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
-        item = self.task.prepare(FileSource(job.source, job.target.suffix))
+        item = self.task.prepare(FileSource(source, job.target.suffix))
         return _FileItem(job, status, item, item.opened, time.monotonic() - began)
 
     def key(self, item: _FileItem) -> Hashable:
@@ -582,14 +597,12 @@ class _ToFiles:
     def finish(self, item: _FileItem, raw: Any) -> _Written:
         """Finishes as the task does, and writes the file."""
         began = time.monotonic()
-        job, status = item.job, item.status
+        job, source = item.job, item.opened.data or b""
         result = self.task.finish(item.item, raw)
         data: bytes = result.value
         if not self.dry:
             if self.manifest is not None:
-                source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
-                made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
-                self.manifest.add(job, made)
+                self.manifest.add(job, record_of(self.recipe, item.status, source, data))
             paths.write_atomic(job.target, data)
         seconds = round(item.seconds + time.monotonic() - began, 4)
         record = {"seconds": seconds, **result.record()}
@@ -597,7 +610,7 @@ class _ToFiles:
             record["warnings"] = [*record.get("warnings", ()), *lost]
         if self.album is not None:
             self.album.add(str(job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
-        return _Written(status.st_size, len(data), record)
+        return _Written(len(source), len(data), record, result.sentence())
 
 
 class _FileRun:
@@ -605,18 +618,29 @@ class _FileRun:
 
     def __init__(self, name: str, task: Any, own: TaskOptions, run: RunOptions, files: FileOptions) -> None:
         self.name, self.task, self.own, self.run, self.files = name, task, own, run, files
+        self.shard = None if files.shard is None else shards.parse(files.shard)
         self.summary = Summary()
 
-    def go(self, sources: list[str], out: Path, progress: bool) -> Summary:
+    def go(self, sources: list[str], out: paths.Place, progress: bool) -> Summary:
         """Does what is left to do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=False)
         if self.files.report is not None:
             to_files.album = pages.Album(self.files.report_bytes, len(jobs), maps=self.name == "compress")
+        state = "failed"
+        self._leave_record(out, "running")
         try:
-            self._write(todo, to_files, progress)
+            if self.files.watch:
+                self._watch(sources, out, to_files, progress)
+            else:
+                self._write(todo, to_files, progress)
+            state = "ended"
+        except Interrupted:
+            state = "interrupted"
+            raise
         finally:
             self._end(jobs, began)
+            self._leave_record(out, state)
             self._report(to_files.album)
         return self.summary
 
@@ -626,7 +650,53 @@ class _FileRun:
             about = {"task": self.name, "seconds": self.summary.seconds}
             pages.write_report(Path(self.files.report), self.summary.files, album, about)
 
-    def plan(self, sources: list[str], out: Path, *, estimate: bool) -> Summary:
+    def _leave_record(self, out: paths.Place, state: str) -> None:
+        """Writes what is to be known of a shard, for `distributed.merge_reports`."""
+        if self.shard is None:
+            return
+        counts = {one.name: getattr(self.summary, one.name) for one in fields(Summary) if one.name != "failed"}
+        counts["files"] = [one for one in self.summary.files if one["status"] == "failed" or "warnings" in one]
+        shards.write_record(out, self.shard, {"task": self.name, "state": state, "at": time.time(), "summary": counts})
+
+    def _watch(self, sources: list[str], out: paths.Place, to_files: _ToFiles, progress: bool) -> None:
+        """Does what is there and what appears, once two looks at a file find it the same. Raises `Interrupted`."""
+        seen: dict[paths.Job, object] = {}
+        handled: dict[paths.Job, object] = {}
+        try:
+            while not (self.summary.failed and self.run.on_error == "stop"):
+                began = time.monotonic()
+                ready = []
+                for job in self._jobs_now(sources, out):
+                    try:
+                        now = stamp(paths.status(job.source))
+                    except OSError:  # it is gone again
+                        continue
+                    if handled.get(job) != now and seen.get(job) == now:
+                        handled[job] = now
+                        ready.append(job)
+                    seen[job] = now
+                if ready:
+                    assert to_files.manifest is not None
+                    to_files.manifest.refresh()
+                    if todo := self._left_to_do(ready, to_files.manifest, to_files.recipe, renew=True):
+                        self._write(todo, to_files, progress)
+                        log.info("%s: %d done so far; waiting for more files", self.name, self.summary.done)
+                looked = time.monotonic() - began
+                time.sleep(max(LOOK_AGAIN, 10 * looked if not ready else 0.0))
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            raise Interrupted(self.summary) from None
+
+    def _jobs_now(self, sources: list[str], out: paths.Place) -> list[paths.Job]:
+        """Returns the jobs of the files that are there now; none where they can't be listed at this moment."""
+        try:
+            return self._jobs(sources, out)[0]
+        except AeimgError as error:
+            log.warning("%s (looking again)", error)
+            return []
+
+    def plan(self, sources: list[str], out: paths.Place, *, estimate: bool) -> Summary:
         """Says what `go` would do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=True)
@@ -640,19 +710,32 @@ class _FileRun:
         self._end(jobs, began)
         return self.summary
 
-    def _begin(self, sources: list[str], out: Path, *, dry: bool) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
+    def _begin(
+        self, sources: list[str], out: paths.Place, *, dry: bool
+    ) -> tuple[list[paths.Job], list[paths.Job], _ToFiles]:
         """Returns all jobs, those that are left to do, and what does them."""
-        passed_over: Counter[str] = Counter()
-        jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
-        self.summary.passed_over = dict(passed_over.most_common())
-        manifest = None if alone else Manifest(out)
+        jobs, alone = self._jobs(sources, out)
+        if alone and (self.files.watch or self.shard is not None):
+            raise UsageError(f"{out}: watch and shard are for folders, and this is one file")
+        manifest = None if alone else Manifest(out, "" if self.shard is None else self.shard.name)
         recipe: str = self.task.recipe()
-        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
+        todo = [] if self.files.watch else self._left_to_do(jobs, manifest, recipe, renew=not dry)
         return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+
+    def _jobs(self, sources: list[str], out: paths.Place) -> tuple[list[paths.Job], bool]:
+        """Returns the jobs of this shard, and whether `out` is the one file to write rather than a folder."""
+        passed_over: Counter[str] = Counter()
+        jobs, alone, found = _plan(sources, self.name, out, self.own, self.files, passed_over)
+        self.summary.passed_over = dict(passed_over.most_common())
+        if self.shard is None:
+            return jobs, alone
+        mine = [job for one, job in zip(found, jobs, strict=not alone) if self.shard.takes(one.relative)]
+        self.summary.elsewhere = len(jobs) - len(mine)
+        return mine, alone
 
     def _end(self, jobs: list[paths.Job], began: float) -> None:
         order = {str(job.target): number for number, job in enumerate(jobs)}
-        self.summary.files.sort(key=lambda record: order[record["output"]])
+        self.summary.files.sort(key=lambda record: order.get(record["output"], len(order)))
         self.summary.seconds = time.monotonic() - began
 
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
@@ -667,7 +750,7 @@ class _FileRun:
             if manifest is not None:
                 state = manifest.state(job, recipe, renew=renew)
             else:
-                state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
+                state = State.FOREIGN if paths.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
             if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
@@ -683,12 +766,13 @@ class _FileRun:
         paths.sweep({job.target.parent for job in todo})
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
-        outcomes = _stream(todo, to_files, self.run, late)
-        shown = _Progress(self.name, len(todo), progress)
+        shown = Progress(self.name, len(todo), wanted=progress)
+        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
+        outcomes = _stream(todo, watched, self.run, late)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
-                shown.step(self.summary)
+                shown.step(failed=outcome.error is not None)
                 if outcome.error is not None and self.run.on_error == "stop":
                     break
         except KeyboardInterrupt:
@@ -718,7 +802,7 @@ class _FileRun:
         summary.bytes_out += written.bytes_out
         summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
-        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
+        log.debug("%s: %s, %.1f s", job.source, written.sentence, written.record["seconds"])
 
     def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
         """Returns the pixels of the sources, by their headers."""
@@ -746,7 +830,7 @@ class _FileRun:
 # -- planning ------------------------------------------------------------------------------------------------
 
 
-def _kept(path: Path) -> str:
+def _kept(path: paths.Place) -> str:
     """Returns the suffix of the picture of which a latent file was made; PNG where the file does not state it, or
     aeimg does not write it."""
     try:
@@ -759,28 +843,29 @@ def _kept(path: Path) -> str:
 
 
 def _plan(
-    sources: list[str], task: str, out: Path, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
-) -> tuple[list[paths.Job], bool]:
-    """Returns the jobs, and whether `out` is the one file to write rather than a folder. Counts what it passes over."""
+    sources: list[str], task: str, out: paths.Place, own: TaskOptions, files: FileOptions, passed_over: Counter[str]
+) -> tuple[list[paths.Job], bool, list[paths.Found]]:
+    """Returns the jobs, whether `out` is the one file to write rather than a folder, and otherwise the files that were
+    found. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
     wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
     kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
 
     @functools.cache
-    def suffix(path: Path) -> str:
+    def suffix(path: paths.Place) -> str:
         if wanted:
             return wanted
         if kept:
             return _kept(path)
         return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
-    if len(sources) == 1 and os.path.isfile(sources[0]) and not os.path.isdir(out):
+    if len(sources) == 1 and paths.is_file(sources[0]) and not paths.is_folder(out):
         known = [latent] if latent else WRITABLE
         if out.suffix.lower() in known:
             if paths.is_same(out, sources[0]):
                 raise UsageError(f"{out}: the output would overwrite the input")
-            return [paths.Job(Path(sources[0]), out)], True
-    if os.path.exists(out) and not os.path.isdir(out):
+            return [paths.Job(paths.located(sources[0]), out)], True, []
+    if paths.is_file(out) or (isinstance(out, Path) and out.exists() and not out.is_dir()):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
     for folder in paths.folders(sources) if declared.find(task) is not None else ():
         if paths.is_same(folder, out):
@@ -789,17 +874,20 @@ def _plan(
             )
     found = paths.find(sources, _suffixes(task), replace(files.selection, without=out, passed_over=passed_over))
 
-    def stem(path: Path) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
+    def stem(path: paths.Place) -> str:  # compressed beside an a.png, a.jpg is in a.jpg.aei, and comes back as a.jpg
         return paths.stem(path).removesuffix(suffix(path)) or paths.stem(path)
 
-    return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False
+    return paths.plan(found, out, suffix, files.name, stem if kept else paths.stem), False, found
 
 
+LOOK_AGAIN = 2.0
+"""How many seconds a run that watches folders waits before it lists them again, at least: a file counts as whole once
+two lists agree on it. Where listing takes long, it waits ten times as long as that."""
 SAMPLE = 5
 """How many inputs a dry run tries to estimate the rest; the first of them warms up."""
 
 
-def _declared(path: Path, task: str) -> int:
+def _declared(path: paths.Place, task: str) -> int:
     """Returns how many pixels a file says that it has. Raises `InputError` or an `OSError`."""
     if task != "decompress":
         with paths.open_regular(path) as file, open_image(file, str(path)) as image:
@@ -830,15 +918,12 @@ def each(
     """
     own, run, _ = parse(task, options or {})
     made: AnyTask = make_task(task, model, device, dtype, own)
-    outcomes = _stream((one.path for one in found), made, run)
-    shown = _Progress(task, len(found), progress)
-    summary = Summary()
+    shown = Progress(task, len(found), wanted=progress)
+    sources = [one.path for one in found]
+    outcomes = _stream(sources, shown.watched(made, sources, _bytes_of, run.jobs), run)
     try:
         for one, outcome in zip(found, outcomes, strict=True):
-            summary.pixels += outcome.work
-            if outcome.error is not None:
-                summary.failed.append((one.path, _reason(outcome.error)))
-            shown.step(summary)
+            shown.step(failed=outcome.error is not None)
             yield one, outcome.result().value if outcome.error is None else outcome.error
             if outcome.error is not None and run.on_error == "stop":
                 return
@@ -850,37 +935,12 @@ def each(
 # -- progress ------------------------------------------------------------------------------------------------
 
 
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    EVERY = 20.0
-    """Seconds between lines."""
-
-    def __init__(self, task: str, total: int, wanted: bool) -> None:
-        from tqdm import tqdm
-
-        self.task, self.total, self.count = task, total, 0
-        self.began = self.last_line = time.monotonic()
-        terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
-        self.lines = wanted and not terminal
-        self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
-
-    def step(self, summary: Summary) -> None:
-        """Shows that one more file is through."""
-        self.count += 1
-        now = time.monotonic()
-        rate = summary.pixels / 1e6 / max(now - self.began, 1e-9)
-        failed = f", {len(summary.failed)} failed" if summary.failed else ""
-        self.bar.update()
-        self.bar.set_postfix_str(f"{rate:.1f} MP/s{failed}")
-        if self.lines and now - self.last_line > self.EVERY:
-            left = (now - self.began) / self.count * (self.total - self.count)
-            log.info("%s: %d of %d, %.1f MP/s, %.0f s left%s", self.task, self.count, self.total, rate, left, failed)
-            self.last_line = now
-
-    def close(self) -> None:
-        """Ends the bar."""
-        self.bar.close()
+def _bytes_of(path: Path) -> int | None:
+    """Returns the size of a file; None where it is not known."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None  # the run will report it
 
 
 def _reason(error: Exception) -> str:

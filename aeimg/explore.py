@@ -34,7 +34,7 @@ from .devices import pick_device
 from .engine import each
 from .errors import InputError, ModelError, UsageError
 from .images import WRITABLE, from_pil
-from .paths import IMAGE_SUFFIXES, Found, check_target, find, folders, plan, write_atomic
+from .paths import IMAGE_SUFFIXES, Found, Place, check_target, find, folders, local, plan, write_atomic
 from .tasks.options import SelectionOptions
 from .tasks.pictures import open_source
 from .tasks.score import Strangeness
@@ -49,7 +49,7 @@ class Explored:
 
     images: list[str] = field(default_factory=list)
     """The names of the images that went well."""
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+    failed: list[tuple[Place, str]] = field(default_factory=list)
     """Each image that failed, and why."""
     model: str = ""
     """The label of the model."""
@@ -176,7 +176,7 @@ def features(
         ModelError: The model is missing or broken, or gives no features.
         OutputError: `out` can't be written.
     """
-    out = Path(out)
+    out = local(out)
     if out.suffix.lower() not in exports.FEATURE_SUFFIXES:
         raise UsageError(f"{out}: features go to {', '.join(exports.FEATURE_SUFFIXES)}")
     inputs = _Inputs.find(sources, out, SelectionOptions(include, exclude, follow_symlinks))
@@ -215,8 +215,8 @@ def score(
         ModelError: The model is missing or broken.
         OutputError: A file can't be written.
     """
-    out = Path(out)
-    maps = None if heatmaps is None else Path(heatmaps)
+    out = local(out)
+    maps = None if heatmaps is None else local(heatmaps)
     if out.suffix.lower() != ".csv":
         raise UsageError(f"{out}: scores go to a .csv file")
     named = [os.fspath(one) for one in ([sources] if isinstance(sources, str | os.PathLike) else sources)]
@@ -246,8 +246,8 @@ def score(
     return explored
 
 
-def _heatmap_targets(inputs: _Inputs, folder: Path) -> dict[Path, Path]:
-    return {job.source: job.target for job in plan(inputs.names, folder, lambda _: ".png", "{name}{suffix}")}
+def _heatmap_targets(inputs: _Inputs, folder: Path) -> dict[Place, Path]:
+    return {job.source: local(job.target) for job in plan(inputs.names, folder, lambda _: ".png", "{name}{suffix}")}
 
 
 def plot_latents(
@@ -278,7 +278,7 @@ def plot_latents(
     """
     from .plots import scatter
 
-    out = Path(out)
+    out = local(out)
     _check_suffix(out)
     inputs = _Inputs.find(
         sources, out, SelectionOptions(include, exclude, follow_symlinks),
@@ -373,7 +373,7 @@ def arithmetic(a: Name, b: Name, c: Name, out: Name, *, model: Name | None = Non
 
     See `draw_combination`. Raises `InputError`, `UsageError`, `ModelError`, `OutputError`.
     """
-    out = Path(out)
+    out = local(out)
     _check_suffix(out)
     _refuse_inputs([Path(a), Path(b), Path(c)], [out])
     _check_drawing(out, "arithmetic")
@@ -402,7 +402,7 @@ def _check_drawing(target: Path, command: str) -> None:
     check_target(target, lambda path: exports.drawing_lies_at(path, command))
 
 
-def _refuse_inputs(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
+def _refuse_inputs(inputs: Sequence[Place], targets: Sequence[Path]) -> None:
     """Raises `UsageError` where one of `targets` is one of the inputs."""
     there = [target for target in targets if os.path.exists(target)]
     taken = {os.path.realpath(path) for path in inputs} if there else set()

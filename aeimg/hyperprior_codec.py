@@ -9,23 +9,26 @@ What is coded is integers all through, so `to_bytes` and `from_bytes` agree on e
 other hardware gets the same symbols to the last one (their checksum is in the file) before any network runs in
 floating point.
 
-Pictures are coded in tiles of `TILE` code vectors a side, each on its own; the transforms see past the tile's edge.
+Pictures are coded in tiles of `TILE` code vectors a side, each on its own. The transforms work on areas of `AREA` code
+vectors a side, which are many times as large, and see past their edges. So a part of a picture is decoded from the
+tiles around it alone, by `from_bytes_within` and `decode_within`.
 """
 
 from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .entropy import LEVELS, Decoder, Encoder, Tables, integer_tables, join_parts, split_parts
 from .errors import ChecksumMismatch
-from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior, bits_per_point, lagrange_multiplier
+from .models.hyperprior import BLOCK, LARGEST, SIDE, Hyperprior, distortion, lagrange_multiplier
 from .models.integer import (
     EXACT,
     LARGEST_ACTIVATION,
@@ -39,20 +42,25 @@ from .models.integer import (
     take,
 )
 from .pixels import as_float, as_pixels, pad, padded
-from .ssimulacra2 import ssimulacra2
-from .tiles import Tile, grid
+from .tiles import Box, Tile, Window, counted, grid
 
-TILE = 128
+TILE = 64
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
+AREA = 128
+"""Side of what the transforms work on at once, in code vectors; a multiple of `TILE`."""
 HALO = 8
-"""How many code vectors past its own the transforms of a tile see; more than their reach of 7."""
+"""How many code vectors past its own the transforms of an area see; more than their reach of 7."""
 
-PERCEPTUAL = 0.5
+PERCEPTUAL = 0.25
 """The share of the distortion that SSIMULACRA2 measures in refining; squared error measures the rest."""
-REACH = 0.05
-"""How far the first round of refining changes the codes, as a root mean square, in quantiser steps."""
-FARTHEST = 0.6
-"""No round changes a code further, in quantiser steps."""
+ROUNDS = 2
+"""Rounds of refining for each step of the effort above 1."""
+CURVATURE = 0.8
+"""The curvature of the cost that a round takes for given, in that of squared errors of an orthonormal synthesis."""
+LERP = 0.6
+"""How far the first round goes towards the minimum that it expects."""
+FARTHEST = 1.0
+"""That minimum lies no further from a quantised code than so many quantiser steps."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def _check_integers(integers: Mapping[str, Tensor], network: Hyperprior) -> None
             raise ValueError(f"integer/{name} has values outside {low}..{high}")
 
 
-_PreparedTile = tuple[Tensor, tuple[Tensor, Tensor]]
+_PreparedArea = tuple[Tensor, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -105,20 +113,51 @@ class Prepared:
     """Pictures, and the part of their analysis that does not depend on the rate."""
 
     pixels: Tensor
-    tiles: list[_PreparedTile]
+    areas: list[_PreparedArea]
 
 
-def tiles_of(height: int, width: int) -> Iterator[Tile]:
-    """The tiles of a picture of so many pixels, on the grid of its code vectors."""
-    return grid(padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK, TILE, HALO)
+def vectors(height: int, width: int) -> tuple[int, int]:
+    """How many code vectors a picture of so many pixels has downwards and across."""
+    return padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
 
 
-def _distortion(target: Tensor, decoded: Tensor, q: Tensor) -> Tensor:
-    """What decoded pixels lack of the target, in bits, for each picture; both float `[N,3,H,W]` in [0,1]."""
-    squared = (decoded - target).square().mean((1, 2, 3)) * 255**2
-    score = ssimulacra2(target, decoded)
-    per_pixel = (1 - PERCEPTUAL) * lagrange_multiplier(q) * squared + PERCEPTUAL * bits_per_point(q) * (100 - score)
-    return target[0, 0].numel() * per_pixel
+def tiles_of(height: int, width: int) -> list[Tile]:
+    """The independently coded tiles of a picture of so many pixels, on the grid of its code vectors."""
+    return list(grid(*vectors(height, width), TILE, 0))
+
+
+def areas_of(height: int, width: int) -> list[Tile]:
+    """What the transforms see at once of a picture of so many pixels, on the grid of its code vectors."""
+    return list(grid(*vectors(height, width), AREA, HALO))
+
+
+def window_of(box: Box, height: int, width: int) -> Tile:
+    """The code vectors that the pixels of `box` need in a picture of that size (`top:bottom`), and those that hold them
+    (`keep_top:keep_bottom`)."""
+    rows, columns = vectors(height, width)
+    top, left = box.top // BLOCK, box.left // BLOCK
+    bottom, right = padded(box.bottom, BLOCK) // BLOCK, padded(box.right, BLOCK) // BLOCK
+    return Tile(
+        max(0, top - HALO), min(rows, bottom + HALO), max(0, left - HALO), min(columns, right + HALO),
+        top, bottom, left, right,
+    )  # fmt: skip
+
+
+def _needed(tile: Tile, window: Tile) -> bool:
+    """Whether a window needs code vectors of a tile."""
+    down = tile.keep_top < window.bottom and window.top < tile.keep_bottom
+    return down and tile.keep_left < window.right and window.left < tile.keep_right
+
+
+def _place(whole: Tensor, part: Tensor, top: int, left: int) -> None:
+    """Copies `part` `[N,C,h,w]` into `whole` `[N,C,H,W]` at a place that may lie partly outside."""
+    rows, columns = (
+        (max(0, start), min(end, start + side))
+        for start, side, end in ((top, part.shape[2], whole.shape[2]), (left, part.shape[3], whole.shape[3]))
+    )
+    whole[:, :, slice(*rows), slice(*columns)] = part[
+        :, :, rows[0] - top : rows[1] - top, columns[0] - left : columns[1] - left
+    ]
 
 
 class HyperpriorCodec:
@@ -149,10 +188,10 @@ class HyperpriorCodec:
     @torch.inference_mode()
     def prepare(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Prepared:
         """Pixels -> what `encode` takes in their place, to be spared most of the analysis at a second quality."""
-        return Prepared(x, [self._prepare(x, tile, device, dtype) for tile in tiles_of(*x.shape[2:])])
+        return Prepared(x, [self._prepare(x, area, device, dtype) for area in areas_of(*x.shape[2:])])
 
-    def _prepare(self, x: Tensor, tile: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedTile:
-        area = tile.scaled(BLOCK)
+    def _prepare(self, x: Tensor, area: Tile, device: torch.device, dtype: torch.dtype) -> _PreparedArea:
+        area = area.scaled(BLOCK)
         part = as_float(area.cut(x).to(device)).clamp(0, 1).expand(-1, 3, -1, -1)
         part = pad(part, area.bottom - area.top, area.right - area.left)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -164,24 +203,26 @@ class HyperpriorCodec:
     ) -> list[list[Symbols]]:
         """Pixels `[N,C,H,W]` -> for each picture the symbols of its tiles, in raster order, on the CPU.
 
-        Only one tile is ever on the device, or as floats in memory, unless all were prepared.
+        Only one area is ever on the device, or as floats in memory, unless all were prepared.
         """
         network = self.network
         pixels = x.pixels if isinstance(x, Prepared) else x
         q = self._q(len(pixels), quality, device)
         height, width = pixels.shape[2:]
-        pictures: list[list[Symbols]] = [[] for _ in range(len(pixels))]
-        for number, tile in enumerate(tiles_of(height, width)):
-            part, prepared = x.tiles[number] if isinstance(x, Prepared) else self._prepare(pixels, tile, device, dtype)
+        found: dict[tuple[int, int], list[Symbols]] = {}
+        for number, area in enumerate(counted(areas_of(height, width))):
+            part, prepared = x.areas[number] if isinstance(x, Prepared) else self._prepare(pixels, area, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = network.finish(prepared, q)
             if effort > 1:
-                y = self._refine(part, y, tile, (height, width), q, effort - 1, dtype)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                side, codes = network.quantise(tile.inner(y), q)
-            for picture, z, s in zip(pictures, side.cpu(), codes.cpu(), strict=True):
-                picture.append(Symbols(z, s))
-        return pictures
+                y = self._refine(part, y, area, (height, width), q, ROUNDS * (effort - 1), dtype)
+            y = area.inner(y)
+            for tile in grid(y.shape[2], y.shape[3], TILE, 0):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    side, codes = network.quantise(tile.kept(y), q)
+                place = (area.keep_top + tile.keep_top, area.keep_left + tile.keep_left)
+                found[place] = [Symbols(z, s) for z, s in zip(side.cpu(), codes.cpu(), strict=True)]
+        return [[found[place][number] for place in sorted(found)] for number in range(len(pixels))]
 
     @torch.inference_mode()
     def features(self, x: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -189,63 +230,74 @@ class HyperpriorCodec:
         q = self._q(len(x), QUALITIES, device)
         total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
-        for tile in tiles_of(x.shape[2], x.shape[3]):
-            _, prepared = self._prepare(x, tile, device, dtype)
+        for area in counted(areas_of(x.shape[2], x.shape[3])):
+            _, prepared = self._prepare(x, area, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                y = tile.inner(self.network.finish(prepared, q)).double().cpu()
+                y = area.inner(self.network.finish(prepared, q)).double().cpu()
             total, squares, count = total + y.sum((2, 3)), squares + y.square().sum((2, 3)), count + y[0, 0].numel()
         mean = total / count
         return torch.cat([mean, (squares / count - mean.square()).clamp(min=0).sqrt()], 1).float()
 
     @torch.inference_mode(False)
     def _refine(
-        self, part: Tensor, y: Tensor, tile: Tile, size: tuple[int, int], q: Tensor, rounds: int, dtype: torch.dtype
+        self, part: Tensor, y: Tensor, area: Tile, size: tuple[int, int], q: Tensor, rounds: int, dtype: torch.dtype
     ) -> Tensor:
-        """Codes `y` of a tile whose quantised selves cost less; those around the tile stay.
+        """Codes `y` of an area whose quantised selves cost less; those around the area stay.
 
-        The cost is what training minimises: bits, squared error and SSIMULACRA2. Each round changes the codes against
-        its gradient, quantises and decodes them, and keeps them where the cost has fallen; where it has not, the next
-        round goes half as far. So no picture comes out worse by that cost. `size` is that of the picture in pixels:
-        what lies beyond it does not count.
+        The cost is bits, squared error and SSIMULACRA2. Each round takes a Newton step for each code, from its
+        quantised value: by the gradient of the cost, with the bits that a code saves others, and by the curvature of
+        squared errors. What comes of it is kept where the cost has fallen; where it has not, the next round goes half
+        as far. So no picture comes out worse by that cost. `size` is that of the picture in pixels: what lies beyond
+        it does not count.
         """
-        area = tile.scaled(BLOCK)
-        rows, columns = (slice(0, end - start) for start, end in ((area.keep_top, size[0]), (area.keep_left, size[1])))
         around, q = y.clone(), q.clone()
+        pixels = area.scaled(BLOCK)
+        rows = slice(0, min(pixels.keep_bottom, size[0]) - pixels.keep_top)
+        columns = slice(0, min(pixels.keep_right, size[1]) - pixels.keep_left)
+        target = pixels.inner(part.clone())[:, :, rows, columns]
 
-        def pixels(x: Tensor) -> Tensor:
-            return area.inner(x)[:, :, rows, columns]
+        def evaluate(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """The cost of each picture; the quantised codes, and the gradient of the cost by them."""
+            with torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32), torch.enable_grad():
+                quantised, spent = self._spent(codes, q)
+                whole = around.clone()
+                area.inner(whole).copy_(quantised)
+                decoded = pixels.inner(self.network.synthesise(whole, q))[:, :, rows, columns]
+                cost = spent + target[0, 0].numel() * distortion(target, decoded, q, PERCEPTUAL)[0]
+                (gradient,) = torch.autograd.grad(cost.sum(), quantised)
+            return cost.detach(), quantised.detach(), gradient
 
-        target = pixels(part.clone())
-
-        def evaluate(codes: Tensor) -> tuple[Tensor, Tensor]:
-            """The cost of each picture, and its gradient."""
-            with torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32):
-                z, symbols = self.network.quantise(codes, q)
-                quantised = self.network.dequantise(z, symbols, q).requires_grad_()
-                with torch.enable_grad():
-                    whole = around.clone()
-                    tile.inner(whole).copy_(quantised)
-                    decoded = pixels(self.network.synthesise(whole, q))
-                    spent = self.network.spent_bits(z, symbols, quantised, q)
-                    cost = spent + _distortion(target, decoded, q)
-                    (gradient,) = torch.autograd.grad(cost.sum(), quantised)
-            return cost.detach(), gradient
-
-        best = tile.inner(around).clone()
-        cost, gradient = evaluate(best)
-        reach = torch.full_like(cost, REACH)
+        curvature = (2 / 3 * CURVATURE * lagrange_multiplier(q)[:, None] * self.network.steps(q) ** 2)[:, :, None, None]
+        best = area.inner(around).clone()
+        cost, quantised, gradient = evaluate(best)
+        weight = torch.full_like(cost, LERP)
         for _ in range(rounds):
-            # The square of the quantiser's step is what a code's error in steps costs in pixels.
-            direction = gradient / self.network.steps(q)[:, :, None, None] ** 2
-            direction = direction / direction.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-20)
-            tried = best - (reach.view(-1, 1, 1, 1) * direction).clamp(-FARTHEST, FARTHEST)
-            new_cost, new_gradient = evaluate(tried)
+            expected = quantised - (gradient / curvature).clamp(-FARTHEST, FARTHEST)
+            tried = torch.lerp(best, expected, weight.view(-1, 1, 1, 1))
+            new_cost, new_quantised, new_gradient = evaluate(tried)
             better = new_cost < cost
             chosen = better.view(-1, 1, 1, 1)
-            best, gradient = torch.where(chosen, tried, best), torch.where(chosen, new_gradient, gradient)
-            cost, reach = torch.where(better, new_cost, cost), torch.where(better, 1.3 * reach, 0.5 * reach)
-        tile.inner(around).copy_(best)
+            best, quantised = torch.where(chosen, tried, best), torch.where(chosen, new_quantised, quantised)
+            gradient = torch.where(chosen, new_gradient, gradient)
+            cost, weight = torch.where(better, new_cost, cost), torch.where(better, weight, 0.5 * weight)
+        area.inner(around).copy_(best)
         return around
+
+    def _spent(self, codes: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The quantised codes of an area, a leaf of gradients, and the bits `[N]` that its tiles take."""
+        network = self.network
+        quantised = torch.empty_like(codes)
+        coded = []
+        tiles = list(grid(codes.shape[2], codes.shape[3], TILE, 0))
+        for tile in tiles:
+            side, symbols = network.quantise(tile.kept(codes), q)
+            tile.kept(quantised).copy_(network.dequantise(side, symbols, q))
+            coded.append((side, symbols))
+        quantised.requires_grad_()
+        spent = [
+            network.spent_bits(*symbols, tile.kept(quantised), q) for tile, symbols in zip(tiles, coded, strict=True)
+        ]
+        return quantised, torch.stack(spent).sum(0)
 
     @torch.inference_mode()
     def decode(
@@ -261,27 +313,66 @@ class HyperpriorCodec:
 
         A grey picture is the mean of the three channels that the network makes.
         """
-        network = self.network
-        count = len(latents)
-        channels, height, width = shape
-        q = self._q(count, quality, device)
-        rows, columns = padded(height, BLOCK) // BLOCK, padded(width, BLOCK) // BLOCK
-        codes = torch.empty(count, network.config.codes, rows, columns, dtype=torch.float32)
-        for number, tile in enumerate(tiles_of(height, width)):
-            side = torch.stack([picture[number].side for picture in latents]).to(device)
-            symbols = torch.stack([picture[number].codes for picture in latents]).to(device)
+        whole = Window(shape[1], shape[2])
+        return self.decode_within(latents, shape[0], whole, quality, device, dtype, depth)
+
+    @torch.inference_mode()
+    def decode_within(
+        self,
+        latents: Sequence[Sequence[Symbols | None]],
+        channels: int,
+        window: Window,
+        quality: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        depth: int = 8,
+    ) -> Tensor:
+        """What `window` shows of pictures: `[N,C,h,w]`, the pixels that `decode` gives there, or means of them.
+
+        `latents` may be those of `from_bytes_within`. Only the codes around the window, and one area as pixels in
+        floating point, are in memory beside the result.
+        """
+        box, by = window.box, window.divisor
+        within = window_of(box, window.height, window.width)
+        q = self._q(len(latents), quality, device)
+        codes = self._dequantise(latents, within, (window.height, window.width), q, dtype)
+        result = torch.empty(len(latents), channels, *window.shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
+        origin = BLOCK * within.keep_top // by, BLOCK * within.keep_left // by
+        skip = box.top // by - origin[0], box.left // by - origin[1]
+        rows, columns = within.keep_bottom - within.keep_top, within.keep_right - within.keep_left
+        down, across = within.keep_top - within.top, within.keep_left - within.left
+        for area in counted(grid(rows, columns, AREA, 0)):
+            seen = Tile(
+                max(0, down + area.top - HALO), min(codes.shape[2], down + area.bottom + HALO),
+                max(0, across + area.left - HALO), min(codes.shape[3], across + area.right + HALO),
+                down + area.top, down + area.bottom, across + area.left, across + area.right,
+            )  # fmt: skip
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                tile.kept(codes).copy_(network.dequantise(side, symbols, q))
-        result = torch.empty(count, *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
-        for tile in tiles_of(height, width):
-            part = tile.cut(codes).to(device)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                x = network.synthesise(part, q)
-            area = tile.scaled(BLOCK)
-            x = area.inner(x)
+                x = self.network.synthesise(seen.cut(codes).to(device), q)
+            x = seen.scaled(BLOCK).inner(x)
             x = x.mean(1, keepdim=True) if channels == 1 else x
-            place = area.kept(result)
-            place.copy_(as_pixels(x, result.dtype)[:, :, : place.shape[2], : place.shape[3]])
+            x = F.avg_pool2d(x.clamp(0, 1), by) if by > 1 else x
+            _place(
+                result, as_pixels(x, result.dtype), BLOCK * area.top // by - skip[0], BLOCK * area.left // by - skip[1]
+            )
+        return result
+
+    def _dequantise(
+        self, latents: Sequence[Sequence[Symbols | None]], within: Tile, size: tuple[int, int], q: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        """The codes `[N,codes,*,*]`, float32 on the CPU, of what a window sees of pictures of `size`."""
+        shape = (within.bottom - within.top, within.right - within.left)
+        result = torch.empty(len(latents), self.network.config.codes, *shape, dtype=torch.float32)
+        for number, tile in enumerate(tiles_of(*size)):
+            if not _needed(tile, within):
+                continue
+            symbols = [one for picture in latents if (one := picture[number]) is not None]
+            side = torch.stack([one.side for one in symbols]).to(q.device)
+            codes = torch.stack([one.codes for one in symbols]).to(q.device)
+            with torch.autocast(q.device.type, dtype, enabled=dtype != torch.float32):
+                found = self.network.dequantise(side, codes, q)
+            _place(result, found, tile.keep_top - within.top, tile.keep_left - within.left)
         return result
 
     # -- CPU: symbols <-> bytes ----------------------------------------------------------------------------
@@ -308,19 +399,29 @@ class HyperpriorCodec:
             yield symbols.numpy(), index.numpy()
             earlier.append(self.scales.magnitudes(symbols))
 
-    @torch.inference_mode()
     def from_bytes(self, data: bytes, width: int, height: int, quality: int) -> list[Symbols]:
         """The mirror of `to_bytes`. Raises `InvalidLatent` where `data` can't be what `to_bytes` wrote.
 
         Whether the lengths add up is seen before anything is decoded, and each tile is checked before the next.
         """
-        places = list(tiles_of(height, width))
-        tiles = []
+        found = self.from_bytes_within(data, Window(height, width), quality)
+        return [tile for tile in found if tile is not None]
+
+    @torch.inference_mode()
+    def from_bytes_within(self, data: bytes, window: Window, quality: int) -> list[Symbols | None]:
+        """Like `from_bytes`, but decodes only the tiles that `window` needs; None stands for each of the others."""
+        places = tiles_of(window.height, window.width)
+        within = window_of(window.box, window.height, window.width)
+        tiles: list[Symbols | None] = []
         for place, (stream, crc) in zip(places, split_parts(data, len(places)), strict=True):
+            if not _needed(place, within):
+                tiles.append(None)
+                continue
             shape = (self.network.config.codes, place.keep_bottom - place.keep_top, place.keep_right - place.keep_left)
-            tiles.append(self._decode_tile(stream, shape, quality))
-            if tiles[-1].crc != crc:
+            tile = self._decode_tile(stream, shape, quality)
+            if tile.crc != crc:
                 raise ChecksumMismatch("the decoded symbols are not those that were encoded")
+            tiles.append(tile)
         return tiles
 
     def _decode_tile(self, stream: bytes, shape: tuple[int, int, int], quality: int) -> Symbols:

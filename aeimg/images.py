@@ -29,7 +29,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from . import metadata
 from .errors import AeimgError, InvalidLatent, OutputError, UnreadableImage, UnsupportedImage, UsageError
 from .metadata import Metadata
-from .paths import open_regular
+from .paths import open_regular, size_of
 from .pixels import (
     UPRIGHT,
     interleaved,
@@ -174,7 +174,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of an image file, for `read_picture`. Raises `UnreadableImage`, in little time and memory, for what is
     no regular file, no image, or larger than any honest image of its size in pixels."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = size_of(file)
         most = 8 * pixel_limit() + BESIDES_PIXELS  # four channels of 16 bits
         if size > BESIDES_PIXELS and size <= most:
             most = _honest_size(file, str(path), most)

@@ -3,6 +3,8 @@
 measure_noise    pixels -> `Noise`: its level, whether it is white, and what JPEG did to it
 estimate_sigma   pixels -> the level alone
 check            pixels before and after -> `Check`: the noise that is left, shifts, detail that went with it
+
+The first two take tensors as well, and measure them on the device where they are: what comes to the CPU is statistics.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import torch
 from threadpoolctl import ThreadpoolController
+from torch import Tensor
 
 from .pixels import peak
 
@@ -70,7 +74,12 @@ def _sigma(patches: Array, *, grey: bool) -> float:
         return 0.0
     centred = patches - patches.mean(0)
     with _one_thread():
-        values = np.linalg.eigvalsh((centred.T @ centred).astype(np.float64) / (len(patches) - 1))
+        return _level((centred.T @ centred).astype(np.float64) / (len(patches) - 1), grey=grey)
+
+
+def _level(covariance: Array, *, grey: bool) -> float:
+    """Returns the level of white noise in patches of that covariance; see `estimate_sigma`."""
+    values = np.linalg.eigvalsh(covariance)
     if grey:
         return math.sqrt(max(float(values[: len(values) // 16].mean()), 0.0))
     counts = np.arange(1, len(values) + 1)
@@ -141,9 +150,13 @@ def _jpeg_step(bands: Array) -> float:
         return 0.0
     clipped = _blocks(((bands.min(0) <= 0) | (bands.max(0) >= 255)).astype(np.float32)).sum(1)
     blocks = blocks[clipped <= np.quantile(clipped, 0.2)]  # clipped levels are no multiples
-    blocks = blocks[:: -(-len(blocks) // 1024)]
+    return _step_of(blocks[:: -(-len(blocks) // 1024)] @ _waves())
+
+
+def _step_of(all_levels: Array) -> float:
+    """Returns the median step of the levels of each frequency, the columns of an array; see `_jpeg_step`."""
     found = []
-    for levels in (blocks @ _waves()).T:
+    for levels in all_levels.T:
         size, fits = np.abs(levels), 0
         for step in range(2, 33):
             outside = levels[size > step / 2]
@@ -155,7 +168,7 @@ def _jpeg_step(bands: Array) -> float:
     return float(np.median(found))
 
 
-def estimate_sigma(pixels: Array) -> float:
+def estimate_sigma(pixels: Array | Tensor) -> float:
     """Returns the standard deviation of white noise, in 8-bit units, in `pixels` `[C,H,W]`: integers or float in [0,1].
 
     Chen, Zhu and Heng (ICCV 2015): patches of a natural image span few dimensions, so the smaller eigenvalues of
@@ -164,7 +177,10 @@ def estimate_sigma(pixels: Array) -> float:
     and the smallest sixteenth of the eigenvalues is the better guess: within 2 at sigma 15. Both are far too low for
     noise that has been through JPEG or resizing.
     """
-    return _sigma(_patches(pixels), grey=pixels.shape[0] == 1)
+    grey = pixels.shape[0] == 1
+    if isinstance(pixels, Tensor):
+        return _tensor_sigma(_tensor_patches(pixels), grey=grey)
+    return _sigma(_patches(pixels), grey=grey)
 
 
 @dataclass(frozen=True)
@@ -209,8 +225,10 @@ class Noise:
         return self.sigma >= lowest and self.coarse <= ratio * self.sigma and even and explained
 
 
-def measure_noise(pixels: Array) -> Noise:
+def measure_noise(pixels: Array | Tensor) -> Noise:
     """Measures the noise in `pixels` `[C,H,W]`: integers, or float in [0,1]."""
+    if isinstance(pixels, Tensor):
+        return _measure_tensor(pixels)
     grey = pixels.shape[0] == 1
     patches = _patches(pixels)
     dark, bright = (
@@ -221,18 +239,95 @@ def measure_noise(pixels: Array) -> Noise:
     return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands))
 
 
+# -- the same of tensors, where they are ------------------------------------------------------------------------------
+
+
+def _measure_tensor(x: Tensor) -> Noise:
+    """Returns what `measure_noise` does; the figures of the two may differ by rounding."""
+    grey = x.shape[0] == 1
+    patches = _tensor_patches(x)
+    halves = patches.mean(1).argsort(stable=True).tensor_split(2)
+    dark, bright = (_tensor_sigma(patches[half], grey=grey) for half in halves)
+    bands = _tensor_bands(x)
+    blocks = _tensor_blocks(bands.mean(0))
+    means = blocks.mean(1)
+    middle = blocks[(means > 8) & (means < 247)]
+    visible = float(middle.std(1, correction=0).quantile(0.1)) / 0.884 if len(middle) >= 20 else 0.0
+    step = _step_of(levels.cpu().numpy()) if len(levels := _tensor_levels(bands)) else 0.0
+    return Noise(_tensor_sigma(patches, grey=grey), estimate_sigma(x[:, ::2, ::2]), dark, bright, visible, grey, step)
+
+
+def _in_eight_bits(x: Tensor) -> Tensor:
+    return x.float() * (255.0 if x.is_floating_point() else 255.0 / torch.iinfo(x.dtype).max)
+
+
+def _tensor_patches(x: Tensor) -> Tensor:
+    """Returns what `_patches` does."""
+    count, height, width = x.shape
+    side = 8 if count == 1 else 6
+    if min(height, width) < 4 * side:
+        return torch.zeros(0, count * side * side, device=x.device)
+    windows = x.unfold(1, side, 1).unfold(2, side, 1)
+    stride = max(2, int(math.sqrt(windows.shape[1] * windows.shape[2] / PATCHES)))
+    return _in_eight_bits(windows[:, ::stride, ::stride].permute(1, 2, 0, 3, 4).reshape(-1, count * side * side))
+
+
+def _tensor_sigma(patches: Tensor, *, grey: bool) -> float:
+    """Returns what `_sigma` does; only the covariance comes to the CPU."""
+    if len(patches) < 2:
+        return 0.0
+    centred = patches - patches.mean(0)
+    covariance = (centred.T @ centred).cpu().double().numpy() / (len(patches) - 1)
+    with _one_thread():
+        return _level(covariance, grey=grey)
+
+
+def _tensor_bands(x: Tensor) -> Tensor:
+    """Returns what `_bands` does."""
+    height, width = x.shape[1:]
+    band = 4 * BLOCK
+    step = max(1, height * width // SEEN) * band
+    rows = torch.cat([torch.arange(top, min(top + band, height)) for top in range(0, height, step)])
+    return _in_eight_bits(x[:, rows.to(x.device)])
+
+
+def _tensor_blocks(plane: Tensor) -> Tensor:
+    """Returns what `_blocks` does."""
+    rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
+    whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
+    return whole.transpose(1, 2).reshape(rows * columns, BLOCK * BLOCK)
+
+
+def _tensor_levels(bands: Tensor) -> Tensor:
+    """Returns the levels of low frequencies that `_jpeg_step` looks at, `[n,6]`."""
+    luma = torch.from_numpy(LUMA).to(bands.device)
+    blocks = _tensor_blocks((luma[:, None, None] * bands).sum(0) if len(bands) == 3 else bands[0])
+    if len(blocks) == 0:
+        return blocks
+    clipped = _tensor_blocks(((bands.amin(0) <= 0) | (bands.amax(0) >= 255)).float()).sum(1)
+    blocks = blocks[clipped <= clipped.quantile(0.2)]
+    return blocks[:: -(-len(blocks) // 1024)] @ torch.from_numpy(_waves()).to(bands.device)
+
+
 # -- what came of it -------------------------------------------------------------------------------------------------
 
-SHIFT, SHIFT_OF_NOISE = 0.5, 0.2
+# The bounds come from pictures whose clean originals are known; docs/guide/denoise.md has the rates.
+SHIFT, SHIFT_OF_NOISE = 1.25, 0.2
 """How far the mean of a channel may shift: so many 8-bit units, and such a share of the noise. Where noise was clipped
-at black or white, the mean has to shift back."""
-LARGEST_STRUCTURE = 0.35
-"""The largest `structure` that is not reported. Removed noise gives -0.6 to 0.3; blurs, medians and sigmas that are far
-too high give 0.35 to 0.9."""
+at black or white, the mean has to shift back; the means of photographs of cameras shift by up to 1.5 in good
+results."""
+LARGEST_STRUCTURE = 0.3
+"""The largest `structure` that is never reported. The noise of cameras, which grows with brightness,
+gives up to 0.9."""
+MOST_REMOVED, MOST_OF_NOISE = 5.0, 0.7
+"""How much may be removed from detailed parts, whatever the structure: so many 8-bit units, or such a share of the
+level of white noise. Good results stay below 4 and 0.6; blurs, medians and sigmas that are far too high exceed both."""
 NOISE_LEFT = 4.0
-"""The largest noise after denoising that is never reported, in 8-bit units: fine texture measures as 2 to 4."""
-TAKEN = 1.5
-"""Where less was removed than this, in 8-bit units, its structure does not matter."""
+"""The largest noise in the flattest parts that is never reported, in 8-bit units."""
+WHITE_LEFT, WHITE_LEFT_IN_GREY = 1.2, 8.0
+"""The largest level of white noise after denoising that is not reported, in 8-bit units. Texture, which varies as much
+as noise does, measures as 0.7 at most; what a sigma that is too low leaves, as 2 and more. In grey pictures texture
+measures as up to 7, and what such a sigma leaves as 11 and more."""
 
 
 @dataclass(frozen=True)
@@ -248,23 +343,39 @@ class Check:
     structure: float
     """The correlation, over blocks, of what was removed with the detail that is left: about 0 where only noise was
     removed, towards 1 where edges and texture went with it."""
+    removed: float
+    """The standard deviation of what was removed, in the most detailed tenth of the blocks, in 8-bit units."""
+    white_before: float = 0.0
+    """The level of white noise, in 8-bit units; 0 where other figures are within their bounds anyway."""
+    white_after: float = 0.0
+    """The same after denoising."""
 
     def warnings(self, strength: float = 1.0) -> list[str]:
         """Returns a sentence for each figure that is out of bounds for that strength, with what to do."""
         found = []
         bound = SHIFT + SHIFT_OF_NOISE * self.noise_before
         if max(map(abs, self.shift)) > bound:
-            shifts = ", ".join(f"{value:+.2f}" for value in self.shift)
-            found.append(f"the mean of a channel shifted by more than {bound:.1f} of 255 ({shifts})")
-        if self.structure > LARGEST_STRUCTURE:
+            shifts = ", ".join(f"{value:+.1f}" for value in self.shift)
+            found.append(f"the colours may have shifted: the means of the channels changed by {shifts} (of 255)")
+        if self._detail_removed():
             found.append(
-                f"detail may have been removed with the noise (structure {self.structure:.2f}); try a lower --strength"
+                f"some detail may be gone: up to {self.removed:.0f} of 255 was removed where the picture is "
+                "most detailed; compare it with the original, and try a lower --strength if it looks too smooth"
             )
-        if self.noise_after > max(NOISE_LEFT, (1 - 0.5 * strength) * self.noise_before):
+        if self._noise_left() and self.noise_after > (1 - 0.5 * strength) * self.noise_before:
             found.append(
-                f"noise is left ({self.noise_after:.1f} of {self.noise_before:.1f}); try another --model or a --sigma"
+                f"some noise may be left ({self.noise_after:.1f} of 255, {self.noise_before:.1f} before); "
+                "if you see it, try a higher --sigma or another --model"
             )
         return found
+
+    def _detail_removed(self) -> bool:
+        most = max(MOST_REMOVED, MOST_OF_NOISE * self.white_before)
+        return self.structure > LARGEST_STRUCTURE and self.removed > most
+
+    def _noise_left(self) -> bool:
+        most = WHITE_LEFT_IN_GREY if len(self.shift) == 1 else WHITE_LEFT
+        return self.noise_after > NOISE_LEFT and self.white_after > most
 
 
 def check(before: Array, after: Array) -> Check:
@@ -273,7 +384,15 @@ def check(before: Array, after: Array) -> Check:
     taken = old - new
     shift = tuple(float(-value) for value in taken.mean((1, 2)))
     residual, detail = _blocks(taken.mean(0)).std(1), _blocks(new.mean(0)).std(1)
-    structure = 0.0
-    if len(residual) >= 16 and residual.mean() > TAKEN and min(residual.std(), detail.std()) > 0:
-        structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
-    return Check(_visible(old), _visible(new), shift, structure)
+    structure = removed = 0.0
+    if len(residual) >= 16:
+        removed = float(np.median(residual[np.argsort(detail)[-(len(detail) // 10 + 1) :]]))
+        if min(residual.std(), detail.std()) > 0:
+            structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
+    found = Check(_visible(old), _visible(new), shift, structure, removed)
+    # White noise takes longer to measure than all of this, and is needed for few pictures.
+    if structure > LARGEST_STRUCTURE and removed > MOST_REMOVED:
+        found = replace(found, white_before=estimate_sigma(before))
+    if found.noise_after > NOISE_LEFT:
+        found = replace(found, white_after=estimate_sigma(after))
+    return found

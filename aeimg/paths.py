@@ -1,5 +1,6 @@
-"""Find the inputs, plan the outputs, write atomically.
+"""Find the inputs, plan the outputs, write atomically, on this machine or at a URL.
 
+    located        a name -> a `Place`: a path of this machine or a URL
     find           folders, files, globs and lists -> the files to work on, each with the folder of its source
     plan           found files -> jobs, each with a place of its own in the output folder
     write_atomic   bytes -> a file
@@ -25,9 +26,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from . import urls
 from .errors import OutputError, UnreadableImage, UsageError
+from .urls import Status, Url, is_url, redacted
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .tif .tiff .bmp .dib .gif .ppm .pgm .pbm .pnm .jp2 "
@@ -40,22 +43,97 @@ LONGEST_NAME = 255
 """The longest name of a file, in bytes, that all common file systems take."""
 
 
+Place = Path | Url
+"""Where a file or folder lies."""
+
+
+def located(name: str | os.PathLike[str]) -> Place:
+    """Returns where a file or folder lies that a user has named. Raises `UsageError` for URLs that can't be used."""
+    if isinstance(name, Url):
+        return name
+    text = os.fspath(name)
+    if is_url(text):
+        url = urls.parse(text)
+        return Path(url.place) if url.store.scheme in ("file", "local") and not url.store.behind else url
+    lost = urls.LOST_SLASH.match(text)
+    if lost is not None and not os.path.lexists(lost[0]) and not isinstance(name, str):
+        raise UsageError(f"{redacted(text)}: was a URL before it was a pathlib.Path, which drops a slash; give a str")
+    return Path(name)
+
+
+def local(name: str | os.PathLike[str]) -> Path:
+    """Returns the path of a file that has to lie on this machine. Raises `UsageError` for URLs."""
+    place = located(name)
+    if isinstance(place, Url):
+        raise UsageError(f"{place}: this has to be a file of this machine, not a URL")
+    return place
+
+
+def is_folder(place: Place | str) -> bool:
+    """Returns whether there is a folder. Raises `UsageError` where a store can't say."""
+    place = _named(place)
+    return _kind(place) == "directory" if isinstance(place, Url) else os.path.isdir(place)
+
+
+def is_file(place: Place | str) -> bool:
+    """Returns whether there is a file. Raises `UsageError` where a store can't say."""
+    place = _named(place)
+    return _kind(place) == "file" if isinstance(place, Url) else os.path.isfile(place)
+
+
+def exists(place: Place | str) -> bool:
+    """Returns whether anything is there. Raises `UsageError` where a store can't say."""
+    place = _named(place)
+    return _kind(place) is not None if isinstance(place, Url) else os.path.exists(place)
+
+
+def _named(place: Place | str) -> Place | str:
+    """Returns a name of a local file as it is, because Python's own functions take more of them than `Path` does."""
+    return located(place) if is_url(place) else place
+
+
+def _kind(url: Url) -> str | None:
+    try:
+        return urls.kind(url)
+    except OSError as error:
+        raise UsageError(f"{url}: can't be reached ({error.strerror or error})") from error
+
+
+def status(place: Place) -> Status | os.stat_result:
+    """Returns what its file system, or the listing of its store, says of a file. Raises an `OSError`."""
+    return urls.status(place) if isinstance(place, Url) else os.stat(place)
+
+
+def renewed(place: Place) -> tuple[Place, Status | os.stat_result]:
+    """Returns a file with its status at this moment: that of a listing may be old. Raises an `OSError`."""
+    if isinstance(place, Url):
+        now = urls.status(place, now=True)
+        return Url(place.store, place.place, now), now
+    return place, os.stat(place)
+
+
+def check_output(out: Place) -> None:
+    """Raises `UsageError` for URLs at which nothing can be written."""
+    if isinstance(out, Url) and out.store.scheme in urls.READ_ONLY:
+        raise UsageError(f"{out}: files of {out.store.scheme}:// can be read, not written; name another place")
+
+
 # -- finding ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """An input file."""
 
-    path: Path
+    path: Place
     """The file."""
-    base: Path
+    base: Place
     """The folder to which its place in the tree is relative."""
 
     @property
     def relative(self) -> Path:
         """The path of the file below `base`."""
-        return self.path.relative_to(self.base)
+        return self.path.relative_to(self.base)  # type: ignore[arg-type]  # both are of one kind
 
 
 @dataclass(frozen=True)
@@ -71,7 +149,7 @@ class Selection:
     """None of them may fit the file or a folder above it."""
     follow_symlinks: bool = False
     """Whether symbolic links in folders are followed."""
-    without: Path | None = None
+    without: Place | None = None
     """A folder that is passed over with everything in it: the output folder, which may lie among the inputs."""
     passed_over: Counter[str] | None = None
     """Where there is one, it counts what is passed over though no pattern says so, by suffix or by `LINK`."""
@@ -89,7 +167,7 @@ class Selection:
         """Returns whether a file of that path below a source folder is taken."""
         return (not self.include or self._fits(relative, self.include)) and not self._fits(relative, self.exclude)
 
-    def enters(self, folder: Path, relative: Path) -> bool:
+    def enters(self, folder: Place, relative: Path) -> bool:
         """Returns whether a folder is searched."""
         return not (self.without is not None and is_same(folder, self.without)) and not self._fits(
             relative, self.exclude
@@ -100,7 +178,7 @@ Identity = tuple[int, int]
 """Device and inode: equal for one file or folder, whatever names lead to it (links, mounts, another case)."""
 
 
-def identity(path: Path | str) -> Identity | None:
+def identity(path: os.PathLike[str] | str) -> Identity | None:
     """Returns what distinguishes a file or folder from all others; None where nothing is there."""
     try:
         status = os.stat(path)
@@ -109,8 +187,10 @@ def identity(path: Path | str) -> Identity | None:
     return status.st_dev, status.st_ino
 
 
-def is_same(a: Path | str, b: Path | str) -> bool:
+def is_same(a: Place | str, b: Place | str) -> bool:
     """Returns whether both names lead to one file or folder; where nothing is there, whether they are equal."""
+    if is_url(a) or is_url(b):
+        return located(a) == located(b)
     one, other = identity(a), identity(b)
     if one is None or other is None:
         return one == other and os.path.realpath(a) == os.path.realpath(b)
@@ -173,9 +253,66 @@ def _walk(base: Path, suffixes: frozenset[str], selection: Selection) -> Iterato
         waiting += reversed(found)
 
 
-def _files_below(folder: Path, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
-    for path in _walk(folder, suffixes, selection):
-        yield Found(path, folder)
+def _walk_url(base: Url, suffixes: frozenset[str], selection: Selection) -> Iterator[Url]:
+    """Yields files below `base` as `_walk` does. One folder is listed at a time."""
+    waiting: list[tuple[str, bool, Url]] = [("", True, base)]
+    while waiting:
+        place, is_folder, one = waiting.pop()
+        if not is_folder:
+            yield one
+            continue
+        try:
+            entries = urls.entries(one)
+        except OSError as error:
+            if not place:
+                raise UsageError(f"{one}: can't be listed ({error.strerror or error})") from error
+            yield one
+            continue
+        found = []
+        for name, below, entry in entries:
+            relative = f"{place}/{name}" if place else name
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if below:
+                if selection.enters(entry, Path(relative)):
+                    found.append((relative, True, entry))
+            elif suffix not in suffixes:
+                selection.pass_over(suffix)
+            elif selection.takes(Path(relative)):
+                found.append((relative, False, entry))
+        waiting += reversed(found)
+
+
+def _files_below(folder: Place, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
+    if isinstance(folder, Url):
+        for url in _walk_url(folder, suffixes, selection):
+            yield Found(url, folder)
+    else:
+        for path in _walk(folder, suffixes, selection):
+            yield Found(path, folder)
+
+
+def _globbed_url(pattern: Url, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
+    """Yields the files that fit a pattern as `_globbed` does."""
+    parts = pattern.place.split("/")
+    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    base = Url(pattern.store, "/".join(parts[:fixed]))
+    try:
+        matched = urls.matches(pattern)
+    except OSError as error:
+        raise UsageError(f"{pattern}: can't be listed ({error.strerror or error})") from error
+    matched = [url for url in matched if not any(part.startswith(".") for part in url.relative_to(base).parts)]
+    if not matched:
+        raise UsageError(f"{pattern}: matches no file")
+    for url in matched:
+        relative = url.relative_to(base)
+        if url.suffix.lower() not in suffixes:
+            selection.pass_over(url.suffix.lower())
+        elif selection.takes(relative) and all(
+            selection.enters(base / folder, folder) for folder in (relative.parent, *relative.parent.parents)
+        ):
+            yield Found(url, base)
 
 
 def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
@@ -212,49 +349,62 @@ def _globbed(pattern: str, suffixes: frozenset[str], selection: Selection) -> It
             yield Found(match, base)
 
 
-def _listed(name: str) -> list[Path]:
-    """Returns the paths in a list file: one in a line, or separated by NULs; relative ones start where aeimg runs."""
+def _listed(name: str) -> list[Place]:
+    """Returns the places in a list file: one in a line, or separated by NULs; relative ones start where aeimg runs."""
+    place = located(name)
     try:
-        data = Path(name).read_bytes()
+        data = read_bytes(place) if isinstance(place, Url) else place.read_bytes()
     except OSError as error:
-        raise UsageError(f"{name}: the list can't be read ({error.strerror})") from error
+        raise UsageError(f"{place}: the list can't be read ({error.strerror})") from error
     parts = data.split(b"\0") if b"\0" in data else data.splitlines()
-    return [Path(os.fsdecode(part)) for part in parts if part.strip()]
+    return [located(os.fsdecode(part)) for part in parts if part.strip()]
 
 
-def folders(sources: Iterable[str]) -> Iterator[Path]:
+def folders(sources: Iterable[str]) -> Iterator[Place]:
     """Yields the folders among `sources`, and among the paths in the lists among them."""
     for source in sources:
         listed = source.startswith("@") and not os.path.lexists(source)
-        yield from (path for path in (_listed(source[1:]) if listed else [Path(source)]) if os.path.isdir(path))
+        yield from (place for place in (_listed(source[1:]) if listed else [located(source)]) if is_folder(place))
 
 
-def _common(files: list[Path]) -> Path:
-    """Returns the deepest folder that holds all `files`."""
-    return Path(os.path.commonpath([os.path.abspath(path.parent) for path in files]))
+def _common(files: list[Place]) -> Iterator[Found]:
+    """Yields files of a list, each with the deepest folder that holds all that lie on this machine, or in its store."""
+    local = [Path(os.path.abspath(file)) for file in files if not isinstance(file, Url)]
+    stores: dict[Any, list[str]] = {}
+    for file in files:
+        if isinstance(file, Url):
+            stores.setdefault(file.store.files, []).append(f"/{file.parent.place.lstrip('/')}")
+    base = Path(os.path.commonpath([path.parent for path in local])) if local else Path()
+    bases = {store: os.path.commonpath(parents)[1:] for store, parents in stores.items()}
+    for file in files:
+        if isinstance(file, Url):
+            rooted = "/" if file.place.startswith("/") else ""
+            yield Found(file, Url(file.store, rooted + bases[file.store.files]))
+        else:
+            yield Found(Path(os.path.abspath(file)), base)
 
 
 def _from_source(source: str, suffixes: frozenset[str], selection: Selection) -> Iterator[Found]:
     if not source:
         raise UsageError("an empty name is no file or folder")  # Path would take it for the current folder
     if source.startswith("@") and not os.path.lexists(source):
-        listed = _listed(source[1:])
-        files = [Path(os.path.abspath(path)) for path in listed if not os.path.isdir(path)]
-        base = _common(files) if files else Path()
-        yield from (Found(path, base) for path in files)
-        for path in listed:
-            if os.path.isdir(path):
-                yield from _files_below(path, suffixes, selection)
+        listed = [(place, is_folder(place)) for place in _listed(source[1:])]
+        yield from _common([place for place, below in listed if not below])
+        for place, below in listed:
+            if below:
+                yield from _files_below(place, suffixes, selection)
         return
-    path = Path(source)
-    if os.path.isdir(path):
-        yield from _files_below(path, suffixes, selection)
-    elif os.path.exists(path):
-        yield Found(path, path.parent)
-    elif glob.has_magic(source):
+    place = located(source)
+    if is_folder(place):
+        yield from _files_below(place, suffixes, selection)
+    elif exists(place):
+        yield Found(place, place.parent)
+    elif isinstance(place, Url) and glob.has_magic(place.place):
+        yield from _globbed_url(place, suffixes, selection)
+    elif not isinstance(place, Url) and glob.has_magic(source):
         yield from _globbed(source, suffixes, selection)
     else:
-        raise UsageError(f"{source}: no such file or folder")
+        raise UsageError(f"{place if isinstance(place, Url) else source}: no such file or folder")
 
 
 def find(
@@ -266,33 +416,33 @@ def find(
 
     A source is a folder, searched recursively for files with one of `suffixes`; a file, taken whatever its suffix;
     a glob like `photos/**/*.jpg`, which finds the files that fit among those that a search of the folder before its
-    first `*` finds; or `@list.txt`, a file that lists files and folders. Hidden files (macOS's `._*` among them) are
-    passed over in folders. Raises `UsageError` where a source does not exist.
+    first `*` finds; or `@list.txt`, a file that lists files and folders. Each may be a URL. Hidden files (macOS's `._*`
+    among them) are passed over in folders. Raises `UsageError` where a source does not exist.
     """
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
-    found: dict[str, Found] = {}
+    found: dict[str | Url, Found] = {}
     for source in sources:
         for one in _from_source(os.fspath(source), frozenset(suffixes), selection):
-            found.setdefault(os.path.abspath(one.path), one)
+            found.setdefault(one.path if isinstance(one.path, Url) else os.path.abspath(one.path), one)
     return list(found.values())
 
 
 def find_images(source: Path) -> list[Path]:
     """Returns the images below a folder, recognised by their suffixes."""
-    return [one.path for one in find(source, IMAGE_SUFFIXES)]
+    return [one.path for one in find(source, IMAGE_SUFFIXES) if isinstance(one.path, Path)]
 
 
 # -- planning --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One input file and its result."""
 
-    source: Path
+    source: Place
     """The input file."""
-    target: Path
+    target: Place
     """The file to be written."""
 
 
@@ -339,17 +489,17 @@ def check_template(template: str) -> None:
         raise UsageError(f"name template {template!r}: without {{stem}} or {{name}}, whole, outputs would share a name")
 
 
-def stem(path: Path) -> str:
+def stem(path: Place) -> str:
     """Returns a file's name without its suffix."""
     return path.name.removesuffix(path.suffix)
 
 
 def plan(
     files: Iterable[Found],
-    out: Path,
-    suffix: Callable[[Path], str],
+    out: Place,
+    suffix: Callable[[Place], str],
     template: str = TEMPLATE,
-    stem: Callable[[Path], str] = stem,
+    stem: Callable[[Place], str] = stem,
 ) -> list[Job]:
     """Gives every file a place of its own below `out`, and keeps the tree.
 
@@ -359,48 +509,61 @@ def plan(
     hash distinguishes them. Raises `UsageError` where an output would lie on an input.
     """
     check_template(template)
-    files, out = list(files), Path(out)
+    files, out = list(files), located(out)
 
-    # By identity, as the same folder may have two names: links, bind mounts, another case.
-    @functools.cache
-    def place(folder: Path) -> Identity | str:
-        return identity(folder) or os.path.realpath(folder)
-
-    def named(one: Found, parent: Path, stem: str, name: str) -> Path:
+    def named(one: Found, stem: str, name: str) -> str:
         new = suffix(one.path)
-        return parent / _fitted(template.format(stem=stem, name=name, suffix=new), new)
+        return _fitted(template.format(stem=stem, name=name, suffix=new), new)
 
-    parents = [one.relative.parent for one in files]
-    names = [one.path.name for one in files]
-    short = [named(one, parent, stem(one.path), name) for one, parent, name in zip(files, parents, names, strict=True)]
-    keys = [_key(path) for path in short]
-    wanted = Counter(keys)
+    # There may be millions of files: folders are held once, and what lies in them by name.
+    shared: dict[Path, Path] = {}
+    parents = [shared.setdefault(parent, parent) for parent in (one.relative.parent for one in files)]
+    short = [named(one, stem(one.path), one.path.name) for one in files]
+    keys = [_key(parent / name) for parent, name in zip(parents, short, strict=True)]
+    several = {key for key, number in Counter(keys).items() if number > 1}
     # No file can lie where a folder must be.
     folders = {_key(folder) for folder in _with_parents(parents)}
+    below = {parent: out / parent for parent in shared}
     taken: set[str] = set()
     jobs = []
-    inputs: dict[tuple[Identity | str, str], list[Path]] = {}
-    for one in files:
-        for path in (one.path, *((Path(os.path.realpath(one.path)),) if one.path.is_symlink() else ())):
-            inputs.setdefault((place(path.parent), _key(path.name)), []).append(path)
-    for one, parent, name, candidate, key in zip(files, parents, names, short, keys, strict=True):
-        if wanted[key] > 1:
-            candidate = named(one, parent, name, name)
-            key = _key(candidate)
+    for one, parent, candidate, key in zip(files, parents, short, keys, strict=True):
+        name = one.path.name
+        if key in several:
+            candidate = named(one, name, name)
+            key = _key(parent / candidate)
         # A long form may still meet another file's short one (`a.png` -> `a.png.jpg` beside a real `a.png.jpg`).
         number = 1
         while key in taken or key in folders:
             number += 1
-            candidate = named(one, parent, f"{name}-{number}", f"{name}-{number}")
-            key = _key(candidate)
+            candidate = named(one, f"{name}-{number}", f"{name}-{number}")
+            key = _key(parent / candidate)
         taken.add(key)
-        target = out / candidate
+        jobs.append(Job(one.path, below[parent] / candidate))
+    _refuse_overwriting(jobs)
+    return jobs
+
+
+def _refuse_overwriting(jobs: Sequence[Job]) -> None:
+    """Raises `UsageError` where an output would lie on an input."""
+
+    # By identity, as the same folder may have two names: links, bind mounts, another case.
+    @functools.cache
+    def place(folder: Place) -> Identity | str | Url:
+        return folder if isinstance(folder, Url) else identity(folder) or os.path.realpath(folder)
+
+    written = {place(job.target.parent) for job in jobs}
+    inputs: dict[tuple[Identity | str | Url, str], list[Place]] = {}
+    for job in jobs:
+        links: list[Place] = [Path(os.path.realpath(job.source))] if job.source.is_symlink() else []
+        for path in (job.source, *links):
+            if (folder := place(path.parent)) in written:
+                inputs.setdefault((folder, _key(path.name)), []).append(path)
+    for job in jobs if inputs else ():
+        target = job.target
         alike = inputs.get((place(target.parent), _key(target.name)), ())
         # Of names that differ in their case only, the file system decides whether they are one.
         if any(path.name == target.name or is_same(path, target) for path in alike):
             raise UsageError(f"{target}: the output would overwrite an input; choose another output folder")
-        jobs.append(Job(one.path, target))
-    return jobs
 
 
 def _with_parents(folders: Iterable[Path]) -> set[Path]:
@@ -421,13 +584,16 @@ ABANDONED = 24 * 3600.0
 """A part to which nobody has written for so many seconds no longer belongs to a run."""
 
 
-def sweep(folders: Iterable[Path]) -> None:
+def sweep(folders: Iterable[Place]) -> None:
     """Removes what killed runs have left unfinished in `folders`, but not what other runs are writing.
 
     A part whose run is alive is locked. Where there are no such locks, its age alone decides.
     """
     now = time.time()
     for folder in folders:
+        if isinstance(folder, Url):
+            _sweep_url(folder)
+            continue
         try:
             parts = [entry for entry in os.scandir(folder) if entry.name.endswith(PART)]
             for part in parts:
@@ -437,6 +603,15 @@ def sweep(folders: Iterable[Path]) -> None:
                     os.unlink(part.path)
         except OSError:
             continue  # sweeping is a courtesy: writing will report what is wrong with the folder
+
+
+def _sweep_url(folder: Url) -> None:
+    if folder.store.scheme in urls.PUT_WHOLE:  # there are no parts
+        return
+    with contextlib.suppress(OSError):
+        for name, is_folder, part in urls.entries(folder):
+            if name.endswith(PART) and not is_folder and urls.age(part) > ABANDONED:
+                urls.remove(part)
 
 
 def _lock(file: BinaryIO) -> None:
@@ -474,10 +649,14 @@ def make_folder(folder: Path) -> None:
         one.mkdir(exist_ok=True)
 
 
-def check_writable(target: Path) -> None:
+def check_writable(target: Place) -> None:
     """Makes the folder of `target`, and raises `OutputError` where nothing can be written into it."""
     temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
+        if isinstance(target, Url) or isinstance(temporary, Url):
+            write_atomic(temporary, b"")
+            urls.remove(temporary)  # type: ignore[arg-type]
+            return
         make_folder(target.parent)
         temporary.touch()
         temporary.unlink(missing_ok=True)
@@ -495,15 +674,19 @@ def check_target(target: Path, ours: Callable[[Path], bool]) -> None:
     check_writable(target)
 
 
-def write_atomic(target: Path, data: bytes) -> None:
+def write_atomic(target: Place, data: bytes) -> None:
     """Writes `data` beside `target`, flushes it to the disk and renames it: whole, or not at all.
 
-    A file that is replaced hands on its mode and, where that is allowed, its owner. Raises `OutputError` with the name
-    and the reason.
+    A file that is replaced hands on its mode and, where that is allowed, its owner. At a URL it is put at once where
+    the store does that whole, or else renamed. Raises `OutputError` with the name and the reason.
     """
-    target = Path(target)
+    target = located(target)
     temporary = target.with_name(f".{secrets.token_hex(8)}{PART}")
     try:
+        if isinstance(target, Url):
+            urls.write(target, data, temporary)  # type: ignore[arg-type]
+            return
+        assert isinstance(temporary, Path)
         make_folder(target.parent)
         earlier = _replaced(target)
         try:
@@ -559,8 +742,15 @@ def _hand_on(earlier: os.stat_result, file: BinaryIO) -> None:
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """A file opened for reading, if it is a regular one: pipes would hang, and devices have no end.
 
-    Raises `UnreadableImage`.
+    Raises `UnreadableImage`. Of a file at a URL, what is read is fetched, and the reading raises it too.
     """
+    if is_url(path):
+        url = located(path)
+        assert isinstance(url, Url)
+        try:
+            return urls.open_url(url)
+        except OSError as error:
+            raise UnreadableImage(f"{url}: can't be read ({error.strerror or error})") from error
     try:
         # Without O_NONBLOCK, to open a pipe is already to wait for one who writes into it.
         number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -570,3 +760,16 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(number)
         raise UnreadableImage(f"{path}: is no regular file but a pipe, a device or a folder; copy it to a file")
     return os.fdopen(number, "rb")
+
+
+def size_of(file: BinaryIO) -> int:
+    """Returns how many bytes an open file has; where it is read next stays as it is."""
+    here = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return size
+
+
+def read_bytes(place: Place) -> bytes:
+    """Returns the bytes of a file. Raises an `OSError`."""
+    return urls.read(place) if isinstance(place, Url) else place.read_bytes()

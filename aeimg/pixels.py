@@ -17,6 +17,7 @@ Values keep their share of the range, and every conversion rounds to the nearest
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import UsageError
+from .errors import InputError, UsageError
 
 Array = np.ndarray
 
@@ -77,8 +78,11 @@ def unassociated(pixels: Array, alpha: Array) -> Array:
 
 def check_range(values: Array) -> None:
     """Raises `UsageError` for floats that are not of 0..1, by more than noise can be (`FARTHEST`); NaN passes."""
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if np.isfinite((low, high)).all() and (low < -FARTHEST or high > 1 + FARTHEST):
+    _check_bounds(*((float(values.min()), float(values.max())) if values.size else (0.0, 0.0)))
+
+
+def _check_bounds(low: float, high: float) -> None:
+    if math.isfinite(low) and math.isfinite(high) and (low < -FARTHEST or high > 1 + FARTHEST):
         white = 255 if high <= 300 else 65535
         raise UsageError(
             f"floats must be of 0..1 (noise around that is fine); these are of {low:.4g}..{high:.4g}: "
@@ -133,6 +137,21 @@ def continued(pixels: Array, height: int, width: int, how: Literal["edge", "refl
     return np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1])), mode=how) if any(missing) else pixels
 
 
+def means(planes: Array, side: int) -> Array:
+    """The means of squares of `side` pixels of integer planes `[...,H,W]`, rounded; those at the right and bottom edge
+    may hold fewer pixels. They are computed a row at a time, which takes little memory."""
+    height, width = planes.shape[-2:]
+    columns = np.arange(0, width, side)
+    widths = np.minimum(columns + side, width) - columns
+    result = np.empty((*planes.shape[:-2], -(-height // side), len(columns)), planes.dtype)
+    for row in range(result.shape[-2]):
+        strip = planes[..., row * side : (row + 1) * side, :]
+        sums = np.add.reduceat(strip.sum(-2, dtype=np.int64), columns, axis=-1)
+        count = widths * strip.shape[-2]
+        result[..., row, :] = (2 * sums + count) // (2 * count)
+    return result
+
+
 # -- what callers give and get ----------------------------------------------------------------------------------------
 
 
@@ -161,15 +180,32 @@ def to_array(planes: Array, like: object = None) -> Array:
     return array
 
 
+def check_tensor(tensor: Tensor) -> None:
+    """Raises `UsageError` unless a caller's tensor is `[C,H,W]` or `[N,C,H,W]`, C 1, 3 or 4, float or uint8, with
+    pixels, and for floats that `check_range` refuses; `InputError` for floats that are not finite."""
+    _check_form(tensor, 3, 4)
+    if 0 in tensor.shape[-2:]:
+        raise InputError(f"the image: has no pixels; this is {_shape(tensor)}")
+    if tensor.is_floating_point() and tensor.numel():
+        low, high = torch.stack(tensor.detach().aminmax()).tolist()
+        _check_bounds(low, high)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise InputError("the image: holds values that are not finite")
+
+
+def _check_form(tensor: Tensor, *dims: int) -> None:
+    kind = tensor.dtype == torch.uint8 or tensor.is_floating_point()
+    if tensor.dim() not in dims or tensor.shape[-3] not in (1, 3, 4) or not kind:
+        raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float or uint8, C 1, 3 or 4; this is {_shape(tensor)}")
+
+
 def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
     """A caller's tensor, float or uint8 `[C,H,W]`, C 1, 3 or 4, on any device, as pixels and alpha.
 
     Raises `UsageError` for other shapes and dtypes, and for floats that `check_range` refuses.
     """
-    integers = tensor.dtype == torch.uint8
-    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3, 4) or not (integers or tensor.is_floating_point()):
-        raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float or uint8, C 1, 3 or 4; this is {_shape(tensor)}")
-    if integers:
+    _check_form(tensor, 3)
+    if tensor.dtype == torch.uint8:
         return split_alpha(np.ascontiguousarray(tensor.detach().cpu().numpy()))
     values = tensor.detach().float().cpu().numpy()
     check_range(values)
@@ -177,11 +213,21 @@ def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
 
 
 def to_tensor(planes: Array, like: object = None) -> Tensor:
-    """Planes `[C,H,W]` of any kind as a float tensor; of the device and dtype of `like` where that is a tensor."""
+    """Planes `[C,H,W]` of any kind as a float tensor; of the device, dtype and type of `like` where that is a
+    tensor."""
     if isinstance(like, Tensor) and like.dtype == torch.uint8:
-        return torch.from_numpy(np.ascontiguousarray(to_eight_bits(planes))).to(like.device)
+        return like_tensor(torch.from_numpy(np.ascontiguousarray(to_eight_bits(planes))).to(like.device), like)
     result = torch.from_numpy(np.ascontiguousarray(to_floats(planes)))
-    return result.to(like.device, like.dtype) if isinstance(like, Tensor) else result
+    return like_tensor(result.to(like.device, like.dtype), like) if isinstance(like, Tensor) else result
+
+
+def like_tensor(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` as a tv_tensor of torchvision where `like` is one."""
+    if type(like) is Tensor:
+        return tensor
+    from torchvision import tv_tensors
+
+    return tv_tensors.wrap(tensor, like=like) if isinstance(like, tv_tensors.TVTensor) else tensor
 
 
 def _shape(x: Array | Tensor) -> str:
@@ -196,11 +242,14 @@ def as_float(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x.float() / torch.iinfo(x.dtype).max
 
 
-def as_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float pixels, on the CPU, for a tensor of `dtype`: rounded and clipped (as int32) for integers."""
+CPU = torch.device("cpu")
+
+
+def as_pixels(x: Tensor, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+    """Float pixels, on `device`, for a tensor of `dtype`: rounded and clipped (as int32) for integers."""
     if dtype.is_floating_point:
-        return x.cpu()
-    return (x.clamp(0, 1) * torch.iinfo(dtype).max).round().int().cpu()
+        return x.to(device)
+    return (x.clamp(0, 1) * torch.iinfo(dtype).max).round().int().to(device)
 
 
 def padded(side: int, multiple: int) -> int:

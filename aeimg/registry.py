@@ -325,6 +325,12 @@ def resolve(name: str) -> Path | Entry:
     return found.weights or found
 
 
+def task_of(model: str | os.PathLike[str]) -> str:
+    """Returns the task of the model that `model` names, without loading it. Raises `ModelError`."""
+    found = resolve(os.fspath(model))
+    return identify(found)[0].task if isinstance(found, Path) else found.task
+
+
 # -- loading -------------------------------------------------------------------------------------------------
 
 KEPT = 4

@@ -19,7 +19,8 @@ from .engine import process
 from .errors import AeimgError, DataError, InputError, ModelError, UsageError
 from .images import encode_picture, from_pil, open_image
 from .metrics import bits_per_pixel, psnr
-from .paths import LATENT_SUFFIX, find, write_atomic
+from .paths import LATENT_SUFFIX, Place, find, is_folder, located, open_regular, write_atomic
+from .urls import Url, is_url, redacted
 
 # -- info and models ----------------------------------------------------------------------------------------------
 
@@ -35,10 +36,10 @@ def describe(source: str | os.PathLike[str]) -> Iterator[dict[str, Any] | AeimgE
     none of these.
     """
     name = os.fspath(source)
-    if os.path.isdir(name):
+    if is_folder(name):
         found = find(name, [LATENT_SUFFIX, ".safetensors"])
         if not found:
-            raise UsageError(f"{name}: holds no latent files (.aei) and no weights files (.safetensors)")
+            raise UsageError(f"{redacted(name)}: holds no latent files (.aei) and no weights files (.safetensors)")
         for one in found:
             try:
                 yield _describe_file(one.path)
@@ -46,8 +47,8 @@ def describe(source: str | os.PathLike[str]) -> Iterator[dict[str, Any] | AeimgE
                 yield error
     elif name == STANDARD_INPUT:
         yield _describe_latent("standard input", sys.stdin.buffer.read())
-    elif os.path.lexists(name) or Path(name).suffix:
-        yield _describe_file(Path(name))
+    elif is_url(name) or os.path.lexists(name) or Path(name).suffix:
+        yield _describe_file(located(name))
     else:
         yield _describe_model(name)
 
@@ -86,16 +87,16 @@ def tabulate(rows: Iterable[Mapping[str, Any]], sort: str = "file") -> str:
     return "\n".join(lines)
 
 
-def _describe_file(path: Path) -> dict[str, Any]:
+def _describe_file(path: Place) -> dict[str, Any]:
     """Returns what a latent file or a weights file states of itself."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) if isinstance(path, Url) else open(path, "rb") as file:
             is_latent = file.read(len(container.MAGIC)) == container.MAGIC
     except OSError as error:
         raise InputError(f"{path}: can't be read ({error.strerror})") from error
     if is_latent:
         return _describe_latent(str(path), container.read_file(path))
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" and isinstance(path, Path):
         header, _, digest = weights.load_tensors(path)
         size = path.stat().st_size
         return {"file": str(path), "kind": "weights", "bytes": size, "label": header.label, "digest": digest.hex(),
@@ -202,6 +203,17 @@ def describe_models(task: str | None = None) -> tuple[list[dict[str, Any]], list
         row |= {key: value for key, value in card.items() if key not in row}
         rows.append(row)
     return rows, broken
+
+
+def table_of_models(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows of `describe_models` as a table, a line for each model."""
+    columns = ("model", "task", "size", "kMAC/pixel", "default", "origin")
+    lines: list[tuple[str, ...]] = [columns]
+    for row in rows:
+        cells = (str(row.get(column, "")) for column in columns[2:])
+        lines.append((str(row["name"]), str(row["task"]), *cells))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:{n}}" for cell, n in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 # -- the demonstration ------------------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ def _xyb(linear: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept must serve gradients as well, whoever asks first
 def _blur_matrix(side: int, device: torch.device) -> Tensor:
     """The Gaussian blur of a line of `side` pixels, mirrored at both ends, as a matrix `[side,side]`."""
     reach = 5

@@ -23,13 +23,13 @@ class Latents(Dataset[Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(folder.rglob("*.aei"))
+        self.codec = aeimg.load("compress", device="cpu")  # workers of a DataLoader can't share a GPU
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        picture: Tensor = aeimg.process(self.files[index].read_bytes(), "decompress", kind="tensor")
-        return picture
+        return self.codec.decode(self.files[index], "tensor")
 
 
 def main(folder: Path) -> None:

@@ -48,6 +48,31 @@ def test_latent_loader(run, tmp_path):
     assert [line.split(", loss")[0] for line in lines] == ["a batch of shape (4, 3, 96, 96)"] * 2
 
 
+def test_web_shards(run, tmp_path):
+    pytest.importorskip("webdataset", reason="webdataset is not installed: pip install 'aeimg[test]'")
+    assert run("web_shards.py", tmp_path) == ["a batch of shape (4, 3, 96, 96), labels [0, 1, 2, 3]"] * 1 + [
+        "a batch of shape (4, 3, 96, 96), labels [4, 5, 6, 7]"
+    ]
+
+
+def test_hugging_face(run, tmp_path):
+    pytest.importorskip("datasets", reason="datasets is not installed: pip install 'aeimg[test]'")
+    lines = run("hugging_face.py", tmp_path)
+    assert lines[0] == "8 rows; the first: label 0, RGB (96, 96)"
+    assert lines[1] == "a batch of shape (4, 3, 96, 96)"
+
+
+def test_web_service(run):
+    pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'aeimg[test]'")
+    pytest.importorskip("httpx", reason="httpx is not installed: pip install 'aeimg[test]'")
+    assert run("web_service.py") == ["denoise: 200, PNG (128, 96)", "no picture: 422", "model loads: 1"]
+
+
+def test_read_with_imageio(run, tmp_path):
+    pytest.importorskip("imageio", reason="imageio is not installed: pip install 'aeimg[test]'")
+    assert run("read_with_imageio.py", tmp_path) == ["(96, 128, 3) uint8", "the same pixels from Pillow"]
+
+
 def test_own_model(run):
     picture, array = run("own_model.py")
     words = picture.split()

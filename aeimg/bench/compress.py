@@ -228,6 +228,17 @@ def bench_compress(
     }
 
 
+def quality_rows(figures: Figures) -> list[str]:
+    """What each quality of aeimg gives on average, as a Markdown table for the documentation."""
+    chosen = figures["metrics"]
+    titles = ["quality", "bits per pixel", *(METRICS[metric].title for metric in chosen)]
+    rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for point in figures["codecs"]["aeimg"]["points"]:
+        values = " | ".join(f"{point[metric]:.1f}" for metric in chosen)
+        rows.append(f"| {point['quality']} | {point['bpp']:.2f} | {values} |")
+    return rows
+
+
 def table(figures: Figures) -> str:
     """The figures as text."""
     chosen, codecs = figures["metrics"], figures["codecs"]
@@ -238,6 +249,7 @@ def table(figures: Figures) -> str:
         for point in row["points"]:
             values = "".join(f"{point[metric]:21.3f}" for metric in chosen)
             lines.append(f"    quality {point['quality']:3}{'':9}{point['bpp']:8.3f}{values}")
+    lines += ["", *quality_rows(figures)]
     for metric in chosen:
         anchors = codecs["aeimg"]["bd_rate"][metric]
         title = f"BD-rate ({METRICS[metric].title}) against"

@@ -29,6 +29,7 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn import functional as F
 
 from ..entropy import LEVELS, SMALLEST, STEP, bits
+from ..ssimulacra2 import ssimulacra2
 from .integer import STEPS, FloatScales, ScalesConfig, at_quality, first_layer, last_layer, put, take
 from .layers import Layers
 
@@ -215,6 +216,20 @@ def bits_per_point(q: Tensor) -> Tensor:
     At each rate about what makes the same rate the best one as `lagrange_multiplier` does for squared errors.
     """
     return 0.00047 * torch.exp2(8.64 * q)
+
+
+def distortion(target: Tensor, decoded: Tensor, q: Tensor, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """What decoded pixels lack of the target, `[N]` in bits per pixel; and what was measured: `mse` in 8-bit units, and
+    where `share` is not 0, `ssimulacra2`.
+
+    Both are float `[N,3,H,W]` in [0,1]. SSIMULACRA2 counts to a share of `share`, squared error counts to the rest.
+    """
+    mse = (decoded - target).square().flatten(1).mean(1) * 255.0**2
+    bits_lost, measured = (1 - share) * lagrange_multiplier(q) * mse, {"mse": mse}
+    if share:
+        measured["ssimulacra2"] = score = ssimulacra2(target, decoded)
+        bits_lost = bits_lost + share * bits_per_point(q) * (100 - score)
+    return bits_lost, measured
 
 
 @functools.cache

@@ -8,6 +8,7 @@ finish    entropy coding, and the latent file; or the stored source, where that 
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -27,7 +28,7 @@ from ..errors import UnsupportedImage, UsageError
 from ..images import Picture, encode_lossless
 from ..manifest import digest
 from ..metrics import SMALLEST_FOR_SSIM, bits_per_pixel, has_ssimulacra2, psnr, ssim, ssimulacra2
-from ..pixels import to_array, to_eight_bits
+from ..pixels import as_float, check_tensor, like_tensor, padded, to_array, to_eight_bits
 from .options import CompressOptions
 from .pictures import CODE_BYTES, COPIES, PictureItem, Result, batch_key, estimate, open_checked, stacked
 
@@ -119,6 +120,12 @@ class CompressResult(Result[bytes]):
             **({} if self.missed is None else {"target_missed": round(self.missed, 5)}),
         }  # fmt: skip
 
+    def sentence(self) -> str:
+        made = "stored without loss" if self.stored else f"quality {self.quality}, {self.model}"
+        fidelity = self.fidelity
+        measured = "" if fidelity is None or fidelity.psnr is None else f", PSNR {fidelity.psnr:.1f} dB"
+        return f"{self.bpp:.2f} bits per pixel, {made}{measured}"
+
 
 class Compress:
     """See the module."""
@@ -132,10 +139,14 @@ class Compress:
         dtype: torch.dtype,
         options: CompressOptions,
     ) -> None:
-        if options.target_ssimulacra2 is not None and not has_ssimulacra2():
-            raise UsageError("target_ssimulacra2 needs the package ssimulacra2: pip install 'aeimg[metrics]'")
-        self.asked, self.device, self.dtype, self.options = model, device, dtype, options
+        self.asked, self.device, self.dtype, self.options = model, device, dtype, _checked(options)
         self.model: Codec = registry.get(model, "compress", device)
+
+    def with_options(self, options: CompressOptions) -> Compress:
+        """Returns the same task with other options. It shares the codec that is loaded."""
+        other = copy.copy(self)
+        other.options = _checked(options)
+        return other
 
     def recipe(self) -> str:
         """Returns what is equal for runs that make the same of the same input: by model and options."""
@@ -236,6 +247,34 @@ class Compress:
             if wanted is not None and reached is not None and reached < wanted:
                 return reached, (f"the target of {wanted:g} {unit} is not reached, even at quality 100",)
         return None, ()
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def round_trip(self, x: Tensor) -> Tensor:
+        """Returns what the pictures `x`, `[C,H,W]` or `[N,C,H,W]`, C 1, 3 or 4, uint8 or float in [0,1], become when
+        they are compressed at the quality of the options and decompressed, without writing a file of them.
+
+        The result has the shape, dtype, device and type of `x`. A fourth channel is alpha, and stays as it is. Raises
+        `UsageError`, `InputError`.
+        """
+        check_tensor(x)
+        with torch.no_grad():
+            result = x.detach().as_subclass(Tensor).clone()
+            batch = result if result.dim() == 4 else result[None]
+            colours = batch[:, :3] if batch.shape[1] == 4 else batch
+            if not colours.numel():
+                return like_tensor(result, x)
+            height, width = (padded(side, self.model.multiple) for side in x.shape[-2:])
+            pixels = colours.cpu() if x.dtype == torch.uint8 else colours.float().cpu()
+            missing = ((0, 0), (0, 0), (0, height - x.shape[-2]), (0, width - x.shape[-1]))
+            pixels = torch.from_numpy(np.pad(pixels.numpy(), missing, mode="edge"))
+            latents = self._encode(pixels, self.options.level)
+            # The pixels of floats come back in 16 bits.
+            shape, depth = (pixels.shape[1], height, width), 8 if x.dtype == torch.uint8 else 16
+            decoded = self.model.decode(latents, shape, self.options.level, self.device, self.dtype, depth)
+            decoded = decoded[:, :, : x.shape[-2], : x.shape[-1]]
+            colours.copy_(decoded if depth == 8 else as_float(decoded))
+        return like_tensor(result, x)
 
     # -- one quality -------------------------------------------------------------------------------------------
 
@@ -340,6 +379,13 @@ def highest_below(excess: Callable[[int], float], slope: float) -> int:
 
 
 # -- comparing with the original -----------------------------------------------------------------------------
+
+
+def _checked(options: CompressOptions) -> CompressOptions:
+    """Returns the options. Raises `UsageError` where their package is missing."""
+    if options.target_ssimulacra2 is not None and not has_ssimulacra2():
+        raise UsageError("target_ssimulacra2 needs the package ssimulacra2: pip install 'aeimg[metrics]'")
+    return options
 
 
 def _side_by_side(picture: Picture, decoded: Array) -> tuple[Array, Array]:

@@ -328,7 +328,8 @@ LUMA = (0.299, 0.587, 0.114)
 def run_in_tiles(
     through: Applied, x: Tensor, *, device: torch.device, dtype: torch.dtype, tile: int, halo: int | None, multiple: int
 ) -> Tensor:
-    """Runs a batch of one size, pixels `[N,C,H,W]` on the CPU, uint8, uint16 or float; returns results of that dtype.
+    """Runs a batch of one size, pixels `[N,C,H,W]`, uint8, uint16 or float; returns results of that dtype, where the
+    pixels are.
 
     Pictures larger than `tile` pixels, of the finer of input and result, are cut into tiles, if the halo is known, and
     only one tile is ever on the device, or in memory as floats. A tile whose result is not finite is computed again in
@@ -336,15 +337,16 @@ def run_in_tiles(
     """
 
     def run(part: Tensor) -> Tensor:
-        if device.type == "cuda":  # from pinned memory the copy does not hold up this thread
+        arriving = device.type == "cuda" and part.device.type == "cpu"
+        if arriving:  # from pinned memory the copy does not hold up this thread
             part = part.contiguous().pin_memory()
-        source = as_float(part.to(device, non_blocking=device.type == "cuda"))
+        source = as_float(part.to(device, non_blocking=arriving))
         height, width = source.shape[2:]
         shown = through.shown(source)
         whole = mirror(shown, padded(height, multiple), padded(width, multiple))
         made = finite_result(through, whole.contiguous(memory_format=torch.channels_last), dtype)
         made = made[:, :, : through.scale * height, : through.scale * width]
-        return as_pixels(through.given_back(made, source), x.dtype)
+        return as_pixels(through.given_back(made, source), x.dtype, x.device)
 
     side = padded(max(1, tile // through.scale) if halo is not None else max(x.shape[2:]), multiple)
     return run_tiled(run, x, side, padded(halo or 0, multiple), scale=through.scale)

@@ -14,12 +14,16 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .. import registry
-from ..errors import ModelError, UsageError
+from ..errors import InputError, ModelError, UsageError
 from ..paths import TEMPLATE, Selection, check_template
+from ..shards import parse as parse_shard
 from ..stream import MEMORY
+
+if TYPE_CHECKING:
+    from ..tiles import Window
 
 TaskName = Literal["denoise", "compress", "decompress", "features", "score", "upscale", "colorize"]
 Kind = Literal["pil", "numpy", "tensor", "bytes"]
@@ -40,7 +44,7 @@ def _require_quality(quality: int) -> None:
 
 def option(
     default: Any,
-    help: str,  # noqa: A002  # as the field is called everywhere
+    help: str,  # as the field is called everywhere
     *,
     at_least: float | None = None,
     at_most: float | None = None,
@@ -113,9 +117,7 @@ class DenoiseOptions(EncodingOptions):
 
     sigma: float | str = option("auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it.")
     """The level of the noise in 8-bit units, or "auto" to estimate it."""
-    strength: float = option(
-        1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1
-    )
+    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
     """0 leaves the picture as it is, 1 removes all the noise."""
 
     def __post_init__(self) -> None:
@@ -210,16 +212,44 @@ class CompressOptions:
         return self.max_bytes
 
 
+SCALES: dict[str | float, int] = {1: 1, "1": 1, "1/1": 1, **{
+    scale: divisor for divisor in (2, 4, 8) for scale in (f"1/{divisor}", 1 / divisor)
+}}  # fmt: skip
+"""Scale -> how many pixels in a row become one."""
+
+
 @dataclass(frozen=True)
 class DecompressOptions(EncodingOptions):
     """The options of the task decompress."""
 
     kind: Kind = "pil"
     """What comes back, where no file is written."""
+    crop: tuple[int, int, int, int] | None = None
+    """The part that is decoded: x and y of its upper left corner, width and height, in pixels. None for all of it."""
+    scale: str | float = 1
+    """1, "1/2", "1/4" or "1/8", or the same as a number: the size of what comes back, of the means of squares."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.crop is not None:
+            whole = len(self.crop) == 4 and all(isinstance(value, int) for value in self.crop)
+            sound = whole and min(self.crop[:2]) >= 0 and min(self.crop[2:]) > 0
+            _require(sound, f"crop must be (x, y, width, height), in pixels inside the picture, not {self.crop!r}")
+            object.__setattr__(self, "crop", tuple(self.crop))
+        _require(self.scale in SCALES, f"scale must be 1, 1/2, 1/4 or 1/8, not {self.scale!r}")
         _require(self.kind in KINDS, f"kind must be one of {', '.join(KINDS)}, not {self.kind!r}")
+
+    def window(self, width: int, height: int, name: str) -> Window:
+        """Returns what is decoded of a picture of that size. Raises `InputError` where that lies outside."""
+        from ..tiles import Box, Window
+
+        crop = None if self.crop is None else Box(*self.crop)
+        if crop is not None and (crop.right > width or crop.bottom > height):
+            asked = ",".join(str(value) for value in self.crop or ())
+            raise InputError(
+                f"{name}: the crop {asked} (x,y,width,height) does not fit into its {width}x{height} pixels"
+            )
+        return Window(height, width, crop, SCALES[self.scale])
 
 
 @dataclass(frozen=True)
@@ -313,6 +343,10 @@ class FileOptions(SelectionOptions):
     """The file (.html) into which a page is written that shows what became of the pictures."""
     report_size: int | str = REPORT_SIZE
     """How many bytes that page has at most, as a number or like "20M"."""
+    shard: str | None = None
+    """Which share of the files is taken, like "3/16"; "auto" reads it from what Slurm or Kubernetes say."""
+    watch: bool = False
+    """Whether the run goes on with files that appear, until it is interrupted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -322,6 +356,8 @@ class FileOptions(SelectionOptions):
             self.report_bytes >= 1, f"report_size must be a number of bytes, or like 20M, not {self.report_size!r}"
         )
         check_template(self.name)
+        if self.shard is not None:
+            parse_shard(self.shard)
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
 
     @property
@@ -420,6 +456,8 @@ class RunWords(TypedDict, total=False):
     if_exists: Literal["skip", "overwrite", "error"]
     report: str | os.PathLike[str] | None
     report_size: int | str
+    shard: str | None
+    watch: bool
 
 
 class DenoiseWords(RunWords, total=False):
@@ -448,6 +486,8 @@ class DecompressWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    crop: tuple[int, int, int, int] | None
+    scale: str | float
 
 
 class UpscaleWords(RunWords, total=False):

@@ -30,8 +30,9 @@ from ..images import (
     sample_size,
     to_pil,
 )
-from ..paths import open_regular
+from ..paths import Place, located, open_regular, size_of
 from ..pixels import continued, from_array, from_tensor, padded, to_array, to_tensor
+from ..urls import Url, is_url
 from .options import EncodingOptions, Kind
 
 Array = np.ndarray
@@ -44,7 +45,7 @@ Delivered = Image.Image | Array | Tensor | bytes
 class FileSource:
     """An image file or latent file whose result is to become a file."""
 
-    path: Path
+    path: Place
     """The file to read."""
     suffix: str
     """The suffix of the file to be written."""
@@ -120,6 +121,10 @@ CODE_BYTES = 12
 """How many bytes a picture's codes take for each of its pixels, at most: as floats and as symbols."""
 
 
+EXPANSION = 16
+"""How many times the size of an image file its samples take, about, where only the size is known."""
+
+
 def bytes_on_the_way(samples: int, data: int) -> int:
     """Returns how many bytes a picture holds on its way whose samples, alpha included, take `samples` bytes and whose
     file has `data` bytes."""
@@ -140,8 +145,10 @@ def estimate(source: object) -> int:
     path = source.path if isinstance(source, FileSource) else source
     if not isinstance(path, str | os.PathLike):
         return 0
+    if isinstance(path, Url) and path.status is not None:  # its header is too far away for the caller's thread
+        return bytes_on_the_way(EXPANSION * path.status.size, path.status.size)
     with open_regular(path) as file:
-        return estimate_file(file, os.fstat(file.fileno()).st_size)
+        return estimate_file(file, size_of(file))
 
 
 def estimate_file(file: BinaryIO, size: int) -> int:
@@ -192,6 +199,10 @@ class Result(Generic[V_out]):
     def figures(self) -> dict[str, Any]:
         """Returns what is particular to the task."""
         return {}
+
+    def sentence(self) -> str:
+        """Returns the same for people, in a few words."""
+        return f"{self.width}x{self.height}"
 
 
 # -- opening -------------------------------------------------------------------------------------------------
@@ -268,9 +279,9 @@ def open_checked(source: object) -> Opened:
 
 
 def _open_path(source: str | os.PathLike[Any]) -> Opened:
-    path = os.fsdecode(source)
+    path = located(source) if is_url(source) else os.fsdecode(source)
     data = read_file(path)
-    return Opened(replace(read_picture(data, path), name=Path(path).name), "pil", source, data)
+    return Opened(replace(read_picture(data, str(path)), name=located(path).name), "pil", source, data)
 
 
 # -- batches -------------------------------------------------------------------------------------------------

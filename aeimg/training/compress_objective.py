@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
 from ..hyperprior_codec import HyperpriorCodec
-from ..models.hyperprior import Hyperprior, bits_per_point, lagrange_multiplier
+from ..models.hyperprior import Hyperprior, distortion, lagrange_multiplier
 from ..models.integer import QUALITIES, freeze
-from ..ssimulacra2 import ssimulacra2
+from ..registry import DEFAULTS
 from .datasets import Photographs
 from .degradations import turn_grey
 from .objective import AT_LEAST, Config, Objective, Recipe
@@ -54,14 +54,8 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
         """Loss of each image, and bits per pixel, mean squared error (8-bit units) and score; `share` of the last."""
         decoded, code_bits, side_bits = model(x, q, decide=decide)
         bpp = (code_bits + side_bits) / (x.shape[2] * x.shape[3])
-        mse = (decoded - x).square().flatten(1).mean(1) * 255.0**2
-        multiplier = lagrange_multiplier(q)
-        distortion = (1 - share) * multiplier * mse
-        terms = {"bpp": bpp, "mse": mse}
-        if share:
-            terms["ssimulacra2"] = score = ssimulacra2(x, decoded)
-            distortion = distortion + share * bits_per_point(q) * (100 - score)
-        return (distortion + bpp) * (multiplier / 0.01) ** -0.4, terms
+        lost, measured = distortion(x, decoded, q, share)
+        return (lost + bpp) * (lagrange_multiplier(q) / 0.01) ** -0.4, {"bpp": bpp, **measured}
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
         (crops,) = batch
@@ -70,6 +64,10 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
         share = self.recipe.perceptual if self.step >= self.recipe.perceptual_from else 0.0
         loss, terms = self._terms(self.model, x, q, share=share, decide=late and self.recipe.decide)
         return loss.mean(), {name: float(term.detach().mean()) for name, term in terms.items()}
+
+    @property
+    def shipped(self) -> str | None:
+        return DEFAULTS[self.task]
 
     @torch.no_grad()
     def validate(self, model: Hyperprior) -> dict[str, float]:
