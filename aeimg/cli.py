@@ -270,6 +270,13 @@ _FOR_FILES = _with(
         help="After an image that fails: continue with the others, or stop.",
     ),
     click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
+    click.option(
+        "--report",
+        type=PATH,
+        help="Write a page to look at into this file (.html): a table of what became of each file, and pictures before "
+        "and after. (compress measures for it, as with --measure.)",
+    ),
+    click.option("--report-size", default="20M", show_default=True, help="Let that page take at most so many bytes."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
     click.option("-v", "--verbose", is_flag=True, help="Print a line for each image: what was done to it, and why."),
 )
@@ -305,6 +312,8 @@ def _run(
     if out == "-":
         if options["dry_run"] or json_file is not None:
             raise UsageError("--dry-run and --json are for files, and standard output is none")
+        if "report" in options:
+            raise UsageError("--report is for files, and standard output is none")
         _pipe(sources, task, **options)
         return
     if "-" in sources:
@@ -317,6 +326,8 @@ def _run(
     except Interrupted as error:
         summary, interrupted = error.summary, True
     _print_summary(summary, task, quiet=quiet, dry=options["dry_run"])
+    if "report" in options and not quiet:
+        _say(_plain(f"report: {options['report']}"))
     if json_file is not None:
         named = {"sources": [redacted(source) for source in sources], "out": redacted(out)}
         _write_json(json_file, summary, task=task, **named, options=options)
@@ -327,7 +338,7 @@ def _run(
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
-                  "shard", "watch")  # fmt: skip
+                  "shard", "watch", "report_size")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
@@ -791,6 +802,7 @@ def plot_latents(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: b
     "--side", type=click.IntRange(8), default=64, show_default=True, help="Side in pixels, where the model takes any."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal codes.")
+@click.option("--sheet", help="Draw all pictures into one of this name in OUT, like digits.png, side by side.")
 def sample(out: Path, **options: Any) -> None:
     """Decode random codes of a small autoencoder into pictures in the folder OUT.
 
@@ -839,25 +851,37 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 @main.command()
 @click.argument("sources", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def info(sources: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--sort",
+    type=click.Choice(["file", "bytes", "bpp", "quality", "model", "mode"]),
+    help="Sort the table of a folder, the highest figures first. [default: file]",
+)
+def info(sources: tuple[str, ...], as_json: bool, sort: str | None) -> None:
     """Print what latent files (.aei), weights files (.safetensors) and models state of themselves.
 
-    SOURCES are files, folders of files, names of models, or - for a latent file on standard input.
+    SOURCES are files, folders of files, names of models, or - for a latent file on standard input. A folder gives a
+    table with a line for each file.
     """
-    from .report import describe
+    from .report import describe, tabulate
 
     failed = False
     for source in sources:
+        rows = []
         try:
             for about in describe(source):
                 if isinstance(about, AeimgError):
                     _say(_plain(f"failed: {about}"))
                     failed = True
                 else:
-                    _print(json.dumps(about) if as_json else _table(about))
+                    rows.append(about)
         except AeimgError as error:
             _say(_plain(f"failed: {error}"))
             failed = True
+        if rows and not as_json and (os.path.isdir(source) or sort is not None):
+            _print("\n".join(map(_plain, tabulate(rows, sort or "file").split("\n"))))
+            continue
+        for about in rows:
+            _print(json.dumps(about) if as_json else _table(about))
     if failed:
         sys.exit(1)
 
