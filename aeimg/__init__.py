@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import (
     AeimgError,
     ChecksumMismatch,
+    ClusterError,
     DataError,
     InputError,
     InvalidLatent,
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AeimgError",
     "ChecksumMismatch",
+    "ClusterError",
     "DataError",
     "EncodingOptions",
     "ImageRunner",

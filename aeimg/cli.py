@@ -261,6 +261,23 @@ _FOR_FILES = _with(
         metavar="I/N",
         help="Take only the I-th of N shares of the files; auto reads which from a Slurm array or a Kubernetes job.",
     ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Work in this process, or on a Ray cluster: that of RAY_ADDRESS, or one on this machine.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="With --engine ray: load the model so many times. [default: once for each GPU, or each CPU but one]",
+    ),
+    click.option(
+        "--stall-timeout",
+        type=click.FloatRange(0, min_open=True),
+        help="With --engine ray: end with an error after so many seconds without progress. [default: 600]",
+    ),
     click.option("--watch", is_flag=True, help="Go on with files that appear, until Ctrl-C."),
     click.option(
         "--on-error",
@@ -306,6 +323,12 @@ def _run(
     from .urls import redacted
 
     process: Callable[..., Any] = typed  # the task, here a name that may be a plug-in's, says which options there are
+    if options.pop("engine") == "ray":
+        if out == "-":
+            raise UsageError("--engine ray is for files, and standard output is none")
+        from .distributed import process
+    elif options["workers"] is not None or options["stall_timeout"] is not None:
+        raise UsageError("--workers and --stall-timeout are for --engine ray")
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
@@ -338,7 +361,7 @@ def _run(
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
-                  "shard", "watch", "report_size")  # fmt: skip
+                  "shard", "watch", "report_size", "workers", "stall_timeout")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
@@ -386,7 +409,7 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
               "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
     about |= {"failed": len(summary.failed), "files": summary.files}
-    write_atomic(file, json.dumps(about, indent=1).encode())
+    write_atomic(file, json.dumps(about, indent=1, default=str).encode())  # options may be paths
 
 
 def _plain(name: object) -> str:

@@ -420,6 +420,22 @@ def process(
         ModelError: A model is missing or broken.
         OutputError: A result can't be written.
     """
+    task, own, run, files = checked(task, out, options, dry_run=dry_run, estimate=estimate)
+    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
+        device = str(source.device)
+    made = make_task(task, model, device, dtype, own)
+    if out is not None:
+        file_run = _FileRun(task, made, own, run, files)
+        return over_files(source, out, file_run, progress=progress, dry_run=dry_run, estimate=estimate)
+    if dry_run:
+        raise UsageError("a dry run is for files: name their folder with out=")
+    return _from_memory(source, task, made, run, files)
+
+
+def checked(
+    task: str | ImageTask, out: Name | None, options: Mapping[str, Any], *, dry_run: bool, estimate: bool
+) -> tuple[str, TaskOptions, RunOptions, FileOptions]:
+    """Returns the name of the task and the options of a call of `process`. Raises `UsageError` where it is wrong."""
     task = task.name if isinstance(task, ImageTask) else task
     if task not in TASKS and declared.find(task) is None:
         raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
@@ -433,19 +449,18 @@ def process(
     if files.report is not None:
         _check_report(files, out, dry_run=dry_run)
         own = replace(own, measure=True) if isinstance(own, CompressOptions) else own
-    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
-        device = str(source.device)
-    made = make_task(task, model, device, dtype, own)
-    if out is not None:
-        if not os.fspath(out):
-            raise UsageError("out: an empty name is no file or folder")
-        file_run = _FileRun(task, made, own, run, files)
-        names, out = _names(source), paths.located(out)
-        paths.check_output(out)
-        return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
-    if dry_run:
-        raise UsageError("a dry run is for files: name their folder with out=")
-    return _from_memory(source, task, made, run, files)
+    return task, own, run, files
+
+
+def over_files(
+    source: object, out: Name, file_run: _FileRun, *, progress: bool, dry_run: bool, estimate: bool
+) -> Summary:
+    """Returns what a run over files did or, of a dry run, would do."""
+    if not os.fspath(out):
+        raise UsageError("out: an empty name is no file or folder")
+    names, place = _names(source), paths.located(out)
+    paths.check_output(place)
+    return file_run.plan(names, place, estimate=estimate) if dry_run else file_run.go(names, place, progress)
 
 
 def _check_report(files: FileOptions, out: Name | None, *, dry_run: bool) -> None:
@@ -767,8 +782,7 @@ class _FileRun:
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
         shown = Progress(self.name, len(todo), wanted=progress)
-        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
-        outcomes = _stream(todo, watched, self.run, late)
+        outcomes = self._outcomes(todo, to_files, shown, late)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
@@ -785,6 +799,13 @@ class _FileRun:
             self.summary.planned = len(left)
             for job in left.values():
                 self._note(job, "planned")
+
+    def _outcomes(
+        self, todo: list[paths.Job], to_files: _ToFiles, shown: Progress, late: list[Outcome[paths.Job, _Written]]
+    ) -> Generator[Outcome[paths.Job, _Written], None, None]:
+        """Does the jobs and yields what became of each; see `stream.stream`."""
+        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
+        return _stream(todo, watched, self.run, late)
 
     def _account(self, outcome: Outcome[paths.Job, _Written], left: dict[int, paths.Job]) -> None:
         """Enters what became of a job into the summary, once."""

@@ -65,7 +65,12 @@ def _check_bounds(options: object) -> None:
     """Raises `UsageError` where an option made by `option` lies outside of what it states."""
     for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
         value, about = getattr(options, one.name), one.metadata
-        if value is None or value == one.default or "help" not in about:
+        if "help" not in about:
+            continue
+        if isinstance(one.default, float) and type(value) is int:
+            value = float(value)  # 0 and 0.0 are one option, and one recipe
+            object.__setattr__(options, one.name, value)
+        if value is None or value == one.default:
             continue
         low, high, choices = about["at_least"], about["at_most"], about["choices"]
         _require(choices is None or value in choices, f"{one.name} must be one of {choices}, not {value!r}")
@@ -191,6 +196,8 @@ class CompressOptions:
         _require(len(given) <= 1, f"only one of {', '.join(targets)} can be the target, not {' and '.join(given)}")
         for name, value in given.items():
             _require(0 < value < math.inf, f"{name} must be a number above 0, not {value!r}")
+            if name != "max_bytes":  # 1 and 1.0 are one option, and one recipe
+                object.__setattr__(self, name, float(value))
         score = self.target_ssimulacra2
         _require(score is None or score <= 100, f"target_ssimulacra2 must be a number of 0..100, not {score!r}")
         _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
