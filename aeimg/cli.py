@@ -1037,7 +1037,7 @@ class _Measured(click.Choice[str]):
     """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
 
     def __init__(self) -> None:
-        super().__init__(["denoise", "compress", "engine", "anomaly", "textbooks", "upscale", "colorize"])
+        super().__init__(["denoise", "compress", "engine", "scale", "anomaly", "textbooks", "upscale", "colorize"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from .registry import plugged_tasks
@@ -1055,16 +1055,18 @@ class _Measured(click.Choice[str]):
 )
 @click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
 @click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
+@click.option("--simulate", type=click.IntRange(1), help="Instead, make so many empty files in DATA (scale only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
     """Measure a model, and others beside it, on the images in DATA.
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
-    the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
-    distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
-    that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
-    that do not ship.
+    the model. scale measures Ray clusters of one and two workers beside the plain engine; with --simulate, what each
+    of very many files costs around its picture. anomaly trains a small autoencoder on each of the digits in DATA (idx
+    files) and measures how well it distinguishes the others from it. upscale and colorize, and tasks of plug-ins that
+    state how, are measured on inputs that are made of the images, beside what needs no network. textbooks trains and
+    measures the textbooks' autoencoders that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
@@ -1074,15 +1076,20 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")
-    effort = options.pop("effort")
+    effort, simulated = options.pop("effort"), options.pop("simulate")
+    if simulated is not None and what != "scale":
+        raise UsageError("--simulate is an option of scale")
     if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
     if what == "denoise":
         figures = benches.bench_denoise(data, **options)
-    elif what == "engine":
+    elif what in ("engine", "scale"):
         if options.pop("model") is not None:
-            raise UsageError("--model is not an option of engine")
-        figures = benches.bench_engine(data, **options)
+            raise UsageError(f"--model is not an option of {what}")
+        if simulated is not None:
+            figures = benches.simulate(simulated, data)
+        else:
+            figures = (benches.bench_engine if what == "engine" else benches.bench_scale)(data, **options)
     elif what == "anomaly":
         figures = benches.bench_anomaly(data, device=options["device"])
     elif what == "textbooks":

@@ -65,12 +65,12 @@ def _check_bounds(options: object) -> None:
     """Raises `UsageError` where an option made by `option` lies outside of what it states."""
     for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
         value, about = getattr(options, one.name), one.metadata
-        if "help" not in about:
+        if value is None or "help" not in about:
             continue
-        if isinstance(one.default, float) and type(value) is int:
+        if isinstance(one.default, float) and type(value) is int and abs(value) < 1 << 53:
             value = float(value)  # 0 and 0.0 are one option, and one recipe
             object.__setattr__(options, one.name, value)
-        if value is None or value == one.default:
+        if value == one.default:
             continue
         low, high, choices = about["at_least"], about["at_most"], about["choices"]
         _require(choices is None or value in choices, f"{one.name} must be one of {choices}, not {value!r}")
