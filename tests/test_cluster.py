@@ -128,7 +128,7 @@ def test_an_interrupted_run_is_gone_on_with(cluster, folder, tmp_path):
     thread.join()
     assert caught.value.summary.planned > 0
     there = len(contents(out))
-    assert 0 < there
+    assert there > 0
     rest = aeimg.process(folder, "denoise", out=out, strength=0)
     assert rest.done + rest.skipped == 12 and len(rest.failed) == 1
     assert rest.skipped > 0

@@ -197,7 +197,8 @@ def _steps(source: Path, out: Path, reading: Callable[[], float]) -> Iterator[tu
     since()
     manifest = Manifest(out)
     yield "read the manifest", since()
-    left = [job for job in jobs if manifest.state(job, recipe) is State.MISSING]
+    for job in jobs:
+        assert manifest.state(job, recipe) is not State.MISSING
     yield "compare with the manifest", since()
     summary = Summary()
     for job in jobs:
