@@ -143,6 +143,19 @@ class _Levels(click.ParamType):
             self.fail(f"{value!r} is neither a number like 90 nor a list like jpg=90,avif=60", param, ctx)
 
 
+class _Pages(click.ParamType):
+    """`all`, `first`, or the number of a page."""
+
+    name = "all|first|number"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in ("all", "first"):
+            return value
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither all nor first nor the number of a page, from 1", param, ctx)
+        return int(value)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
 @click.version_option(__version__, prog_name="aeimg", allow_from_autoenv=False)  # AEIMG_VERSION may be anything
 @click.pass_context
@@ -256,6 +269,14 @@ _IMAGE_QUALITY = click.option(
     "--image-quality",
     type=_Levels(),
     help="Set the quality of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]",
+)
+
+
+_PAGES = click.option(
+    "--pages",
+    type=_Pages(),
+    help="Of files of several pages or frames (TIFF, GIF, animated PNG, WebP, AVIF), take all, the first, or the one "
+    "of this number. [default: such files are refused]",
 )
 
 
@@ -446,6 +467,7 @@ def _size(count: int) -> str:
 )
 @click.option("--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]")
 @_IMAGE_QUALITY
+@_PAGES
 @_FOR_FILES
 def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Denoise the images in SOURCES into the folder OUT.
@@ -489,6 +511,7 @@ def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
     help="Decode each latent again, and print the mean PSNR and, where its package is installed, SSIMULACRA2 (--json "
     "lists them and SSIM for each file).",
 )
+@_PAGES
 @_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Compress the images in SOURCES into latent files (.aei) in the folder OUT.
@@ -506,6 +529,11 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     help="Write files of this format: png, jpg, webp, tiff, ...; keep for that of what was compressed. [default: png]",
 )
 @_IMAGE_QUALITY
+@click.option(
+    "--join",
+    is_flag=True,
+    help="Put the pages that compress --pages all has made of one file into one file again: a TIFF, or an animation.",
+)
 @_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Turn the latent files in SOURCES back into images in the folder OUT.

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths
+from . import container, page_runs, paths
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
@@ -48,7 +48,7 @@ from .tasks.options import (
     TaskOptions,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
+from .tasks.pictures import Opened, Result, is_one, is_path, suffix_of
 from .tasks.score import Score, Strangeness
 
 log = logging.getLogger("aeimg")
@@ -324,6 +324,11 @@ def process(
                 (compress).
             measure: Decode what was encoded, for PSNR, SSIM and, where its package is there, SSIMULACRA2 in the
                 summary (compress, with `out`).
+            pages: Of files of several pages or frames (TIFF, animations): "all", with `out`, "first", or the number of
+                one; None refuses them. `denoise` writes all pages into one file again, `compress` makes a latent file
+                of each, `name-0001.aei` and so on (denoise, compress).
+            join: With `out`, the latent files of all pages of a file become one file again: a TIFF, or an animation
+                (decompress).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
             format: The suffix of the files written, "keep" for that of the source (for a latent file, of what was
@@ -371,6 +376,8 @@ def process(
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
+    if getattr(own, "pages", None) == "all" or getattr(own, "join", False):
+        raise UsageError("all pages of a file, and join, are for files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
 
 
@@ -490,7 +497,7 @@ class _ToFiles:
 
     def estimate(self, job: paths.Job) -> int:
         """Returns what the task estimates."""
-        return self.task.estimate(FileSource(job.source, job.target.suffix))
+        return self.task.estimate(page_runs.source_of(job))
 
     def prepare(self, job: paths.Job) -> _FileItem:
         """Reads the file and prepares it as the task does."""
@@ -499,7 +506,7 @@ class _ToFiles:
             status = os.stat(job.source)
         except OSError as error:
             raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
-        item = self.task.prepare(FileSource(job.source, job.target.suffix))
+        item = self.task.prepare(page_runs.source_of(job))
         return _FileItem(job, status, item, item.opened, time.monotonic() - began)
 
     def key(self, item: _FileItem) -> Hashable:
@@ -520,17 +527,38 @@ class _ToFiles:
         job, status = item.job, item.status
         result = self.task.finish(item.item, raw)
         data: bytes = result.value
-        if not self.dry:
-            if self.manifest is not None:
-                source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
-                made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
-                self.manifest.add(job, made)
-            paths.write_atomic(job.target, data)
+        self._write(job, status, item.opened.digest or digest(item.opened.data or b""), data)
         seconds = round(item.seconds + time.monotonic() - began, 4)
         record = {"seconds": seconds, **result.record()}
         if lost := left_out(item.opened.picture, job.target.suffix):
             record["warnings"] = [*record.get("warnings", ()), *lost]
-        return _Written(status.st_size, len(data), record)
+        if page := item.opened.picture.page:
+            record |= {"page": page.number, "pages": page.count}
+        share = job.count if isinstance(job, page_runs.PageJob) else 1
+        return _Written(status.st_size // share, len(data), record)
+
+    def join(self, job: page_runs.JointJob, run: RunOptions, own: TaskOptions) -> Outcome[paths.Job, _Written]:
+        """Runs all pages of a job, and writes the file that holds them."""
+        began = time.monotonic()
+        try:
+            status = os.stat(job.source)
+            joined = page_runs.join(job, self.task, own, run)
+            self._write(job, status, joined.source, joined.data)
+        except Exception as error:  # as in `stream`, whatever goes wrong with one job is that job's outcome
+            return Outcome(job, error=error)
+        sizes = [os.stat(path).st_size for _, path in job.latents] or [status.st_size]
+        record = {"seconds": round(time.monotonic() - began, 4), **joined.record}
+        return Outcome(job, _Written(sum(sizes), len(joined.data), record), work=joined.pixels)
+
+    def _write(self, job: paths.Job, status: os.stat_result, source: str, data: bytes) -> None:
+        """Writes a result; `status` and `source` are what the file system says of the source, and its digest."""
+        if self.dry:
+            return
+        if self.manifest is not None:
+            recipe = job.recipe(self.recipe) if isinstance(job, page_runs.JointJob) else self.recipe
+            about = (status.st_size, status.st_mtime_ns, source)
+            self.manifest.add(job, Record(recipe, *about, len(data), digest(data), status.st_ctime_ns))
+        paths.write_atomic(job.target, data)
 
 
 class _FileRun:
@@ -569,6 +597,7 @@ class _FileRun:
         passed_over: Counter[str] = Counter()
         jobs, alone = _plan(sources, self.name, out, self.own, self.files, passed_over)
         self.summary.passed_over = dict(passed_over.most_common())
+        jobs = page_runs.expand(jobs, self.own)
         manifest = None if alone else Manifest(out)
         recipe: str = self.task.recipe()
         todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
@@ -589,7 +618,8 @@ class _FileRun:
         todo = []
         for job in jobs:
             if manifest is not None:
-                state = manifest.state(job, recipe, renew=renew)
+                one = job.recipe(recipe) if isinstance(job, page_runs.JointJob) else recipe
+                state = manifest.state(job, one, renew=renew)
             else:
                 state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
@@ -607,7 +637,7 @@ class _FileRun:
         paths.sweep({job.target.parent for job in todo})
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
-        outcomes = _stream(todo, to_files, self.run, late)
+        outcomes = self._outcomes(todo, to_files, late)
         shown = _Progress(self.name, len(todo), progress)
         try:
             for outcome in outcomes:
@@ -625,6 +655,16 @@ class _FileRun:
             self.summary.planned = len(left)
             for job in left.values():
                 self._note(job, "planned")
+
+    def _outcomes(
+        self, todo: list[paths.Job], to_files: _ToFiles, late: list[Outcome[paths.Job, _Written]] | None = None
+    ) -> Generator[Outcome[paths.Job, _Written], None, None]:
+        """Yields the outcomes of the jobs: first of those of one picture, then of those of several, one by one."""
+        page_runs.want(todo)
+        yield from _stream([job for job in todo if not isinstance(job, page_runs.JointJob)], to_files, self.run, late)
+        for job in todo:
+            if isinstance(job, page_runs.JointJob):
+                yield to_files.join(job, self.run, self.own)
 
     def _account(self, outcome: Outcome[paths.Job, _Written], left: dict[int, paths.Job]) -> None:
         """Enters what became of a job into the summary, once."""
@@ -649,7 +689,8 @@ class _FileRun:
         pixels = {}
         for job in jobs:
             try:
-                pixels[job] = _declared(job.source, self.name)
+                count = job.count if isinstance(job, page_runs.JointJob) else 1
+                pixels[job] = count * _declared(job.source, self.name)
             except (AeimgError, OSError):
                 continue  # the run will report it
         return pixels
@@ -658,9 +699,9 @@ class _FileRun:
         """Returns the seconds and bytes that the jobs would take, by those of a few, spread evenly."""
         able = list(pixels)
         chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]
-        list(_stream(chosen[:1], tried, self.run))
+        list(self._outcomes(chosen[:1], tried))
         began = time.monotonic()
-        outcomes = [one for one in _stream(chosen[1:] or chosen, tried, self.run) if one.error is None]
+        outcomes = [one for one in self._outcomes(chosen[1:] or chosen, tried) if one.error is None]
         seconds, seen = time.monotonic() - began, sum(outcome.work for outcome in outcomes)
         scale = sum(pixels.values()) / seen if seen else 0.0
         made = sum(outcome.result().bytes_out for outcome in outcomes)

@@ -127,10 +127,11 @@ class Decompress:
         latent = container.read(data, name)
 
         def opened(picture: Picture) -> Opened:
-            return Opened(picture, "file" if suffix else self.options.kind, source, data, suffix)
+            kind = self.options.kind if not isinstance(source, FileSource) else "file" if suffix else "picture"
+            return Opened(picture, kind, source, data, suffix)
 
         if isinstance(latent, container.Stored):
-            picture = replace(read_picture(latent.data, name), name=latent.name)
+            picture = replace(read_picture(latent.data, name), name=latent.name, page=latent.page)
             return DecompressItem(opened(picture), None, latent.data)
         if latent.width * latent.height > pixel_limit():
             raise InputError(f"{name}: declares {latent.width}x{latent.height} pixels, more than is taken for honest")
@@ -227,4 +228,4 @@ def _empty(latent: container.Coded, name: str) -> Picture:
     empty = np.broadcast_to(zero, (latent.channels, latent.height, latent.width))
     alpha = None if latent.alpha is None else read_plane(latent.alpha, empty.shape[1:], empty.dtype, name)
     about, notes = sound(latent.metadata)
-    return Picture(empty, alpha, about, latent.format, latent.name, tuple(notes))
+    return Picture(empty, alpha, about, latent.format, latent.name, tuple(notes), latent.page)

@@ -160,6 +160,8 @@ class Denoise:
         chosen = {
             "sigma": o.sigma, "strength": o.strength, "format": o.format, "image_quality": o.image_quality,
         }  # fmt: skip
+        if o.pages is not None:
+            chosen["pages"] = o.pages
         about = ["Denoise", models, chosen, str(self.dtype)]
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
@@ -171,7 +173,7 @@ class Denoise:
 
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
-        opened = open_checked(source)
+        opened = open_checked(source, self.options.page)
         choice = choose(opened.picture, self.options.sigma, free=self.asked is None)
         return DenoiseItem(opened, choice, self._model(choice.model))
 

@@ -32,6 +32,17 @@ def _require_quality(quality: int) -> None:
     _require(quality in range(1, 101), f"quality must be a whole number of 1..100, not {quality!r}")
 
 
+Pages = Literal["all", "first"] | int
+
+
+def _page(pages: Pages | None) -> int | None:
+    """Returns the one page that is meant, from 1; None for all pages, and where none is named. Raises `UsageError`."""
+    number = 1 if pages == "first" else pages
+    sound = number in (None, "all") or (type(number) is int and number >= 1)
+    _require(sound, f"pages must be all, first or a number from 1, not {pages!r}")
+    return number if isinstance(number, int) else None
+
+
 # -- options of tasks ----------------------------------------------------------------------------------------
 
 
@@ -73,9 +84,13 @@ class DenoiseOptions(EncodingOptions):
     """The level of the noise in 8-bit units, or "auto" to estimate it."""
     strength: float = 1.0
     """0 leaves the picture as it is, 1 removes all the noise."""
+    pages: Pages | None = None
+    """Of files of several pages or frames: "all" (with files that are written), "first", or the number of one. None
+    refuses such files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _page(self.pages)
         try:
             sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
         except (TypeError, ValueError):
@@ -84,6 +99,11 @@ class DenoiseOptions(EncodingOptions):
         if self.sigma != "auto":  # "25" and 25 are one option
             object.__setattr__(self, "sigma", sigma)
         _require(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
+
+    @property
+    def page(self) -> int | None:
+        """The one page that `pages` names, if it does."""
+        return _page(self.pages)
 
 
 DEFAULT_QUALITY = 50
@@ -109,8 +129,11 @@ class CompressOptions:
     """1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent."""
     measure: bool = False
     """Whether the latent is decoded again for PSNR, SSIM and, where its package is there, SSIMULACRA2."""
+    pages: Pages | None = None
+    """As that of `DenoiseOptions`."""
 
     def __post_init__(self) -> None:
+        _page(self.pages)
         _require_quality(self.level)
         targets = {name: getattr(self, name) for name in TARGETS}
         given = {name: value for name, value in targets.items() if value is not None}
@@ -123,6 +146,11 @@ class CompressOptions:
         score = self.target_ssimulacra2
         _require(score is None or score <= 100, f"target_ssimulacra2 must be a number of 0..100, not {score!r}")
         _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
+
+    @property
+    def page(self) -> int | None:
+        """The one page that `pages` names, if it does."""
+        return _page(self.pages)
 
     @property
     def level(self) -> int:
@@ -147,6 +175,8 @@ class DecompressOptions(EncodingOptions):
 
     kind: Kind = "pil"
     """What comes back, where no file is written."""
+    join: bool = False
+    """Whether the latent files of all pages of a file become one file again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,6 +341,7 @@ class DenoiseWords(RunWords, total=False):
     image_quality: int | Mapping[str, int] | None
     sigma: float | str
     strength: float
+    pages: Pages | None
 
 
 class CompressWords(RunWords, total=False):
@@ -323,6 +354,7 @@ class CompressWords(RunWords, total=False):
     max_bytes: int | None
     effort: int
     measure: bool
+    pages: Pages | None
 
 
 class DecompressWords(RunWords, total=False):
@@ -330,6 +362,7 @@ class DecompressWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    join: bool
 
 
 class ScoreWords(RunWords, total=False):

@@ -7,7 +7,9 @@ deliver       a picture -> the kind that the caller wants
 from __future__ import annotations
 
 import io
+import mmap
 import os
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 from ..errors import InputError, UnreadableImage, UsageError
 from ..images import (
     WRITABLE,
+    ImageFile,
     Picture,
     encode_picture,
     from_pil,
@@ -30,13 +33,16 @@ from ..images import (
     sample_size,
     to_pil,
 )
+from ..manifest import digest
+from ..metadata import byte_order
+from ..pages import Place, places
 from ..paths import open_regular
 from ..pixels import continued, from_array, from_tensor, padded, to_array, to_tensor
 from .options import EncodingOptions, Kind
 
 Array = np.ndarray
 
-Delivered = Image.Image | Array | Tensor | bytes
+Delivered = Image.Image | Array | Tensor | bytes | Picture
 """What a picture is given back as."""
 
 
@@ -46,8 +52,85 @@ class FileSource:
 
     path: Path
     """The file to read."""
-    suffix: str
-    """The suffix of the file to be written."""
+    suffix: str | None
+    """The suffix of the file to be written; None where the result is to be a `Picture`, which becomes a part of one."""
+
+
+class PagedFile:
+    """An image file of several pages, which threads read one by one.
+
+    It is in memory from the first page that is read to the last. Pages are decoded in about their order, because a
+    frame of an animation needs those before it.
+    """
+
+    def __init__(self, path: Path, places: list[Place]) -> None:
+        self.path, self.places = path, places
+        self.wanted = 0
+        """How many of its pages are still to be read."""
+        self._turn = threading.Condition()
+        self._waiting: list[int] = []
+        self._busy = False
+        self._open: tuple[ImageFile, str] | None = None
+
+    def read(self, number: int) -> tuple[Picture, bytes, str]:
+        """Returns a page, the bytes of the file and their digest. Raises as `ImageFile.picture` does."""
+        with self._turn:
+            self._waiting.append(number)
+            self._turn.wait_for(lambda: not self._busy and min(self._waiting) == number)
+            self._busy = True
+        try:
+            if self._open is None:
+                data = read_file(self.path)
+                self._open = ImageFile(data, str(self.path)), digest(data)
+            file, found = self._open
+            return replace(file.picture(number), name=self.path.name), file.data, found
+        except BaseException:
+            self._open = None  # a decoder that has failed may be left anywhere in the file
+            raise
+        finally:
+            with self._turn:
+                self.wanted -= 1
+                if self.wanted <= 0:
+                    self._open = None
+                self._waiting.remove(number)
+                self._busy = False
+                self._turn.notify_all()
+
+    def estimate(self, number: int) -> int:
+        """Returns how many bytes a page will hold, by its header."""
+        samples = self.places[number - 1].samples
+        with open_regular(self.path) as file:
+            size = os.fstat(file.fileno()).st_size
+            return bytes_on_the_way(samples, size) if samples else estimate_file(file, size)
+
+
+def open_pages(path: Path) -> PagedFile | None:
+    """Returns an image file if it has several pages, by its headers; None for others, and for what can't be read."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(8)
+            file.seek(0)
+            if byte_order(head[:4]) is not None:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    found = places(None, data, str(path))
+            else:
+                with open_image(file, str(path)) as image:
+                    found = places(image, None, str(path))
+    except Exception:  # each decoder has errors of its own; reading the file will report what is wrong
+        return None
+    return PagedFile(path, found) if len(found) > 1 else None
+
+
+@dataclass(frozen=True)
+class PageSource:
+    """A page of an image file."""
+
+    file: PagedFile
+    """The file."""
+    number: int
+    """Which page, from 1."""
+    suffix: str | None
+    """As that of `FileSource`."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +139,17 @@ class Opened:
 
     picture: Picture
     """The pixels and what belongs to them."""
-    kind: Kind | Literal["file"]
-    """What the caller wants back; "file" stands for the bytes of a file with the suffix `suffix`."""
+    kind: Kind | Literal["file", "picture"]
+    """What the caller wants back; "file" stands for the bytes of a file with the suffix `suffix`, "picture" for a
+    `Picture`."""
     origin: object = None
     """What the caller gave."""
     data: bytes | None = None
     """The bytes of the source file, if it was one."""
     suffix: str | None = None
     """The suffix of the file to be written; None where that is for the options to say."""
+    digest: str = ""
+    """That of `data`, where it is known already."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +208,8 @@ def estimate(source: object) -> int:
         return bytes_on_the_way(_samples(source, b""), 0)
     if isinstance(source, bytes | bytearray):
         return estimate_file(io.BytesIO(source), len(source))
+    if isinstance(source, PageSource):
+        return source.file.estimate(source.number)
     path = source.path if isinstance(source, FileSource) else source
     if not isinstance(path, str | os.PathLike):
         return 0
@@ -220,12 +308,16 @@ def is_one(source: object) -> bool:
     return not several or is_path(source) or like_a_file
 
 
-def open_source(source: object) -> Opened:
-    """Opens anything that `process` takes as one picture. Raises `UsageError` for anything else."""
+def open_source(source: object, page: int | None = None) -> Opened:
+    """Opens anything that `process` takes as one picture; of files of several pages that `page`. Raises `UsageError`
+    for anything else."""
+    if isinstance(source, PageSource):
+        picture, data, found = source.file.read(source.number)
+        return Opened(picture, "file" if source.suffix else "picture", source, data, source.suffix, found)
     if isinstance(source, FileSource):
-        return replace(_open_path(source.path), kind="file", suffix=source.suffix)
+        return replace(_open_path(source.path, page), kind="file", suffix=source.suffix)
     if is_path(source):
-        return _open_path(source)
+        return _open_path(source, page)
     if isinstance(source, Image.Image):
         return Opened(from_pil(source), "pil", source)
     if isinstance(source, np.ndarray):
@@ -236,14 +328,14 @@ def open_source(source: object) -> Opened:
     if file is None:
         raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
     name, data = file
-    picture = read_picture(data, name) if name else read_picture(data)
+    picture = _one_page(data, name or "the image", page)
     in_memory = isinstance(source, bytes | bytearray | memoryview)
     return Opened(replace(picture, name=Path(name).name), "bytes" if in_memory else "pil", source, data)
 
 
-def open_checked(source: object) -> Opened:
+def open_checked(source: object, page: int | None = None) -> Opened:
     """Opens a source and refuses pictures without pixels and with values that are not finite. Raises `InputError`."""
-    opened = open_source(source)
+    opened = open_source(source, page)
     pixels, name = opened.picture.pixels, opened.picture.name or "the image"
     if not pixels[0].size:
         raise InputError(f"{name}: has no pixels")
@@ -252,10 +344,18 @@ def open_checked(source: object) -> Opened:
     return opened
 
 
-def _open_path(source: str | os.PathLike[Any]) -> Opened:
+def _open_path(source: str | os.PathLike[Any], page: int | None) -> Opened:
     path = os.fsdecode(source)
     data = read_file(path)
-    return Opened(replace(read_picture(data, path), name=Path(path).name), "pil", source, data)
+    return Opened(replace(_one_page(data, path, page), name=Path(path).name), "pil", source, data)
+
+
+def _one_page(data: bytes, name: str, page: int | None) -> Picture:
+    picture = read_picture(data, name, page)
+    if picture.page is None:
+        return picture
+    note = f"only the {'frame' if picture.page.animated else 'page'} {page} of {picture.page.count} was read"
+    return replace(picture, notes=(*picture.notes, note))
 
 
 # -- batches -------------------------------------------------------------------------------------------------
@@ -301,6 +401,8 @@ class AnyShape:
 
 def deliver(picture: Picture, opened: Opened, options: EncodingOptions) -> Delivered:
     """Returns a picture as the kind that the caller wants."""
+    if opened.kind == "picture":
+        return picture
     if opened.kind == "pil":
         return to_pil(picture)
     if opened.kind in ("bytes", "file"):
