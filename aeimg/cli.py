@@ -121,9 +121,12 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(_plain(error)) from error
         except AeimgError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_plain(error)) from error
+        except click.ClickException as error:  # which may quote an argument
+            error.message = _plain_lines(error.message)
+            raise
         except KeyboardInterrupt:
             _say("interrupted; what was written is whole")
             sys.exit(130)
@@ -370,6 +373,11 @@ def _plain(name: object) -> str:
     """Returns text that names files on one line, whatever is in it: what would command the terminal is spelled out."""
     text = str(name).encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _plain_lines(text: str) -> str:
+    """Returns text of several lines, each as `_plain` would print it."""
+    return "\n".join(map(_plain, text.split("\n")))
 
 
 SHOWN = 5
@@ -739,11 +747,11 @@ def models(as_json: bool) -> None:
             _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
     else:
         for row in rows:
-            _print(row.pop("name"))
+            _print(_plain(row.pop("name")))
             for key, value in row.items():
-                _print(f"    {key:12}  {value}")
+                _print(_plain(f"    {key:12}  {value}"))
     for error in broken:
-        _say(f"broken: {error}")
+        _say(_plain(f"broken: {error}"))
 
 
 TRAINED = (
