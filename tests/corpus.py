@@ -1,8 +1,8 @@
 """aeimg over a folder of foreign images, compared with Pillow: `python tests/corpus.py FOLDER`. See corpus.md.
 
-Each image goes through `denoise --strength 0` into PNG, into TIFF, and through `compress` and `decompress`. What returns
-must have Pillow's size, orientation, colours and alpha, and the metadata that Pillow sees. Exits with 1 where something
-differs, or where an error has no type.
+Each image goes through `denoise --strength 0` into PNG, into TIFF, and through `compress` and `decompress`. What comes
+back must have Pillow's size, orientation, colours and alpha, and the metadata that Pillow sees. Exits with 1 where
+something differs, or where an error has no type.
 """
 
 from __future__ import annotations
