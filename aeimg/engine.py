@@ -13,7 +13,6 @@ import functools
 import io
 import logging
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -27,16 +26,20 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, page_runs, paths
+from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .manifest import Manifest, Record, State, digest
+from .progress import Progress
 from .stream import Outcome, Task, stream
+from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
-from .tasks.denoise import Denoise
 from .tasks.features import Features
+from .tasks.image import ImageRunner
 from .tasks.options import (
+    ColorizeWords,
     CompressWords,
     DecompressWords,
     DenoiseWords,
@@ -46,6 +49,7 @@ from .tasks.options import (
     RunWords,
     ScoreWords,
     TaskOptions,
+    UpscaleWords,
     parse,
 )
 from .tasks.pictures import Opened, Result, is_one, is_path, suffix_of
@@ -103,26 +107,35 @@ class Interrupted(KeyboardInterrupt):
 AnyTask = Task[Any, Any, Any, Result[Any]]
 
 TASKS: dict[str, type[Any]] = {
-    "denoise": Denoise,
     "compress": Compress,
     "decompress": Decompress,
     "features": Features,
     "score": Score,
 }
-"""Name -> class of each task."""
-WRITES_FILES = ("denoise", "compress", "decompress")
-"""The tasks whose results can be files."""
+"""Name -> class of each task that is not from picture to picture; those are in `tasks.declared`."""
+
+
+def writes_files(task: str) -> bool:
+    """Returns whether the results of a task can be files."""
+    return task in ("compress", "decompress") or declared.find(task) is not None
 
 
 def make_task(task: str, model: Name | None, device: str, dtype: str, options: TaskOptions) -> Any:
-    """Returns the task of that name with its model loaded. Raises `UsageError`, `ModelError`."""
+    """Returns the task of that name with its model loaded: aeimg's own, or a plug-in's. Raises `UsageError`,
+    `ModelError`."""
     if model is not None and not is_path(model):
         raise UsageError(
             f"model: a {type(model).__name__} is no name of a model and no weights file; "
             "aeimg.register(name, lambda: model, task=...) gives it a name"
         )
     place = pick_device(device)
-    return TASKS[task](model, place, pick_dtype(dtype, place), options)
+    precision = pick_dtype(dtype, place)
+    if task in TASKS:
+        return TASKS[task](model, place, precision, options)
+    found = declared.find(task)
+    if found is None:
+        raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
+    return found.runner_class(found, model, place, precision, options)
 
 
 # -- the door ------------------------------------------------------------------------------------------------
@@ -158,6 +171,40 @@ def process(  # type: ignore[overload-overlap]
 def process(source: Paths, task: Literal["denoise"], **options: Unpack[DenoiseWords]) -> Iterator[Image.Image]: ...
 @overload
 def process(source: Iterable[P], task: Literal["denoise"], **options: Unpack[DenoiseWords]) -> Iterator[P]: ...
+@overload
+def process(
+    source: Name | Iterable[Name], task: Literal["upscale"], *, out: Name, **options: Unpack[UpscaleWords]
+) -> Summary: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["upscale"], **options: Unpack[UpscaleWords]
+) -> Image.Image | Iterator[Image.Image]: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: P, task: Literal["upscale"], **options: Unpack[UpscaleWords]
+) -> P: ...
+@overload
+def process(source: Paths, task: Literal["upscale"], **options: Unpack[UpscaleWords]) -> Iterator[Image.Image]: ...
+@overload
+def process(source: Iterable[P], task: Literal["upscale"], **options: Unpack[UpscaleWords]) -> Iterator[P]: ...
+@overload
+def process(
+    source: Name | Iterable[Name], task: Literal["colorize"], *, out: Name, **options: Unpack[ColorizeWords]
+) -> Summary: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["colorize"], **options: Unpack[ColorizeWords]
+) -> Image.Image | Iterator[Image.Image]: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: P, task: Literal["colorize"], **options: Unpack[ColorizeWords]
+) -> P: ...
+@overload
+def process(source: Paths, task: Literal["colorize"], **options: Unpack[ColorizeWords]) -> Iterator[Image.Image]: ...
+@overload
+def process(source: Iterable[P], task: Literal["colorize"], **options: Unpack[ColorizeWords]) -> Iterator[P]: ...
+@overload
+def process(source: Any, task: ImageTask, *, out: Name | None = None, **options: Any) -> Any: ...
 @overload
 def process(  # type: ignore[overload-overlap]
     source: Name | BinaryIO, task: Literal["compress"], **options: Unpack[CompressWords]
@@ -282,7 +329,7 @@ def process(
 ) -> Iterator[bytes]: ...
 def process(
     source: Any,
-    task: str,
+    task: str | ImageTask,
     *,
     out: Name | None = None,
     model: Name | None = None,
@@ -301,8 +348,9 @@ def process(
             latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
             `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
             them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
-        task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which return a
-            vector, float32 `[D]`, or a `Strangeness`, for each picture.
+        task: "denoise", "upscale", "colorize", "compress" or "decompress"; "features" or "score" (of models for
+            compress), which return a vector, float32 `[D]`, or a `Strangeness`, for each picture; or the task of a
+            plug-in, by its name or as an `ImageTask`.
         out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
             (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
@@ -314,7 +362,8 @@ def process(
         estimate: With `dry_run`, process five of the inputs as well, to estimate the time and the bytes.
         options:
             sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
-            strength: 0 leaves the picture as it is, 1 removes all the noise (denoise).
+            strength: 0 leaves the picture as it is, 1 removes all the noise (denoise); the saturation, 0..2 (colorize).
+            scale: How many times as wide and as high results are: the model's scale, or a power of it (upscale).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
             target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
                 quality whose file is no larger, or the lowest that reaches the PSNR in dB or the SSIMULACRA2 score
@@ -351,8 +400,8 @@ def process(
 
     Returns:
         One result for one source; a generator, in order, for an iterable or for a folder without `out`: it holds only a
-        bounded number of images at a time. `denoise` returns the kind that came in (a PIL image for a path or an open
-        file), `compress` bytes, `decompress` what `kind` names.
+        bounded number of images at a time. Image-to-image tasks return the kind that came in (a PIL image for a path or
+        an open file), `compress` bytes, `decompress` what `kind` names.
 
     Raises:
         UsageError: The call is wrong.
@@ -360,9 +409,10 @@ def process(
         ModelError: A model is missing or broken.
         OutputError: A result can't be written.
     """
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
-    if out is not None and task not in WRITES_FILES:
+    task = task.name if isinstance(task, ImageTask) else task
+    if task not in TASKS and declared.find(task) is None:
+        raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
+    if out is not None and not writes_files(task):
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
@@ -387,8 +437,8 @@ def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, file
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, made, run)]
-        if task == "denoise":
-            return torch.stack(results) if results else source.clone()
+        if isinstance(made, ImageRunner):
+            return torch.stack(results) if results else made.empty(source)
         return results
     if is_one(source):
         (outcome,) = _stream([source], made, run)
@@ -460,6 +510,11 @@ class _FileItem:
     """How long the work on it has taken so far."""
 
     @property
+    def label(self) -> str:
+        """The name of the file, for people."""
+        return self.job.source.name
+
+    @property
     def work(self) -> int:
         """See `stream.Item`."""
         work: int = self.item.work
@@ -482,6 +537,8 @@ class _Written:
     """The size of the result."""
     record: dict[str, Any]
     """What the summary says of it."""
+    sentence: str
+    """The same for people, in a few words."""
 
 
 class _ToFiles:
@@ -535,7 +592,7 @@ class _ToFiles:
         if page := item.opened.picture.page:
             record |= {"page": page.number, "pages": page.count}
         share = job.count if isinstance(job, page_runs.PageJob) else 1
-        return _Written(status.st_size // share, len(data), record)
+        return _Written(status.st_size // share, len(data), record, result.sentence())
 
     def join(self, job: page_runs.JointJob, run: RunOptions, own: TaskOptions) -> Outcome[paths.Job, _Written]:
         """Runs all pages of a job, and writes the file that holds them."""
@@ -548,7 +605,7 @@ class _ToFiles:
             return Outcome(job, error=error)
         sizes = [os.stat(path).st_size for _, path in job.latents] or [status.st_size]
         record = {"seconds": round(time.monotonic() - began, 4), **joined.record}
-        return Outcome(job, _Written(sum(sizes), len(joined.data), record), work=joined.pixels)
+        return Outcome(job, _Written(sum(sizes), len(joined.data), record, joined.sentence), work=joined.pixels)
 
     def _write(self, job: paths.Job, status: os.stat_result, source: str, data: bytes) -> None:
         """Writes a result; `status` and `source` are what the file system says of the source, and its digest."""
@@ -637,12 +694,13 @@ class _FileRun:
         paths.sweep({job.target.parent for job in todo})
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
-        outcomes = self._outcomes(todo, to_files, late)
-        shown = _Progress(self.name, len(todo), progress)
+        shown = Progress(self.name, len(todo), wanted=progress)
+        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
+        outcomes = self._outcomes(todo, to_files, late, watched)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
-                shown.step(self.summary)
+                shown.step(failed=outcome.error is not None)
                 if outcome.error is not None and self.run.on_error == "stop":
                     break
         except KeyboardInterrupt:
@@ -657,11 +715,19 @@ class _FileRun:
                 self._note(job, "planned")
 
     def _outcomes(
-        self, todo: list[paths.Job], to_files: _ToFiles, late: list[Outcome[paths.Job, _Written]] | None = None
+        self,
+        todo: list[paths.Job],
+        to_files: _ToFiles,
+        late: list[Outcome[paths.Job, _Written]] | None = None,
+        watched: Task[paths.Job, _FileItem, Any, _Written] | None = None,
     ) -> Generator[Outcome[paths.Job, _Written], None, None]:
-        """Yields the outcomes of the jobs: first of those of one picture, then of those of several, one by one."""
+        """Yields the outcomes of the jobs: first of those of one picture, then of those of several, one by one.
+
+        `watched` is `to_files`, with somebody who looks on.
+        """
         page_runs.want(todo)
-        yield from _stream([job for job in todo if not isinstance(job, page_runs.JointJob)], to_files, self.run, late)
+        alone = [job for job in todo if not isinstance(job, page_runs.JointJob)]
+        yield from _stream(alone, watched or to_files, self.run, late)
         for job in todo:
             if isinstance(job, page_runs.JointJob):
                 yield to_files.join(job, self.run, self.own)
@@ -682,7 +748,7 @@ class _FileRun:
         summary.bytes_out += written.bytes_out
         summary.missed += "target_missed" in written.record
         self._note(job, "done", bytes_in=written.bytes_in, bytes_out=written.bytes_out, **written.record)
-        log.debug("%s: %s", job.source, ", ".join(f"{key} {value}" for key, value in written.record.items()))
+        log.debug("%s: %s, %.1f s", job.source, written.sentence, written.record["seconds"])
 
     def _declared(self, jobs: list[paths.Job]) -> dict[paths.Job, int]:
         """Returns the pixels of the sources, by their headers."""
@@ -690,7 +756,7 @@ class _FileRun:
         for job in jobs:
             try:
                 count = job.count if isinstance(job, page_runs.JointJob) else 1
-                pixels[job] = count * _declared(job.source, self.name)
+                pixels[job] = count * _declared(job.source, self.name) * getattr(self.task, "scale", 1) ** 2
             except (AeimgError, OSError):
                 continue  # the run will report it
         return pixels
@@ -747,7 +813,7 @@ def _plan(
             return [paths.Job(Path(sources[0]), out)], True
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
-    for folder in paths.folders(sources) if task == "denoise" else ():
+    for folder in paths.folders(sources) if declared.find(task) is not None else ():
         if paths.is_same(folder, out):
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"
@@ -795,15 +861,12 @@ def each(
     """
     own, run, _ = parse(task, options or {})
     made: AnyTask = make_task(task, model, device, dtype, own)
-    outcomes = _stream((one.path for one in found), made, run)
-    shown = _Progress(task, len(found), progress)
-    summary = Summary()
+    shown = Progress(task, len(found), wanted=progress)
+    sources = [one.path for one in found]
+    outcomes = _stream(sources, shown.watched(made, sources, _bytes_of, run.jobs), run)
     try:
         for one, outcome in zip(found, outcomes, strict=True):
-            summary.pixels += outcome.work
-            if outcome.error is not None:
-                summary.failed.append((one.path, _reason(outcome.error)))
-            shown.step(summary)
+            shown.step(failed=outcome.error is not None)
             yield one, outcome.result().value if outcome.error is None else outcome.error
             if outcome.error is not None and run.on_error == "stop":
                 return
@@ -815,37 +878,12 @@ def each(
 # -- progress ------------------------------------------------------------------------------------------------
 
 
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    EVERY = 20.0
-    """Seconds between lines."""
-
-    def __init__(self, task: str, total: int, wanted: bool) -> None:
-        from tqdm import tqdm
-
-        self.task, self.total, self.count = task, total, 0
-        self.began = self.last_line = time.monotonic()
-        terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
-        self.lines = wanted and not terminal
-        self.bar = tqdm(total=total, unit="image", disable=not (wanted and terminal), dynamic_ncols=True)
-
-    def step(self, summary: Summary) -> None:
-        """Shows that one more file is through."""
-        self.count += 1
-        now = time.monotonic()
-        rate = summary.pixels / 1e6 / max(now - self.began, 1e-9)
-        failed = f", {len(summary.failed)} failed" if summary.failed else ""
-        self.bar.update()
-        self.bar.set_postfix_str(f"{rate:.1f} MP/s{failed}")
-        if self.lines and now - self.last_line > self.EVERY:
-            left = (now - self.began) / self.count * (self.total - self.count)
-            log.info("%s: %d of %d, %.1f MP/s, %.0f s left%s", self.task, self.count, self.total, rate, left, failed)
-            self.last_line = now
-
-    def close(self) -> None:
-        """Ends the bar."""
-        self.bar.close()
+def _bytes_of(path: Path) -> int | None:
+    """Returns the size of a file; None where it is not known."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None  # the run will report it
 
 
 def _reason(error: Exception) -> str:

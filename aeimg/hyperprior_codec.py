@@ -40,7 +40,7 @@ from .models.integer import (
 )
 from .pixels import as_float, as_pixels, pad, padded
 from .ssimulacra2 import ssimulacra2
-from .tiles import Tile, grid
+from .tiles import Tile, counted, grid
 
 TILE = 128
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
@@ -171,7 +171,7 @@ class HyperpriorCodec:
         q = self._q(len(pixels), quality, device)
         height, width = pixels.shape[2:]
         pictures: list[list[Symbols]] = [[] for _ in range(len(pixels))]
-        for number, tile in enumerate(tiles_of(height, width)):
+        for number, tile in enumerate(counted(tiles_of(height, width))):
             part, prepared = x.tiles[number] if isinstance(x, Prepared) else self._prepare(pixels, tile, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = network.finish(prepared, q)
@@ -189,7 +189,7 @@ class HyperpriorCodec:
         q = self._q(len(x), QUALITIES, device)
         total = squares = torch.zeros((), dtype=torch.float64)
         count = 0
-        for tile in tiles_of(x.shape[2], x.shape[3]):
+        for tile in counted(tiles_of(x.shape[2], x.shape[3])):
             _, prepared = self._prepare(x, tile, device, dtype)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 y = tile.inner(self.network.finish(prepared, q)).double().cpu()
@@ -273,7 +273,7 @@ class HyperpriorCodec:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 tile.kept(codes).copy_(network.dequantise(side, symbols, q))
         result = torch.empty(count, *shape, dtype=torch.uint8 if depth == 8 else torch.uint16)
-        for tile in tiles_of(height, width):
+        for tile in counted(tiles_of(height, width)):
             part = tile.cut(codes).to(device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 x = network.synthesise(part, q)

@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -223,16 +223,23 @@ def measure_noise(pixels: Array) -> Noise:
 
 # -- what came of it -------------------------------------------------------------------------------------------------
 
-SHIFT, SHIFT_OF_NOISE = 0.5, 0.2
+# The bounds come from pictures whose clean originals are known; docs/guide/denoise.md has the rates.
+SHIFT, SHIFT_OF_NOISE = 1.25, 0.2
 """How far the mean of a channel may shift: so many 8-bit units, and such a share of the noise. Where noise was clipped
-at black or white, the mean has to shift back."""
-LARGEST_STRUCTURE = 0.35
-"""The largest `structure` that is not reported. Removed noise gives -0.6 to 0.3; blurs, medians and sigmas that are far
-too high give 0.35 to 0.9."""
+at black or white, the mean has to shift back; the means of photographs of cameras shift by up to 1.5 in good
+results."""
+LARGEST_STRUCTURE = 0.3
+"""The largest `structure` that is never reported. The noise of cameras, which grows with brightness,
+gives up to 0.9."""
+MOST_REMOVED, MOST_OF_NOISE = 5.0, 0.7
+"""How much may be removed from detailed parts, whatever the structure: so many 8-bit units, or such a share of the
+level of white noise. Good results stay below 4 and 0.6; blurs, medians and sigmas that are far too high exceed both."""
 NOISE_LEFT = 4.0
-"""The largest noise after denoising that is never reported, in 8-bit units: fine texture measures as 2 to 4."""
-TAKEN = 1.5
-"""Where less was removed than this, in 8-bit units, its structure does not matter."""
+"""The largest noise in the flattest parts that is never reported, in 8-bit units."""
+WHITE_LEFT, WHITE_LEFT_IN_GREY = 1.2, 8.0
+"""The largest level of white noise after denoising that is not reported, in 8-bit units. Texture, which varies as much
+as noise does, measures as 0.7 at most; what a sigma that is too low leaves, as 2 and more. In grey pictures texture
+measures as up to 7, and what such a sigma leaves as 11 and more."""
 
 
 @dataclass(frozen=True)
@@ -248,23 +255,39 @@ class Check:
     structure: float
     """The correlation, over blocks, of what was removed with the detail that is left: about 0 where only noise was
     removed, towards 1 where edges and texture went with it."""
+    removed: float
+    """The standard deviation of what was removed, in the most detailed tenth of the blocks, in 8-bit units."""
+    white_before: float = 0.0
+    """The level of white noise, in 8-bit units; 0 where other figures are within their bounds anyway."""
+    white_after: float = 0.0
+    """The same after denoising."""
 
     def warnings(self, strength: float = 1.0) -> list[str]:
         """Returns a sentence for each figure that is out of bounds for that strength, with what to do."""
         found = []
         bound = SHIFT + SHIFT_OF_NOISE * self.noise_before
         if max(map(abs, self.shift)) > bound:
-            shifts = ", ".join(f"{value:+.2f}" for value in self.shift)
-            found.append(f"the mean of a channel shifted by more than {bound:.1f} of 255 ({shifts})")
-        if self.structure > LARGEST_STRUCTURE:
+            shifts = ", ".join(f"{value:+.1f}" for value in self.shift)
+            found.append(f"the colours may have shifted: the means of the channels changed by {shifts} (of 255)")
+        if self._detail_removed():
             found.append(
-                f"detail may have been removed with the noise (structure {self.structure:.2f}); try a lower --strength"
+                f"some detail may be gone: up to {self.removed:.0f} of 255 was removed where the picture is "
+                "most detailed; compare it with the original, and try a lower --strength if it looks too smooth"
             )
-        if self.noise_after > max(NOISE_LEFT, (1 - 0.5 * strength) * self.noise_before):
+        if self._noise_left() and self.noise_after > (1 - 0.5 * strength) * self.noise_before:
             found.append(
-                f"noise is left ({self.noise_after:.1f} of {self.noise_before:.1f}); try another --model or a --sigma"
+                f"some noise may be left ({self.noise_after:.1f} of 255, {self.noise_before:.1f} before); "
+                "if you see it, try a higher --sigma or another --model"
             )
         return found
+
+    def _detail_removed(self) -> bool:
+        most = max(MOST_REMOVED, MOST_OF_NOISE * self.white_before)
+        return self.structure > LARGEST_STRUCTURE and self.removed > most
+
+    def _noise_left(self) -> bool:
+        most = WHITE_LEFT_IN_GREY if len(self.shift) == 1 else WHITE_LEFT
+        return self.noise_after > NOISE_LEFT and self.white_after > most
 
 
 def check(before: Array, after: Array) -> Check:
@@ -273,7 +296,15 @@ def check(before: Array, after: Array) -> Check:
     taken = old - new
     shift = tuple(float(-value) for value in taken.mean((1, 2)))
     residual, detail = _blocks(taken.mean(0)).std(1), _blocks(new.mean(0)).std(1)
-    structure = 0.0
-    if len(residual) >= 16 and residual.mean() > TAKEN and min(residual.std(), detail.std()) > 0:
-        structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
-    return Check(_visible(old), _visible(new), shift, structure)
+    structure = removed = 0.0
+    if len(residual) >= 16:
+        removed = float(np.median(residual[np.argsort(detail)[-(len(detail) // 10 + 1) :]]))
+        if min(residual.std(), detail.std()) > 0:
+            structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
+    found = Check(_visible(old), _visible(new), shift, structure, removed)
+    # White noise takes longer to measure than all of this, and is needed for few pictures.
+    if structure > LARGEST_STRUCTURE and removed > MOST_REMOVED:
+        found = replace(found, white_before=estimate_sigma(before))
+    if found.noise_after > NOISE_LEFT:
+        found = replace(found, white_after=estimate_sigma(after))
+    return found

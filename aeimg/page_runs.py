@@ -198,6 +198,8 @@ class Joined:
     """How many pixels all pages hold."""
     record: dict[str, Any]
     """What the summary says: of the first page, and the warnings of all."""
+    sentence: str
+    """The same of the first page, in words."""
 
 
 def join(job: JointJob, task: Task[Any, Any, Any, Result[Any]], own: TaskOptions, run: RunOptions) -> Joined:
@@ -206,6 +208,7 @@ def join(job: JointJob, task: Task[Any, Any, Any, Result[Any]], own: TaskOptions
     if job.latents:
         common([page for page, _ in job.latents])
     results: list[dict[str, Any]] = []
+    sentences: list[str] = []
     first: list[Page] = []
     pixels = 0
 
@@ -219,6 +222,7 @@ def join(job: JointJob, task: Task[Any, Any, Any, Result[Any]], own: TaskOptions
                 result = outcome.result()
                 picture: Picture = result.value
                 results.append(result.record())
+                sentences.append(result.sentence())
                 pixels += outcome.work
                 if picture.page is not None and not first:
                     first.append(picture.page)
@@ -230,4 +234,4 @@ def join(job: JointJob, task: Task[Any, Any, Any, Result[Any]], own: TaskOptions
     notes |= dict.fromkeys(left_out(first[0], job.target.suffix))
     record = {**results[0], "pages": len(results), **({"warnings": list(notes)} if notes else {})}
     source = digest(job.source.read_bytes())
-    return Joined(data, source, pixels, record)
+    return Joined(data, source, pixels, record, f"{len(results)} pages, of which the first: {sentences[0]}")

@@ -153,6 +153,11 @@ class _Slot:
             self.nbytes *= not small
 
 
+def threads_for(jobs: int | None) -> int:
+    """Returns how many threads prepare and finish, where `jobs` were asked for."""
+    return jobs or min(8, os.cpu_count() or 1)
+
+
 def stream(
     sources: Iterable[S],
     task: Task[S, I_any, M, R],
@@ -169,7 +174,7 @@ def stream(
     threads, once they have finished what they have begun; outcomes that were reached by then, and were not yielded, are
     added to `late`.
     """
-    jobs = jobs or min(8, os.cpu_count() or 1)
+    jobs = threads_for(jobs)
     # Results are given in order: while one size gathers a batch of its own, several batches of others go past it.
     window = 2 * jobs + 6 * batch_size
     slots: deque[_Slot] = deque()

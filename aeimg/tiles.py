@@ -6,7 +6,8 @@ network's reach a tiled result equals that of the whole image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import astuple, dataclass
 
 import torch
@@ -58,12 +59,30 @@ def grid(height: int, width: int, tile: int, halo: int) -> Iterator[Tile]:
             )  # fmt: skip
 
 
-def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int) -> Tensor:
-    """`network` over the tiles of `x` `[N,C,H,W]`. Same shape and dtype back.
+watcher: ContextVar[Callable[[float], None] | None] = ContextVar("watcher", default=None)
+"""Is called with the share of an image, 0..1, whose tiles are done, by whoever runs a network over them."""
 
-    `tile` and `halo` must be multiples of what the network asks for; at the right and bottom edge a tile may be less.
+
+def counted(parts: Iterable[Tile]) -> Iterator[Tile]:
+    """Yields tiles in their order, and tells the `watcher` how much of the image is done after each."""
+    parts = list(parts)
+    for number, part in enumerate(parts, 1):
+        yield part
+        tell = watcher.get()
+        if tell is not None:
+            tell(number / len(parts))
+
+
+def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, *, scale: int = 1) -> Tensor:
+    """`network` over the tiles of `x` `[N,C,H,W]`, as `[N,C',scale*H,scale*W]` of the dtype of `x`.
+
+    The network gets a tile `[N,C,h,w]` and returns `[N,C',scale*h,scale*w]`. `tile` and `halo` must be multiples of what
+    it asks for; at the right and bottom edge a tile may be less.
     """
-    result = torch.empty_like(x)
-    for part in grid(x.shape[2], x.shape[3], tile, halo):
-        part.kept(result).copy_(part.inner(network(part.cut(x))))
-    return result
+    result: Tensor | None = None
+    for part in counted(grid(x.shape[2], x.shape[3], tile, halo)):
+        made, place = network(part.cut(x)), part.scaled(scale)
+        if result is None:
+            result = x.new_empty(x.shape[0], made.shape[1], scale * x.shape[2], scale * x.shape[3])
+        place.kept(result).copy_(place.inner(made))
+    return torch.empty_like(x) if result is None else result

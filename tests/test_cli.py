@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -228,6 +229,9 @@ def test_train_writes_weights_that_the_tasks_take(folder, tmp_path):
     weights = tmp_path / "w.safetensors"
     done = run("train", "denoise", tmp_path / "train", "-o", weights, "--steps", 2, "--device", "cpu")
     assert done.exit_code == 0, done.output
+    assert re.search(r"held out, before denoising: psnr15 2\d\.\d+ psnr25 2\d\.\d+ psnr50 1\d", done.output)
+    (shipped,) = re.findall(r"held out, by aeimg-denoise, which comes with aeimg: .*psnr25 ([\d.]+)", done.output)
+    assert float(shipped) > 28
     assert run("denoise", folder / "in", folder / "out", "--model", weights).exit_code == 0
 
 
@@ -387,3 +391,35 @@ def test_errors_and_models_can_not_command_the_terminal(tmp_path):
     for call in (["models"], ["info", "x\x1b[2Jy"], ["denoise", "x\x1b[2Jy", "out"], ["x\x1b[2Jy"],
                  ["compress", "a", "b", "--quality", "x\x1b[2Jy"]):  # fmt: skip
         assert "\x1b" not in run(main, call).output, call
+
+
+def test_verbose_is_a_sentence_for_each_file(folder, caplog):
+    def said(*words):
+        caplog.clear()
+        assert run(*words, "-v").exit_code == 0
+        return [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+
+    kind = r"\S+\.png: [a-z]+ [a-z]+ (noise )?\(\d+\.\d of 255\), aeimg-denoise(-blind|-jpeg)?, \d+\.\d s"
+    coded = r"(quality 50, aeimg-codec-\d+|stored without loss), \d+\.\d s"
+    for words, pattern in (
+        (("denoise", folder / "in", folder / "out"), kind),
+        (("compress", folder / "in", folder / "latents"), r"\S+\.png: \d+\.\d\d bits per pixel, " + coded),
+        (("decompress", folder / "latents", folder / "back"), r"\S+\.aei: \d+x\d+, " + coded),
+    ):
+        lines = said(*words)
+        assert len(lines) == 2
+        assert all(re.fullmatch(pattern, line) for line in lines), lines
+
+
+def test_a_run_with_nothing_to_do_says_so(folder):
+    for expected in (False, True):
+        done = run("denoise", folder / "in", folder / "out")
+        assert ("nothing to do, as all" in done.stderr) == expected
+
+
+def test_models_is_a_line_for_each_model_and_long_shows_cards():
+    lines = run("models").stdout.splitlines()
+    assert len(lines) == 1 + len(registry.BUILTINS)
+    assert {line.split()[0] for line in lines[1:]} == set(registry.BUILTINS)
+    assert "held_out" not in "".join(lines)
+    assert "held_out" in run("models", "--long").stdout

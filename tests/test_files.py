@@ -581,7 +581,7 @@ def test_what_is_passed_over_beside_images_is_said_too(folder, tmp_path):
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(folder, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("aeimg.engine._Progress.EVERY", 0.0)
+    monkeypatch.setattr("aeimg.progress.Progress.EVERY", 0.0)
     with caplog.at_level("INFO", "aeimg"):
         run(folder, tmp_path / "out", progress=True)
     assert "denoise: 12 of 12" in caplog.messages[-1]

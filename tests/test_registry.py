@@ -70,7 +70,7 @@ def test_the_page_on_plug_ins_is_what_works(site, small, tmp_path, monkeypatch):
     (module,) = project["tool"]["setuptools"]["py-modules"]
     assert f"`{module}.py`" in PAGE
     install(site, module, PLUGIN, project["project"]["entry-points"][registry.ENTRY_POINT_GROUP])
-    assert f"\n{LISTED}" in CliRunner().invoke(main, ["models"]).output.replace("\r", "")
+    assert f"\n{LISTED}" in CliRunner().invoke(main, ["models", "--long"]).output.replace("\r", "")
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     Image.fromarray(small).save("in/a.png")

@@ -117,6 +117,12 @@ class CompressResult(Result[bytes]):
             **({} if self.missed is None else {"target_missed": round(self.missed, 5)}),
         }  # fmt: skip
 
+    def sentence(self) -> str:
+        made = "stored without loss" if self.stored else f"quality {self.quality}, {self.model}"
+        fidelity = self.fidelity
+        measured = "" if fidelity is None or fidelity.psnr is None else f", PSNR {fidelity.psnr:.1f} dB"
+        return f"{self.bpp:.2f} bits per pixel, {made}{measured}"
+
 
 class Compress:
     """See the module."""

@@ -84,6 +84,10 @@ class DecompressResult(Result[Delivered]):
     def figures(self) -> dict[str, Any]:
         return {} if self.model is None else {"model": self.model, "quality": self.quality}
 
+    def sentence(self) -> str:
+        made = "stored without loss" if self.model is None else f"quality {self.quality}, {self.model}"
+        return f"{self.width}x{self.height}, {made}"
+
 
 class Decompress:
     """See the module."""

@@ -1,6 +1,9 @@
 """The options of `process` and of the command line, which share their names: a dataclass for each task, one for every
 run, and one for runs over files. Wrong values raise `UsageError`.
 
+The options of an image-to-image task state their own help and bounds (`option`), of which the command line makes its
+options. This module waits for neither torch nor numpy, so that `--help` need not either.
+
 The `...Words` describe the same options to type checkers.
 """
 
@@ -10,15 +13,15 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-from ..errors import UsageError
-from ..images import WRITABLE
+from .. import registry
+from ..errors import ModelError, UsageError
 from ..paths import TEMPLATE, Selection, check_template
 from ..stream import MEMORY
 
-TaskName = Literal["denoise", "compress", "decompress", "features", "score"]
+TaskName = Literal["denoise", "compress", "decompress", "features", "score", "upscale", "colorize"]
 Kind = Literal["pil", "numpy", "tensor", "bytes"]
 KINDS: tuple[Kind, ...] = ("pil", "numpy", "tensor", "bytes")
 
@@ -46,6 +49,40 @@ def _page(pages: Pages | None) -> int | None:
 # -- options of tasks ----------------------------------------------------------------------------------------
 
 
+def option(
+    default: Any,
+    help: str,  # as the field is called everywhere
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] | None = None,
+    shown_default: str | None = None,
+) -> Any:
+    """Returns a field of a dataclass of options, for an image-to-image task.
+
+    Its annotation is its type: int, float, bool, str, or one of these or None. `help` is what the command line says of
+    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the help
+    shows in the place of the default.
+    """
+    about = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "shown": shown_default}
+    return field(default=default, metadata=about)
+
+
+def _check_bounds(options: object) -> None:
+    """Raises `UsageError` where an option made by `option` lies outside of what it states."""
+    for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
+        value, about = getattr(options, one.name), one.metadata
+        if value is None or value == one.default or "help" not in about:
+            continue
+        low, high, choices = about["at_least"], about["at_most"], about["choices"]
+        _require(choices is None or value in choices, f"{one.name} must be one of {choices}, not {value!r}")
+        if low is not None or high is not None:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            bounds = f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}"
+            inside = number and (low is None or low <= value) and (high is None or value <= high)
+            _require(inside, f"{one.name} must lie in {bounds}, not {value!r}")
+
+
 @dataclass(frozen=True)
 class EncodingOptions:
     """How image files are written."""
@@ -56,6 +93,9 @@ class EncodingOptions:
     """1..100 for JPEG, WebP and AVIF, or one for each format: {"jpg": 90, "avif": 70}. The default is 95."""
 
     def __post_init__(self) -> None:
+        from ..images import WRITABLE
+
+        _check_bounds(self)
         known = sorted({suffix.lstrip(".") for suffix in WRITABLE})
         _require(self.format in (None, "keep", *known), f"format must be keep or one of {', '.join(known)}")
         levels = self.image_quality if isinstance(self.image_quality, Mapping) else {"jpg": self.image_quality}
@@ -65,6 +105,8 @@ class EncodingOptions:
 
     def quality_of(self, suffix: str) -> int | None:
         """Returns `image_quality` for files with that suffix."""
+        from ..images import WRITABLE
+
         if not isinstance(self.image_quality, Mapping):
             return self.image_quality
         kinds = {WRITABLE[f".{name}"]: level for name, level in self.image_quality.items()}
@@ -80,9 +122,9 @@ class EncodingOptions:
 class DenoiseOptions(EncodingOptions):
     """The options of the task denoise."""
 
-    sigma: float | str = "auto"
+    sigma: float | str = option("auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it.")
     """The level of the noise in 8-bit units, or "auto" to estimate it."""
-    strength: float = 1.0
+    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
     """0 leaves the picture as it is, 1 removes all the noise."""
     pages: Pages | None = None
     """Of files of several pages or frames: "all" (with files that are written), "first", or the number of one. None
@@ -98,12 +140,37 @@ class DenoiseOptions(EncodingOptions):
         _require(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
         if self.sigma != "auto":  # "25" and 25 are one option
             object.__setattr__(self, "sigma", sigma)
-        _require(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
 
     @property
     def page(self) -> int | None:
         """The one page that `pages` names, if it does."""
         return _page(self.pages)
+
+
+@dataclass(frozen=True)
+class UpscaleOptions(EncodingOptions):
+    """The options of the task upscale."""
+
+    scale: int | None = option(
+        None,
+        "How many times as wide and as high the results are: the scale of the model, or a power of it.",
+        at_least=2,
+        at_most=16,
+        shown_default="that of the model",
+    )
+    """How many times as wide and as high the results are: the model's scale or a power of it, for which it runs several
+    times. None for that of the model."""
+
+
+@dataclass(frozen=True)
+class ColorizeOptions(EncodingOptions):
+    """The options of the task colorize."""
+
+    strength: float = option(
+        1.0, "The saturation: 0 leaves the images grey, 1 gives them the colours that the model expects.", at_least=0,
+        at_most=2,
+    )  # fmt: skip
+    """The saturation: 0 leaves the picture grey, 1 gives it the colours that the model expects, 2 twice as much."""
 
 
 DEFAULT_QUALITY = 50
@@ -269,7 +336,7 @@ class FileOptions(SelectionOptions):
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
 
 
-TaskOptions = DenoiseOptions | CompressOptions | DecompressOptions | FeaturesOptions | ScoreOptions
+TaskOptions = EncodingOptions | CompressOptions | FeaturesOptions | ScoreOptions
 
 OPTIONS: dict[str, type[TaskOptions]] = {
     "denoise": DenoiseOptions,
@@ -277,8 +344,33 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "decompress": DecompressOptions,
     "features": FeaturesOptions,
     "score": ScoreOptions,
+    "upscale": UpscaleOptions,
+    "colorize": ColorizeOptions,
 }
-"""Task -> the class of its options."""
+"""Task of aeimg's own -> the class of its options."""
+
+
+def options_of(task: str) -> type[Any]:
+    """Returns the class of the options of a task, of a plug-in's too. Raises `UsageError`, `ModelError`."""
+    if task in OPTIONS:
+        return OPTIONS[task]
+    found = registry.plugged_task(task)
+    if found is None:
+        raise UsageError(f"unknown task {task!r}")
+    own: type[Any] = found.options
+    if not issubclass(own, EncodingOptions):
+        raise ModelError(f"the task {task!r}: its options {own.__name__} must inherit from aeimg.EncodingOptions")
+    taken = set(names_of(own)) & {*names_of(RunOptions, FileOptions), *OF_THE_CALL}
+    if taken:
+        raise ModelError(f"the task {task!r}: its options {', '.join(sorted(taken))} have names that every task has")
+    return own
+
+
+OF_THE_CALL = (
+    "source", "sources", "task", "out", "model", "device", "dtype", "progress", "dry_run", "estimate", "kind",
+    "allow_empty", "json", "json_file", "quiet", "verbose", "help",
+)  # fmt: skip
+"""What calls of `process` and of the command line take besides options."""
 
 
 def names_of(*classes: type) -> list[str]:
@@ -288,7 +380,7 @@ def names_of(*classes: type) -> list[str]:
 
 def parse(task: str, words: Mapping[str, Any]) -> tuple[TaskOptions, RunOptions, FileOptions]:
     """Sorts the options of a call into those of the task, of the run and of files. Raises `UsageError`."""
-    own = OPTIONS[task]
+    own = options_of(task)
     known = names_of(own, RunOptions, FileOptions)
     for name in words:
         if name not in known:
@@ -365,6 +457,22 @@ class DecompressWords(RunWords, total=False):
     join: bool
 
 
+class UpscaleWords(RunWords, total=False):
+    """See `UpscaleOptions`."""
+
+    format: str | None
+    image_quality: int | Mapping[str, int] | None
+    scale: int | None
+
+
+class ColorizeWords(RunWords, total=False):
+    """See `ColorizeOptions`."""
+
+    format: str | None
+    image_quality: int | Mapping[str, int] | None
+    strength: float
+
+
 class ScoreWords(RunWords, total=False):
     """See `ScoreOptions`."""
 
@@ -378,5 +486,7 @@ WORDS: dict[str, type] = {
     "decompress": DecompressWords,
     "features": RunWords,
     "score": ScoreWords,
+    "upscale": UpscaleWords,
+    "colorize": ColorizeWords,
 }
 """Task -> the words that a type checker lets `process` take for it."""

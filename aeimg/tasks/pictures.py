@@ -171,7 +171,7 @@ class PictureItem:
 
     @property
     def work(self) -> int:
-        """The number of pixels."""
+        """The number of pixels of the result."""
         return self.picture.width * self.picture.height
 
     @property
@@ -265,6 +265,10 @@ class Result(Generic[V_out]):
     def figures(self) -> dict[str, Any]:
         """Returns what is particular to the task."""
         return {}
+
+    def sentence(self) -> str:
+        """Returns the same for people, in a few words."""
+        return f"{self.width}x{self.height}"
 
 
 # -- opening -------------------------------------------------------------------------------------------------

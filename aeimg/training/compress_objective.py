@@ -13,6 +13,7 @@ from ..entropy import LEVELS, REACH, fit_tables, logistic_tables
 from ..hyperprior_codec import HyperpriorCodec
 from ..models.hyperprior import Hyperprior, bits_per_point, lagrange_multiplier
 from ..models.integer import QUALITIES, freeze
+from ..registry import DEFAULTS
 from ..ssimulacra2 import ssimulacra2
 from .datasets import Photographs
 from .degradations import turn_grey
@@ -70,6 +71,10 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
         share = self.recipe.perceptual if self.step >= self.recipe.perceptual_from else 0.0
         loss, terms = self._terms(self.model, x, q, share=share, decide=late and self.recipe.decide)
         return loss.mean(), {name: float(term.detach().mean()) for name, term in terms.items()}
+
+    @property
+    def shipped(self) -> str | None:
+        return DEFAULTS[self.task]
 
     @torch.no_grad()
     def validate(self, model: Hyperprior) -> dict[str, float]:

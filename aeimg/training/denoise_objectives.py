@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.unet import UNet
+from ..registry import BLIND, JPEG, WHITE
 from .datasets import Pairs, Photographs
 from .degradations import add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
 from .objective import AT_LEAST, Config, Objective, Recipe, middle
@@ -41,6 +42,17 @@ def _psnr(result: Tensor, clean: Tensor) -> float:
     """The PSNR of a denoised image, rounded to 8 bits, in dB."""
     error = (result.float().clamp(0, 1) * 255).round() / 255 - clean
     return -10 * math.log10(max(float(error.square().mean()), 1e-10))
+
+
+class Untouched(nn.Module):
+    """Stands for a denoiser that does nothing: what `validate` says of it are the figures of the noisy images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x
 
 
 class DenoiseObjective(Objective[Photographs, UNet]):
@@ -90,8 +102,15 @@ class DenoiseObjective(Objective[Photographs, UNet]):
         noisy[grey] = noisy[grey][:, :1].expand(-1, 3, -1, -1)  # a grey image has grey noise
         return self._denoising_loss(clean, noisy, sigma, sigma, late)
 
+    @property
+    def shipped(self) -> str | None:
+        return WHITE
+
+    def untouched(self) -> dict[str, float]:
+        return self.validate(Untouched().to(next(self.model.parameters()).device))
+
     @torch.no_grad()
-    def validate(self, model: UNet) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         """The PSNR of held-out images with white noise of sigma 15, 25 and 50, denoised, in dB."""
         device = next(model.parameters()).device
         figures = {}
@@ -142,6 +161,10 @@ class BlindObjective(DenoiseObjective):
         level = 255 * (noisy - clean).square().mean((1, 2, 3)).sqrt()
         return self._denoising_loss(clean, noisy, torch.zeros_like(level), level, late)
 
+    @property
+    def shipped(self) -> str | None:
+        return JPEG if self.recipe.jpeg else BLIND
+
     @staticmethod
     def _denoised_psnr(model: nn.Module, noisy: Tensor, clean: Tensor) -> float:
         """The PSNR of `noisy`, denoised without a level, in dB."""
@@ -150,7 +173,7 @@ class BlindObjective(DenoiseObjective):
         return _psnr(model(noisy, torch.zeros(1, device=device)), clean.to(device))
 
     @torch.no_grad()
-    def validate(self, model: UNet) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         """Figures of held-out images, denoised, in dB: the PSNR after white noise of sigma 25 and JPEG of quality 75,
         after the noise of a camera, and of clean images; and what the PSNR of held-out pairs gains."""
         rows = []
@@ -189,7 +212,7 @@ class PairsObjective(BlindObjective):
         return _both(self.photographs.crops(rng, *self._size(late)))
 
     @torch.no_grad()
-    def validate(self, model: UNet) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         """The PSNR of held-out pairs in dB: of the noisy image, and of the denoised one."""
         rows = []
         for index in self.held_out:

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import plots
 from ..errors import OutputError, TrainingDiverged
 from ..paths import write_atomic
+from ..progress import duration
 from ..weights import not_finite
 from .checkpoints import Called, Optimizers, save_checkpoint, tensors_of
 from .journal import BATCHES_AHEAD, Journal, Schedule, learning_rate_factor
@@ -136,7 +137,8 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _described(figures: dict[str, float]) -> str:
+def described(figures: dict[str, float]) -> str:
+    """Figures for people, with five significant digits."""
     return " ".join(f"{key} {rounded(value):g}" for key, value in figures.items() if key != "step")
 
 
@@ -299,7 +301,7 @@ class Loop:
         journal.record_evaluation(figures, progress=progress)
         loss = f", loss {rounded(journal.losses[-1][1]):g}" if journal.losses else ""
         share = f"{100 * min(progress, 1):.0f}%"
-        self.settings.log(f"step {journal.step}, {share}{loss}; held out: {_described(figures)}")
+        self.settings.log(f"step {journal.step}, {share}{loss}; held out: {described(figures)}")
         if progress >= objective.comparable_from:
             self._compare(figures[objective.primary_metric])
         if self._is_due("curves", SECONDS_BETWEEN_CURVES):
@@ -388,7 +390,9 @@ class Loop:
         if self._is_due("lines", SECONDS_BETWEEN_LINES):
             means = {key: sum(values) / len(values) for key, values in self.window.items()}
             minutes = self.schedule.seconds() / 60
-            self.settings.log(f"step {step}, {minutes:.1f} min, {100 * progress:.0f}%: {_described(means)}")
+            left = duration(60 * minutes * (1 - progress) / progress) if 0 < progress < 1 else "no time"
+            share = f"{100 * progress:.0f}%"
+            self.settings.log(f"step {step}, {minutes:.1f} min, {share}, {left} left: {described(means)}")
             self.window.clear()
 
     def _is_due(self, what: str, seconds: float) -> bool:

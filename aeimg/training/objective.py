@@ -175,6 +175,15 @@ class Objective(ABC, Generic[D, N]):
     def validate(self, model: N) -> dict[str, float]:
         """The figures of `model` on the held-out images, the primary metric among them."""
 
+    @property
+    def shipped(self) -> str | None:
+        """The name of the model of this kind that comes with aeimg, for comparison; None where there is none."""
+        return None
+
+    def untouched(self) -> dict[str, float]:
+        """The figures of the held-out images as they go in, where those can be compared; here, none."""
+        return {}
+
     def export(self, model: N) -> dict[str, Tensor]:
         """The tensors of the weights file: here, the weights of `model` in half precision."""
         return {name: tensor.half() for name, tensor in model.state_dict().items()}

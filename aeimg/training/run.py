@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import plots
 from ..devices import pick_device, pick_dtype
-from ..errors import InvalidWeights, OutputError, TrainingDiverged, UsageError
+from ..errors import AeimgError, InvalidWeights, OutputError, TrainingDiverged, UsageError
 from ..registry import resolve
 from ..weights import LONGEST_NAME, Header, build, is_name, is_of, load_tensors, not_finite, save_weights
 from .card import commit, make_card
@@ -21,7 +21,7 @@ from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
 from .journal import Journal, Schedule
-from .loop import Loop, Settings
+from .loop import Loop, Settings, described
 from .objective import AT_LEAST, Config, Objective, Recipe, RecipeValue, config_of
 from .optimizers import make_optimizers
 from .outputs import Outputs
@@ -240,6 +240,8 @@ class Run:
         objective = self._objective(recipe)
         loop = self._loop(objective)
         self._log_beginning(loop)
+        if call.resume is None:
+            self._log_comparisons(objective)
         if self.origin.label is not None and not loop.journal.evaluations:
             loop.evaluate(0.0)  # how good the weights are that it begins with
         loop.run()
@@ -366,6 +368,26 @@ class Run:
             log(note)
         if settings.curve is None:
             log("no loss curve is drawn, as matplotlib is not installed: pip install 'aeimg[plots]'")
+
+    def _log_comparisons(self, objective: Objective) -> None:
+        """Logs what the figures of the run can be compared with, on the same held-out images."""
+        log = self.call.log
+        untouched = objective.untouched()
+        if untouched:
+            log(f"held out, before denoising: {described(untouched)}")
+        name = objective.shipped
+        if name is None:
+            return
+        try:
+            found = Origin._of_weights(name, self.kind)
+            network = objective.build(found.config)
+            _take_over(network, found.tensors, name)
+        except (AeimgError, RuntimeError) as error:  # the run does without it
+            log(f"{name} is not compared with: {error}")
+            return
+        _place(network, self.device).eval().requires_grad_(False)
+        torch.manual_seed(self.call.seed)
+        log(f"held out, by {name}, which comes with aeimg: {described(objective.validate(network))}")
 
     def _described_data(self, objective: Objective) -> str:
         images = objective.photographs
