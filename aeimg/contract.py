@@ -82,9 +82,7 @@ class ImageTask:
         if self.scale is not None and not _is_whole(self.scale, 1):
             raise ModelError(f"{named} states the scale {self.scale!r}; it must be a whole number, or None")
         if self.channels_in not in (1, 3) or self.channels_out not in (None, 1, 3):
-            raise ModelError(
-                f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3"
-            )
+            raise ModelError(f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3")
 
     @property
     def runner_class(self) -> type[Any]:
