@@ -125,9 +125,12 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(_plain(error)) from error
         except AeimgError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_plain(error)) from error
+        except click.ClickException as error:  # which may quote an argument
+            error.message = _plain_lines(error.message)  # type: ignore[misc]  # final to click, which only reads it
+            raise
         except KeyboardInterrupt:
             _say("interrupted; what was written is whole")
             sys.exit(130)
@@ -158,6 +161,19 @@ class _Crop(click.ParamType):
         except (TypeError, ValueError):
             self.fail(f"{value!r} is not x,y,width,height in pixels, like 1024,512,400,300", param, ctx)
         return x, y, width, height
+
+
+class _Pages(click.ParamType):
+    """`all`, `first`, or the number of a page."""
+
+    name = "all|first|number"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in ("all", "first"):
+            return value
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither all nor first nor the number of a page, from 1", param, ctx)
+        return int(value)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
@@ -286,6 +302,14 @@ _IMAGE_QUALITY = click.option(
     "--image-quality",
     type=_Levels(),
     help="Set the quality of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]",
+)
+
+
+_PAGES = click.option(
+    "--pages",
+    type=_Pages(),
+    help="Of files of several pages or frames (TIFF, GIF, animated PNG, WebP, AVIF), take all, the first, or the one "
+    "of this number. [default: such files are refused]",
 )
 
 
@@ -521,6 +545,7 @@ def _image_command(task: ImageTask) -> click.Command:
         "--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]"
     )
     @_IMAGE_QUALITY
+    @_PAGES
     @_FOR_FILES
     def command(sources: tuple[str, ...], out: str, **options: Any) -> None:
         _run(sources, out, task.name, **options)
@@ -606,6 +631,7 @@ def run_task() -> None:
     help="Decode each latent again, and print the mean PSNR and, where its package is installed, SSIMULACRA2 (--json "
     "lists them and SSIM for each file).",
 )
+@_PAGES
 @_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Compress the images in SOURCES into latent files (.aei) in the folder OUT.
@@ -630,6 +656,11 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 )
 @click.option("--scale", type=click.Choice(["1/2", "1/4", "1/8"]), help="Make the pictures smaller: thumbnails.")
 @_IMAGE_QUALITY
+@click.option(
+    "--join",
+    is_flag=True,
+    help="Put the pages that compress --pages all has made of one file into one file again: a TIFF, or an animation.",
+)
 @_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Turn the latent files in SOURCES back into images in the folder OUT.
@@ -908,11 +939,11 @@ def models(task: str | None, long: bool, as_json: bool) -> None:
         _print(_plain_lines(table_of_models(rows)))
     else:
         for row in rows:
-            _print(row.pop("name"))
+            _print(_plain(row.pop("name")))
             for key, value in row.items():
-                _print(f"    {key:12}  {value}")
+                _print(_plain(f"    {key:12}  {value}"))
     for error in broken:
-        _say(f"broken: {error}")
+        _say(_plain(f"broken: {error}"))
 
 
 TRAINED = (

@@ -20,7 +20,7 @@ from .errors import AeimgError, DataError, InputError, ModelError, UsageError
 from .images import encode_picture, from_pil, open_image
 from .metrics import bits_per_pixel, psnr
 from .paths import LATENT_SUFFIX, Place, find, is_folder, located, open_regular, write_atomic
-from .urls import Url, is_url, redacted
+from .urls import is_url, redacted
 
 # -- info and models ----------------------------------------------------------------------------------------------
 
@@ -89,11 +89,8 @@ def tabulate(rows: Iterable[Mapping[str, Any]], sort: str = "file") -> str:
 
 def _describe_file(path: Place) -> dict[str, Any]:
     """Returns what a latent file or a weights file states of itself."""
-    try:
-        with open_regular(path) if isinstance(path, Url) else open(path, "rb") as file:
-            is_latent = file.read(len(container.MAGIC)) == container.MAGIC
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    with open_regular(path) as file:
+        is_latent = file.read(len(container.MAGIC)) == container.MAGIC
     if is_latent:
         return _describe_latent(str(path), container.read_file(path))
     if path.suffix == ".safetensors" and isinstance(path, Path):
@@ -130,6 +127,10 @@ def _describe_latent(name: str, data: bytes) -> dict[str, Any]:
         about |= {"mode": "coded", "model": latent.label, "weights": latent.digest.hex(), "quality": latent.quality,
                   "width": width, "height": height, "pixels": pixels, "bits_per_channel": latent.depth}  # fmt: skip
     about["bits_per_pixel"] = round(bits_per_pixel(len(data), width, height), 4)
+    if (page := latent.page) is not None:
+        about |= {"page": page.number, "pages": page.count}
+        if page.duration is not None:
+            about |= {"milliseconds": page.duration / 1000, "loops": page.loops}
     return about | {"source": latent.name, "source_format": latent.format, "sections": sizes}
 
 

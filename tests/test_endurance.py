@@ -145,11 +145,12 @@ def test_memory_is_bounded_where_large_pictures_follow_tiny_ones(tiny_then_large
         "print(json.dumps([summary.done, summary.failed, peak() - before, one]))\n"
     )
     call = [task, str(tiny_then_large[task]), str(tmp_path / "out"), jobs, f"{MEMORY_MB}M", options]
-    # What glibc keeps for each thread of memory that was given back is not what is measured here.
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    # With the memory that glibc keeps for each thread, as users have it.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
     command = [sys.executable, "-c", code, json.dumps(call)]
     done = subprocess.run(command, env=environment, capture_output=True, check=True)
     count, failed, grown, one = json.loads(done.stdout)
+    print(f"{task}, {jobs} jobs: +{grown:.0f} MB, one picture +{one:.0f} MB")
     assert (count, failed) == (16, [])
     # `one` is a picture, and what the model itself takes.
     assert grown < 1.25 * MEMORY_MB + one

@@ -184,6 +184,8 @@ class Denoise(ImageRunner):
         chosen = {
             "sigma": o.sigma, "strength": o.strength, "format": o.format, "image_quality": o.image_quality,
         }  # fmt: skip
+        if o.pages is not None:
+            chosen["pages"] = o.pages
         about = ["Denoise", models, chosen, str(self.dtype)]
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
@@ -191,7 +193,7 @@ class Denoise(ImageRunner):
 
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
-        opened = open_checked(source)
+        opened = open_checked(source, self.options.page)
         picture = opened.picture
         choice = choose(picture.pixels, self.options.sigma, free=self.asked is None, format=picture.format)
         return DenoiseItem(opened, choice=choice, model=self._model(choice.model))
