@@ -154,4 +154,6 @@ def common(pages: Sequence[Page]) -> Page:
     if missing:
         shown = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise UnsupportedImage(f"of its {first.count} pages these are missing: {shown}")
+    if len(pages) > first.count:
+        raise UnsupportedImage(f"its {first.count} pages are there more than once: {len(pages)} latent files hold them")
     return first

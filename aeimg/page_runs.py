@@ -12,6 +12,7 @@ jobs, too, and go through a stream of their own, one by one, into its file, whic
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -146,28 +147,37 @@ def _numbered(job: Job, file: PagedFile, taken: set[str]) -> list[PageJob]:
         number += 1
 
 
-_Key: TypeAlias = tuple[Place, bytes, int]
-"""What the pages of one file have in common: the folder of their results, `Page.source` and `Page.count`."""
+_Key: TypeAlias = tuple[Place, bytes, int, str]
+"""What the pages of one file have in common: the folder of their results, `Page.source`, `Page.count` and, where copies
+of that file lie beside it, the names of their latent files without the numbers."""
 
 
 def _joined(jobs: list[Job], own: DecompressOptions) -> list[Job]:
     """Returns the jobs with one in the place of the first page of each file, and none in the place of the others."""
+    stated = [(job, _page_in(job)) for job in jobs]
+    times = Counter((job.target.parent, page.source, page.count, page.number) for job, page in stated if page)
+    copied = {key[:3] for key, many in times.items() if many > 1}
     groups: dict[_Key, list[tuple[Page, Job]]] = {}
     found: list[Job | _Key] = []
-    for job in jobs:
-        try:
-            page = container.read_page(job.source)
-        except (AeimgError, OSError):
-            page = None  # reading it will report what is wrong
+    for job, page in stated:
         if page is None:
             found.append(job)
             continue
-        key = (job.target.parent, page.source, page.count)
+        file = (job.target.parent, page.source, page.count)
+        key = (*file, job.source.stem.removesuffix(f"-{page.number:04}") if file in copied else "")
         if key not in groups:
             found.append(key)
         groups.setdefault(key, []).append((page, job))
     taken = {paths._key(str(job.target)) for job in found if isinstance(job, Job)}
     return [one if isinstance(one, Job) else _joint(groups[one], own, taken) for one in found]
+
+
+def _page_in(job: Job) -> Page | None:
+    """Returns what the latent file of a job states of its page; None where it states nothing or can't be read."""
+    try:
+        return container.read_page(job.source)
+    except (AeimgError, OSError):
+        return None  # reading it will report what is wrong
 
 
 def _joint(members: list[tuple[Page, Job]], own: DecompressOptions, taken: set[str]) -> JointJob:

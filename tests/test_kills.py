@@ -1,4 +1,5 @@
 """Runs that are killed at random moments: every file is whole, no input has changed, the next run finishes the work.
+A training is resumed where it has left a checkpoint, and ends with the weights of one that nobody has disturbed.
 
 `AEIMG_KILL_MOMENTS` says how many moments, 12 where nothing is said; CONTRIBUTING.md has the command for 300. The runs
 are forks of a process that has imported everything, so that the moments fall on work and not on imports.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from aeimg import container, weights
@@ -43,7 +45,9 @@ def run_cli(argv: list[str]) -> None:
     for number in (1, 2):
         os.dup2(nowhere, number)
     from aeimg.cli import main
+    from aeimg.training import loop
 
+    loop.SECONDS_BETWEEN_CHECKPOINTS = 0.1  # so that runs that are killed leave some, too
     main(argv, prog_name="aeimg")
 
 
@@ -126,6 +130,18 @@ def check_whole(out: Path) -> None:
             read_checkpoint(path)
 
 
+def next_run(kind: str, inputs: Path, out: Path) -> list[str]:
+    """The command that goes on after a kill."""
+    checkpoint = out / "w.safetensors.checkpoint"
+    resume = ["--resume", str(checkpoint)] if kind == "train" and checkpoint.exists() else []
+    return command(kind, inputs, out) + resume
+
+
+def same_weights(*folders: Path) -> bool:
+    one, other = (weights.load_tensors(folder / "w.safetensors")[1] for folder in folders)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def finish(process) -> int:
     process.join(LONGEST)
     assert not process.is_alive(), "it hangs"
@@ -160,10 +176,13 @@ def test_killed_runs_lose_nothing(fork, inputs, tmp_path):
         if number == signal.SIGTERM and code == 130:
             assert not list(out.rglob("*.aeimg-part")), about
         assert tree(inputs, hidden=True) == before, about
-        assert finish(fork(command(kind, inputs, out))) == 0, about
+        following = next_run(kind, inputs, out)
+        assert finish(fork(following)) == 0, about
         check_whole(out)
         if kind == "train":
+            ended["resumed"] += "--resume" in following
             assert tree(out).keys() == whole[kind].keys(), about
+            assert same_weights(out, tmp_path / "whole" / kind), about
         else:
             assert tree(out) == whole[kind], about
     print(f"{MOMENTS} moments, seed {SEED}: {dict(ended)}")

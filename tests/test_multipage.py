@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import struct
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageSequence
 
 import aeimg
-from aeimg import InvalidLatent, UnsupportedImage, UsageError, container, images, multipage
+from aeimg import InvalidLatent, UnsupportedImage, UsageError, container, images, multipage, progress
 from aeimg.cli import main
 from aeimg.multipage import Page
 
@@ -354,6 +357,21 @@ def test_frames_are_right_whatever_the_threads_do(tmp_path):
     assert file._open is None
 
 
+def test_copies_of_a_file_are_joined_apart(tmp_path):
+    made = tiff(tmp_path / "a.tif")
+    (tmp_path / "b.tif").write_bytes((tmp_path / "a.tif").read_bytes())
+    aeimg.process([tmp_path / "a.tif", tmp_path / "b.tif"], "compress", out=tmp_path / "out", pages="all")
+    summary = aeimg.process(tmp_path / "out", "decompress", out=tmp_path / "back", join=True)
+    assert (summary.done, summary.failed) == (2, [])
+    assert [frame.shape for frame in frames(tmp_path / "back/b.tif")] == [one.shape for one in made]
+    assert len(frames(tmp_path / "back/a.tif")) == 3
+    latents = sorted((tmp_path / "out").glob("*.aei"))
+    latents[3].rename(tmp_path / "out/c.aei")  # its name no longer says of which copy it is
+    summary = aeimg.process(tmp_path / "out", "decompress", out=tmp_path / "again", join=True)
+    assert len(summary.failed) == 2
+    assert all("missing: " in why for _, why in summary.failed)
+
+
 def test_the_command_line_takes_them(tmp_path):
     tiff(tmp_path / "a.tif", SIZES[:2])
     run = CliRunner().invoke
@@ -363,6 +381,177 @@ def test_the_command_line_takes_them(tmp_path):
     assert done.exit_code == 0, done.output
     assert len(frames(tmp_path / "o/a.tif")) == 2
     assert run(main, ["compress", "a", "b", "--pages", "0"]).exit_code == 2
+
+
+# -- every task, and every kind of run ---------------------------------------------------------------------------------
+
+
+class Doubled(torch.nn.Module):
+    """Each pixel four times."""
+
+    scale, halo, label = 2, 0, "doubled-1"
+
+    def forward(self, x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+class Flat(torch.nn.Module):
+    """No colour anywhere."""
+
+    label, side, multiple = "flat-1", 16, 8
+
+    def forward(self, luma):
+        return torch.zeros(len(luma), 2, *luma.shape[2:])
+
+
+@pytest.fixture
+def models():
+    aeimg.register("doubled", Doubled, task="upscale")
+    aeimg.register("flat", Flat, task="colorize")
+    yield
+    aeimg.unregister("doubled")
+    aeimg.unregister("flat")
+
+
+@pytest.mark.usefixtures("models")
+def test_upscale_takes_all_pages_or_one(tmp_path):
+    made = tiff(tmp_path / "a.tif")
+    words = ["upscale", str(tmp_path / "a.tif"), "--model", "doubled", "-q", "--pages"]
+    assert CliRunner().invoke(main, [*words, "all", str(tmp_path / "all")]).exit_code == 0
+    for frame, source in zip(frames(tmp_path / "all/a.tif"), made, strict=True):
+        assert (frame == source.repeat(2, 0).repeat(2, 1)).all()
+    assert CliRunner().invoke(main, [*words, "2", str(tmp_path / "one")]).exit_code == 0
+    (frame,) = frames(tmp_path / "one/a.tif")
+    assert (frame == made[1].repeat(2, 0).repeat(2, 1)).all()
+
+
+@pytest.mark.usefixtures("models")
+def test_colorize_takes_all_frames(tmp_path):
+    animation(tmp_path / "a.png")
+    summary = aeimg.process(tmp_path / "a.png", "colorize", out=tmp_path / "out", pages="all", model="flat")
+    assert (summary.done, summary.files[0]["pages"]) == (1, 4)
+    assert durations(tmp_path / "out/a.png") == [40, 80, 120, 160]
+
+
+class Inverse(aeimg.ImageRunner):
+    """Negatives."""
+
+    def apply(self, x):
+        return 1 - x
+
+
+def test_a_task_of_a_plug_in_takes_all_pages(tmp_path):
+    made = tiff(tmp_path / "a.tif")
+    aeimg.register_task(aeimg.ImageTask("negate", "Negate.", aeimg.EncodingOptions, Inverse, needs_model=False))
+    try:
+        aeimg.process(tmp_path / "a.tif", "negate", out=tmp_path / "out", pages="all")
+    finally:
+        aeimg.unregister_task("negate")
+    for frame, source in zip(frames(tmp_path / "out/a.tif"), made, strict=True):
+        assert (frame == 255 - source).all()
+
+
+@pytest.mark.parametrize("task", ["features", "score", "decompress"])
+def test_tasks_that_write_no_images_know_no_pages(tmp_path, task):
+    with pytest.raises(UsageError, match="is an option of"):
+        aeimg.process(tmp_path, task, pages="all")
+
+
+def test_pages_at_urls_are_taken_and_joined(tmp_path, half):
+    store = fsspec.filesystem("memory")
+    store.store.clear()
+    made = tiff(tmp_path / "a.tif")
+    animation(tmp_path / "b.png")
+    for name in ("a.tif", "b.png"):
+        store.pipe(f"/in/{name}", (tmp_path / name).read_bytes())
+    summary = aeimg.process("memory://in", "denoise", out="memory://out", pages="all", strength=0, **half)
+    assert (summary.done, summary.failed) == (2, [])
+    assert [record["bytes_in"] for record in summary.files] == [store.size("/in/a.tif"), store.size("/in/b.png")]
+    (tmp_path / "back.tif").write_bytes(store.cat("/out/a.tif"))
+    for frame, source in zip(frames(tmp_path / "back.tif"), made, strict=True):
+        assert (frame == source).all()
+    summary = aeimg.process("memory://in", "compress", out="memory://latents", pages="all")
+    assert (summary.done, summary.failed) == (7, [])
+    for done, skipped in ((2, 0), (0, 2)):
+        summary = aeimg.process("memory://latents", "decompress", out="memory://joined", join=True)
+        assert (summary.done, summary.skipped, summary.failed) == (done, skipped, [])
+    assert {name.rpartition("/")[2] for name in store.find("/joined") if "manifest" not in name} == {"a.tif", "b.png"}
+
+
+@pytest.mark.parametrize("task", ["denoise", "compress", "decompress"])
+def test_all_pages_of_a_file_are_for_one_shard(tmp_path, half, task):
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        tiff(tmp_path / f"in/{number}.tif", SIZES[:2])
+    source, options = tmp_path / "in", {"pages": "all"}
+    options |= half if task == "denoise" else {}
+    if task == "decompress":
+        aeimg.process(source, "compress", out=tmp_path / "latents", pages="all")
+        source, options = tmp_path / "latents", {"join": True}
+    shares = [aeimg.process(source, task, out=tmp_path / "out", shard=f"{n}/2", **options) for n in (1, 2)]
+    inputs = [{Path(record["input"]).name for record in summary.files} for summary in shares]
+    assert all(inputs) and not inputs[0] & inputs[1]
+    assert sum(summary.done for summary in shares) == (12 if task == "compress" else 6)
+    assert [summary.elsewhere for summary in shares] == [summary.done for summary in reversed(shares)]
+    assert not any(summary.failed for summary in shares)
+
+
+def test_watch_takes_pages_and_refuses_join(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    tiff(tmp_path / "in/a.tif", SIZES[:2])
+    monkeypatch.setattr(aeimg.engine, "LOOK_AGAIN", 0)
+    looks = iter(range(3))
+    real = aeimg.engine._FileRun._jobs_now
+
+    def jobs_now(self, sources, out):
+        if next(looks, None) is None:
+            raise KeyboardInterrupt
+        return real(self, sources, out)
+
+    monkeypatch.setattr(aeimg.engine._FileRun, "_jobs_now", jobs_now)
+    with pytest.raises(aeimg.engine.Interrupted) as error:
+        aeimg.process(tmp_path / "in", "compress", out=tmp_path / "out", watch=True, pages="all")
+    assert error.value.summary.done == 2
+    with pytest.raises(UsageError, match="join needs all pages"):
+        aeimg.process(tmp_path / "out", "decompress", out=tmp_path / "back", watch=True, join=True)
+
+
+def test_a_report_shows_pages(tmp_path, half):
+    (tmp_path / "in").mkdir()
+    tiff(tmp_path / "in/a.tif", [(40, 24)] * 2)
+    page, seen = tmp_path / "r.html", []
+    for task, source, options in (
+        ("denoise", "in", {"pages": "all", **half}),
+        ("compress", "in", {"pages": "all"}),
+        ("decompress", "compress", {"join": True}),
+    ):
+        aeimg.process(tmp_path / source, task, out=tmp_path / task, report=page, **options)
+        text = page.read_text("utf-8")
+        data = json.loads(re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.S)[1])
+        seen.append((len(data["rows"]), [set(gallery["crops"]) for gallery in data["galleries"]]))
+    both = [{"before", "after"}]
+    assert seen == [(1, both), (2, 2 * both), (1, [{"after"}])]
+
+
+@pytest.mark.parametrize("task", ["denoise", "decompress"])
+def test_progress_counts_the_pages_of_a_file_as_they_are_done(tmp_path, half, monkeypatch, task):
+    made = tiff(tmp_path / "a.tif", [(40, 24)] * 8)
+    source, options = tmp_path / "a.tif", {"pages": "all", **half}
+    if task == "decompress":
+        aeimg.process(source, "compress", out=tmp_path / "latents", pages="all")
+        source, options = tmp_path / "latents", {"join": True}
+    shares = []
+    real = progress.Watched._tell
+
+    def tell(self, *arguments):
+        real(self, *arguments)
+        shares.append(self.progress.meter.share)
+
+    monkeypatch.setattr(progress.Watched, "_tell", tell)
+    monkeypatch.setattr(progress.Progress, "shown", True)
+    aeimg.process(source, task, out=tmp_path / "out", jobs=1, batch_size=1, **options)
+    assert shares[-1] == pytest.approx(1)
+    assert len([share for share in shares if 0.1 < share < 0.9]) > len(made)
 
 
 # -- the section -------------------------------------------------------------------------------------------------------
