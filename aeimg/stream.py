@@ -207,17 +207,23 @@ def stream(
                 return
             batch = _gather(slots, task, batch_size)
             if batch:
-                for slot, raw in zip(batch, _run(task, [slot.item for slot in batch]), strict=True):
-                    if isinstance(raw, Exception):
-                        slot.end(error=raw)
-                    else:
-                        slot.future = pool.submit(task.finish, slot.item, raw)
+                _hand_on(batch, task, pool)
             elif slots[0].outcome is None:
                 wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         if late is not None:
             late += _ended(slots)
+
+
+def _hand_on(batch: list[_Slot], task: Task[Any, Any, Any, Any], pool: ThreadPoolExecutor) -> None:
+    """Runs a batch and lets threads finish it. Nothing here refers to the results any more when it returns: a large one
+    would stay in memory until the next batch has run."""
+    for slot, raw in zip(batch, _run(task, [slot.item for slot in batch]), strict=True):
+        if isinstance(raw, Exception):
+            slot.end(error=raw)
+        else:
+            slot.future = pool.submit(task.finish, slot.item, raw)
 
 
 def _estimate(task: Task[S, Any, Any, Any], source: S) -> int:
