@@ -105,7 +105,7 @@ def command(kind: str, inputs: Path, out: Path) -> list[str]:
         "features": ["features", pictures, str(out / "f.csv"), "--model", "vanilla", "-q"],
         "score": ["score", pictures, str(out / "s.csv"), "--model", "vanilla", "--heatmaps", str(out / "maps"), "-q"],
         "sample": ["sample", str(out), "--model", "variational"],
-        "train": ["train", "vanilla", str(inputs / "digits"), "-o", str(out / "w.safetensors"), "--steps", "60",
+        "train": ["train", "vanilla", str(inputs / "digits"), "-o", str(out / "w.safetensors"), "--steps", "300",
                   "--if-exists", "overwrite"],
     }[kind]  # fmt: skip
 
