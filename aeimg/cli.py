@@ -388,8 +388,10 @@ def _print_failed(failed: list[tuple[Path, str]]) -> None:
 def _summary_line(summary: Summary, task: FileTask) -> str:
     line = f"{task}: {summary.done} done"
     if task == "denoise":
-        models = Counter(record["model"] for record in summary.files if "model" in record)
+        models = Counter(record["model"] for record in summary.files if record.get("model"))
         line += "".join(f", {count} by {model}" for model, count in sorted(models.items()))
+        if untouched := sum(bool(record.get("untouched")) for record in summary.files):
+            line += f", {untouched} left untouched (no noise)"
     if summary.skipped:
         line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
     if summary.planned:
@@ -443,6 +445,12 @@ def _size(count: int) -> str:
     default=1.0,
     show_default=True,
     help="0 leaves the images as they are, 1 removes all the noise.",
+)
+@click.option(
+    "--residual",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Also write to this folder what was taken away from each image, stretched around grey.",
 )
 @click.option("--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]")
 @_IMAGE_QUALITY

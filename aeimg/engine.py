@@ -38,6 +38,7 @@ from .tasks.denoise import Denoise
 from .tasks.features import Features
 from .tasks.options import (
     CompressWords,
+    DenoiseOptions,
     DecompressWords,
     DenoiseWords,
     EncodingOptions,
@@ -49,6 +50,7 @@ from .tasks.options import (
     parse,
 )
 from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
+from .tasks.residuals import Residuals
 from .tasks.score import Score, Strangeness
 
 log = logging.getLogger("aeimg")
@@ -313,8 +315,11 @@ def process(
         dry_run: With `out`, write nothing, and return in the summary what would be done.
         estimate: With `dry_run`, process five of the inputs as well, to estimate the time and the bytes.
         options:
-            sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
+            sigma: The level of the noise in 8-bit units, or "auto" to estimate it; or, for noise that differs over the
+                picture, a map of it, a numpy array `[H,W]` of the size of the pictures (denoise).
             strength: 0 leaves the picture as it is, 1 removes all the noise (denoise).
+            residual: A folder that gets a PNG of what was taken away from each picture, stretched around grey (denoise,
+                with `out`).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
             target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
                 quality whose file is no larger, or the lowest that reaches the PSNR in dB or the SSIMULACRA2 score
@@ -371,6 +376,8 @@ def process(
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
+    if isinstance(own, DenoiseOptions) and own.residual is not None:
+        raise UsageError("residual is for runs over files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
 
 
@@ -485,8 +492,16 @@ class _ToFiles:
 
     small = True
 
-    def __init__(self, task: AnyTask, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
-        self.task, self.manifest, self.recipe, self.dry = task, manifest, recipe, dry
+    def __init__(
+        self,
+        task: AnyTask,
+        manifest: Manifest | None,
+        recipe: str,
+        residuals: Residuals | None = None,
+        *,
+        dry: bool = False,
+    ) -> None:
+        self.task, self.manifest, self.recipe, self.residuals, self.dry = task, manifest, recipe, residuals, dry
 
     def estimate(self, job: paths.Job) -> int:
         """Returns what the task estimates."""
@@ -520,16 +535,21 @@ class _ToFiles:
         job, status = item.job, item.status
         result = self.task.finish(item.item, raw)
         data: bytes = result.value
+        record = {"seconds": 0.0, **result.record()}
+        lost = () if data is item.opened.data else left_out(item.opened.picture, job.target.suffix)
         if not self.dry:
+            source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
+            made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
+            if self.residuals is not None:
+                written, notes = self.residuals.write(job, made, result.residual)
+                record |= {"residual": str(written), "residual_gain": round(result.residual.gain, 3)}
+                lost = (*lost, *notes)
             if self.manifest is not None:
-                source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
-                made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
                 self.manifest.add(job, made)
             paths.write_atomic(job.target, data)
-        seconds = round(item.seconds + time.monotonic() - began, 4)
-        record = {"seconds": seconds, **result.record()}
-        if lost := left_out(item.opened.picture, job.target.suffix):
+        if lost:
             record["warnings"] = [*record.get("warnings", ()), *lost]
+        record["seconds"] = round(item.seconds + time.monotonic() - began, 4)
         return _Written(status.st_size, len(data), record)
 
 
@@ -571,8 +591,13 @@ class _FileRun:
         self.summary.passed_over = dict(passed_over.most_common())
         manifest = None if alone else Manifest(out)
         recipe: str = self.task.recipe()
-        todo = self._left_to_do(jobs, manifest, recipe, renew=not dry)
-        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+        residuals = None
+        if isinstance(self.own, DenoiseOptions) and self.own.residual is not None:
+            residuals = Residuals(
+                self.own.residual, sources, out, jobs, recipe, name=self.files.name, if_exists=self.files.if_exists
+            )
+        todo = self._left_to_do(jobs, manifest, recipe, residuals, renew=not dry)
+        return jobs, todo, _ToFiles(self.task, manifest, recipe, residuals, dry=dry)
 
     def _end(self, jobs: list[paths.Job], began: float) -> None:
         order = {str(job.target): number for number, job in enumerate(jobs)}
@@ -583,7 +608,13 @@ class _FileRun:
         self.summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
 
     def _left_to_do(
-        self, jobs: list[paths.Job], manifest: Manifest | None, recipe: str, *, renew: bool
+        self,
+        jobs: list[paths.Job],
+        manifest: Manifest | None,
+        recipe: str,
+        residuals: Residuals | None,
+        *,
+        renew: bool,
     ) -> list[paths.Job]:
         """Returns the jobs whose output is not there yet, or no longer right, as `if_exists` demands."""
         todo = []
@@ -594,7 +625,8 @@ class _FileRun:
                 state = State.FOREIGN if os.path.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
-            if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
+            lacking = state is State.CURRENT and residuals is not None and residuals.lacks(job)
+            if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN) and not lacking:
                 self.summary.skipped += 1
                 foreign = {"warnings": ["the output is there already, and aeimg has no record of writing it"]}
                 self._note(job, "skipped", **(foreign if state is State.FOREIGN else {}))

@@ -155,6 +155,45 @@ def _jpeg_step(bands: Array) -> float:
     return float(np.median(found))
 
 
+SQUARE, CELL = 4, 8
+"""The side of the squares that are looked for again, in pixels; the side of the cells that are counted, in squares."""
+REPEATED = 0.1
+"""Where so large a share of the squares occurs again, the picture holds no noise. Of noise, even of sigma 2, none do."""
+REPEATED_IN_JPEG = 0.9
+"""The same where JPEG has left its marks: it makes flat squares of smooth parts, and noise may be left in the others."""
+
+
+def _repeated(bands: Array) -> float:
+    """Returns which share of the squares of `bands` `[C,H,W]` occurs again, exactly, 0..1: what is drawn repeats itself
+    (flat colours, patterns, letters), and noise never does.
+
+    It is the lower quartile over cells of 32x32 pixels, so that neither a flat frame around a noisy picture nor a
+    photograph in a screenshot decides. Squares that are black or white throughout do not count: a clipped sky is flat,
+    too. The result is 1 where nothing else is there, and 0 for pictures that hold no whole cell.
+    """
+    channels, side = len(bands), SQUARE * CELL
+    rows, columns = bands.shape[1] // side * CELL, bands.shape[2] // side * CELL
+    if rows == 0 or columns == 0:
+        return 0.0
+    whole = bands[:, : rows * SQUARE, : columns * SQUARE].reshape(channels, rows, SQUARE, columns, SQUARE)
+    squares = np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4)).reshape(rows * columns, -1)
+    by_channel = squares.reshape(len(squares), channels, -1)
+    flat = (by_channel == by_channel[:, :, :1]).all((1, 2))
+    counted = ~(flat & ((squares <= 0) | (squares >= 255)).all(1))
+    if not counted.any():
+        return 1.0
+    keys = squares.view(np.dtype((np.void, squares.shape[1] * squares.itemsize))).ravel()
+    _, inverse, times = np.unique(keys, return_inverse=True, return_counts=True)
+    again = (times[inverse.ravel()] > 1) & counted
+
+    def in_cells(of: Array) -> Array:
+        return of.reshape(rows // CELL, CELL, columns // CELL, CELL).sum((1, 3))
+
+    total = in_cells(counted)
+    enough = total >= min(CELL, int(total.max()))  # of a cell that is nearly all white, a few squares say little
+    return float(np.quantile(in_cells(again)[enough] / total[enough], 0.25))
+
+
 def estimate_sigma(pixels: Array) -> float:
     """Returns the standard deviation of white noise, in 8-bit units, in `pixels` `[C,H,W]`: integers or float in [0,1].
 
@@ -185,6 +224,16 @@ class Noise:
     """Whether the picture is grey."""
     step: float = 0.0
     """See `_jpeg_step`."""
+    repeated: float = 0.0
+    """See `_repeated`."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the picture holds no noise at all, as drawings, icons and screenshots do that were saved losslessly.
+
+        That a photograph is clean is never certain; that squares of it occur again, to the bit, is.
+        """
+        return self.repeated >= (REPEATED_IN_JPEG if self.step >= 3 else REPEATED)
 
     @property
     def marked(self) -> bool:
@@ -218,7 +267,7 @@ def measure_noise(pixels: Array) -> Noise:
     )
     coarse = estimate_sigma(pixels[:, ::2, ::2])
     bands = _bands(pixels)
-    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands))
+    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands), _repeated(bands))
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

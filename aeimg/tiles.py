@@ -58,12 +58,13 @@ def grid(height: int, width: int, tile: int, halo: int) -> Iterator[Tile]:
             )  # fmt: skip
 
 
-def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int) -> Tensor:
-    """`network` over the tiles of `x` `[N,C,H,W]`. Same shape and dtype back.
+def run_tiled(network: Callable[..., Tensor], x: Tensor, tile: int, halo: int, *beside: Tensor) -> Tensor:
+    """`network` over the tiles of `x` `[N,C,H,W]`, and of each tensor `[N,...,H,W]` in `beside`, which it gets after
+    them. Same shape and dtype as `x` back.
 
     `tile` and `halo` must be multiples of what the network asks for; at the right and bottom edge a tile may be less.
     """
     result = torch.empty_like(x)
     for part in grid(x.shape[2], x.shape[3], tile, halo):
-        part.kept(result).copy_(part.inner(network(part.cut(x))))
+        part.kept(result).copy_(part.inner(network(part.cut(x), *map(part.cut, beside))))
     return result

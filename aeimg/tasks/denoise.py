@@ -23,14 +23,26 @@ from torch import Tensor
 from .. import registry
 from ..contract import Denoiser
 from ..errors import InputError, ModelError
-from ..images import LOSSY, Picture
+from ..images import LOSSY, WRITABLE, Picture
 from ..manifest import digest
 from ..noise import check, estimate_sigma, measure_noise
 from ..pixels import as_float, as_pixels, mirror, padded
 from ..stream import out_of_memory
 from ..tiles import run_tiled
 from .options import DenoiseOptions
-from .pictures import Delivered, PictureItem, Result, batch_key, deliver, estimate, open_checked, stacked
+from .pictures import (
+    Delivered,
+    Opened,
+    PictureItem,
+    Result,
+    batch_key,
+    deliver,
+    estimate,
+    open_checked,
+    stacked,
+    suffix_of,
+)
+from .residuals import Residual, stretched
 
 Array = np.ndarray
 
@@ -40,6 +52,9 @@ TILE = 1504
 """The side of the tiles of large images, before the halo, in pixels."""
 SMALLEST_TILE = 256
 """The side below which tiles are not halved where memory does not suffice, in pixels."""
+SMALLEST = 64
+"""A picture with a side below this many pixels is left untouched where nobody says how noisy it is: it holds too little
+to measure, and is mostly an icon or a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -47,25 +62,35 @@ class Choice:
     """Which denoiser a picture gets, which level of noise is announced to it, and why."""
 
     model: str | None
-    """The name of the denoiser; None for the one that the caller named."""
+    """The name of the denoiser; None for the one that the caller named, or where the picture is left untouched."""
     sigma: float
-    """The level of the noise, in 8-bit units."""
+    """The level of the noise, in 8-bit units; of a map, its mean."""
     why: str
     """The reason, for the user."""
+    untouched: bool = False
+    """Whether no denoiser is to see the picture."""
 
 
-def choose(picture: Picture, sigma: float | str, *, free: bool) -> Choice:
-    """Returns the denoiser for `picture`; `sigma` is a level or "auto", `free` is whether the caller named no model.
+def choose(picture: Picture, sigma: float | str | Array, *, free: bool) -> Choice:
+    """Returns the denoiser for `picture`; `sigma` is a level, a map or "auto", `free` is whether the caller named no
+    model.
 
-    A given level means white noise of that level. Without one, strong noise on which JPEG has left marks goes to the
-    model for such noise. Noise that measures as white goes to the default model; the measure is stricter for files of
-    lossy formats. Everything else goes to the blind model, because no level could be trusted.
+    A given level means white noise of that level. Without one, pictures in which there is no noise, and those too small
+    to measure, are left untouched. Strong noise on which JPEG has left marks goes to the model for such noise. Noise
+    that measures as white goes to the default model; the measure is stricter for files of lossy formats. Everything
+    else goes to the blind model, because no level could be trusted.
     """
-    if sigma != "auto":
-        return Choice(registry.WHITE if free else None, float(sigma), "sigma was given")
+    if isinstance(sigma, np.ndarray):
+        return Choice(registry.WHITE if free else None, float(sigma.mean()), "a map of sigma was given")
+    if not isinstance(sigma, str):
+        return Choice(registry.WHITE if free else None, sigma, "sigma was given")
     if not free:
         return Choice(None, estimate_sigma(picture.pixels), "the model was given")
+    if min(picture.height, picture.width) < SMALLEST:
+        return Choice(None, 0.0, f"left untouched: a side under {SMALLEST} pixels, too small to measure", True)
     noise = measure_noise(picture.pixels)
+    if noise.nothing:
+        return Choice(None, 0.0, "left untouched: no noise was measured", True)
     lossy = picture.format in LOSSY
     if noise.marked:
         return Choice(registry.JPEG, noise.sigma, f"JPEG has left marks on strong noise (steps of {noise.step:g})")
@@ -81,20 +106,21 @@ class DenoiseItem(PictureItem):
 
     choice: Choice
     """The denoiser's name, the level of noise, and the reason."""
-    model: Denoiser
-    """The denoiser."""
+    model: Denoiser | None
+    """The denoiser; None where the picture is left untouched."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseResult(Result[Delivered]):
     """The denoised picture, and what can be said of it without its clean original; see `noise.Check`."""
 
-    model: str
-    """The label of the denoiser."""
+    model: str | None
+    """The label of the denoiser; None where the picture was left untouched."""
     why: str
-    """Why it was chosen."""
+    """Why it was chosen, or why the picture was left untouched."""
     sigma: float | None
-    """The level of noise that was announced to the model, in 8-bit units; None for a blind model."""
+    """The level of noise that was announced to the model, in 8-bit units, of a map its mean; None for a blind model,
+    and where there was none."""
     strength: float
     """The option."""
     noise_before: float
@@ -102,10 +128,12 @@ class DenoiseResult(Result[Delivered]):
     noise_after: float
     shift: tuple[float, ...]
     structure: float
+    residual: Residual | None = None
+    """What was taken away, where that was asked for."""
 
     def figures(self) -> dict[str, Any]:
         return {
-            "model": self.model, "why": self.why,
+            "model": self.model, "why": self.why, "untouched": self.model is None,
             "sigma": None if self.sigma is None else round(self.sigma, 2), "strength": self.strength,
             "noise_before": round(self.noise_before, 2), "noise_after": round(self.noise_after, 2),
             "shift": [round(value, 3) for value in self.shift], "structure": round(self.structure, 3),
@@ -138,7 +166,7 @@ class Denoise:
         """The denoisers that a picture may get, by the names of `Choice`."""
         if self.asked is not None:
             return (None,)
-        return tuple(registry.CHOICES) if self.options.sigma == "auto" else (registry.WHITE,)
+        return tuple(registry.CHOICES) if self.options.measures else (registry.WHITE,)
 
     def _known_as(self, name: str | None) -> str:
         # By its label, so that no plug-in that claims its name takes it away.
@@ -157,10 +185,11 @@ class Denoise:
         """
         models = [registry.identity(self._known_as(name), "denoise", self.device) for name in self._possible]
         o = self.options
+        sigma = digest(repr(o.sigma.shape).encode() + o.sigma.tobytes()) if isinstance(o.sigma, np.ndarray) else o.sigma
         chosen = {
-            "sigma": o.sigma, "strength": o.strength, "format": o.format, "image_quality": o.image_quality,
+            "sigma": sigma, "strength": o.strength, "format": o.format, "image_quality": o.image_quality,
         }  # fmt: skip
-        about = ["Denoise", models, chosen, str(self.dtype)]
+        about = ["Denoise", PASSES, models, chosen, str(self.dtype)]
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
     # -- the three steps ---------------------------------------------------------------------------------------
@@ -173,37 +202,55 @@ class Denoise:
         """Reads a picture, measures its noise and chooses its denoiser."""
         opened = open_checked(source)
         choice = choose(opened.picture, self.options.sigma, free=self.asked is None)
-        return DenoiseItem(opened, choice, self._model(choice.model))
+        if choice.untouched:
+            return DenoiseItem(opened, choice, None)
+        model = self._model(choice.model)
+        if isinstance(self.options.sigma, np.ndarray):
+            _check_map(self.options.sigma, opened.picture, model)
+        return DenoiseItem(opened, choice, model)
 
     def key(self, item: DenoiseItem) -> Hashable:
         """Returns the model, and channels, depth and padded size."""
+        if item.model is None:
+            return "untouched"
         return (item.choice.model, *batch_key(item.picture, item.model.multiple))
 
     def run(self, items: list[DenoiseItem]) -> list[Array]:
         """Returns the clean pixels `[C,H,W]` of each picture, in the depth of its own."""
         model = items[0].model
+        if model is None:
+            return [item.picture.pixels for item in items]
         x = stacked(items, model.multiple, mirrored=True)
-        sigma = torch.tensor([item.choice.sigma for item in items], dtype=torch.float32)
+        if isinstance(self.options.sigma, np.ndarray):
+            plane = mirror(torch.from_numpy(self.options.sigma)[None, None], *x.shape[2:])
+            sigma = plane.expand(len(items), -1, -1, -1)
+        else:
+            sigma = torch.tensor([item.choice.sigma for item in items], dtype=torch.float32)
         clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
         pictures = [item.picture for item in items]
         return [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
 
     def finish(self, item: DenoiseItem, raw: Array) -> DenoiseResult:
         """Compares the pixels before and after, and gives the picture back."""
-        found, o = check(item.picture.pixels, raw), self.options
+        found, o, model = check(item.picture.pixels, raw), self.options, item.model
+        copied = _copied(item.opened, o) if model is None else None
         return DenoiseResult(
-            value=deliver(replace(item.picture, pixels=raw), item.opened, o),
+            value=deliver(replace(item.picture, pixels=raw), item.opened, o) if copied is None else copied,
             width=item.picture.width,
             height=item.picture.height,
-            warnings=(*item.picture.notes, *found.warnings(o.strength)),
-            model=item.model.label,
+            warnings=(
+                *(item.picture.notes if copied is None else ()),
+                *(() if model is None else found.warnings(o.strength)),
+            ),
+            model=None if model is None else model.label,
             why=item.choice.why,
-            sigma=None if item.model.blind else item.choice.sigma,
+            sigma=None if model is None or model.blind else item.choice.sigma,
             strength=o.strength,
             noise_before=found.noise_before,
             noise_after=found.noise_after,
             shift=found.shift,
             structure=found.structure,
+            residual=None if o.residual is None else stretched(item.picture.pixels, raw),
         )
 
     def _in_tiles(self, model: Denoiser, x: Tensor, sigma: Tensor, *, alone: bool) -> Tensor:
@@ -222,6 +269,32 @@ class Denoise:
                 log.info("memory does not suffice: going on in tiles of %d pixels", self.tile)
 
 
+PASSES = 1
+"""The version of the rule by which pictures are left untouched; results of another rule are not up to date."""
+
+
+def _check_map(sigma: Array, picture: Picture, model: Denoiser) -> None:
+    """Raises `InputError` where the map does not fit the picture, `ModelError` where the model takes none."""
+    if sigma.shape != (picture.height, picture.width):
+        raise InputError(
+            f"{picture.name or 'the image'}: has {picture.width}x{picture.height} pixels, and the map of sigma "
+            f"{sigma.shape[1]}x{sigma.shape[0]}; give a map [H,W] of its size"
+        )
+    if not model.takes_map:
+        raise ModelError(f"model {model.label}: takes no map of sigma; give one level, or name no model")
+
+
+def _copied(opened: Opened, options: DenoiseOptions) -> bytes | None:
+    """Returns the bytes of the source file of an untouched picture, where its result is a file of the same format and
+    nobody asks for a quality of it; otherwise None."""
+    picture, data = opened.picture, opened.data
+    if data is None or opened.kind not in ("bytes", "file"):
+        return None
+    suffix = opened.suffix or options.suffix or suffix_of(picture.format)
+    same = WRITABLE.get(suffix.lower()) == picture.format
+    return data if same and options.quality_of(suffix) is None else None
+
+
 # -- a batch through a network -------------------------------------------------------------------------------
 
 
@@ -238,7 +311,7 @@ def run_denoiser(
 ) -> Tensor:
     """Denoises a batch of one size: pixels `[N,C,H,W]` on the CPU, C 1 or 3, uint8, uint16 or float; returns the same.
 
-    `sigma` `[N]` is in 8-bit units; `strength` scales what is removed, 0 leaves everything as it is. Images larger than
+    `sigma` `[N]`, or a map `[N,1,H,W]` where the model takes one, is in 8-bit units; `strength` scales what is removed, 0 leaves everything as it is. Images larger than
     `tile` are cut into tiles, if the model states its halo, and only one tile is ever on the device, or in memory as
     floats. A tile whose result is not finite is computed again in fp32. Raises `InputError` where that does not help,
     `ModelError` where the model returns another shape.
@@ -248,14 +321,16 @@ def run_denoiser(
     level = level.repeat_interleave(x.shape[1]) if apart else level
     dtype = dtype if model.dtypes is None or dtype in model.dtypes else torch.float32
 
-    def run(part: Tensor) -> Tensor:
+    def run(part: Tensor, *maps: Tensor) -> Tensor:
         if device.type == "cuda":  # from pinned memory the copy does not hold up this thread
             part = part.contiguous().pin_memory()
         noisy = as_float(part.to(device, non_blocking=device.type == "cuda"))
         height, width = noisy.shape[2:]
         shown = noisy.reshape(-1, 1, height, width) if apart else noisy.expand(-1, 3, -1, -1)
-        whole = mirror(shown, padded(height, model.multiple), padded(width, model.multiple))
-        clean = _finite_result(model, whole.contiguous(memory_format=torch.channels_last), level, dtype)
+        size = padded(height, model.multiple), padded(width, model.multiple)
+        whole = mirror(shown, *size)
+        announced = mirror(maps[0], *size) if maps else level
+        clean = _finite_result(model, whole.contiguous(memory_format=torch.channels_last), announced, dtype)
         clean = clean[:, :, :height, :width]
         if apart:
             clean = clean.reshape(noisy.shape)
@@ -264,7 +339,7 @@ def run_denoiser(
         return as_pixels(clean if strength == 1 else noisy + strength * (clean - noisy), x.dtype)
 
     side = padded(tile if model.halo is not None else max(x.shape[2:]), model.multiple)
-    return run_tiled(run, x, side, padded(model.halo or 0, model.multiple))
+    return run_tiled(run, x, side, padded(model.halo or 0, model.multiple), *((level,) if level.dim() == 4 else ()))
 
 
 def _finite_result(model: Denoiser, x: Tensor, level: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
+import numpy as np
+
 from ..errors import UsageError
 from ..images import WRITABLE
 from ..paths import TEMPLATE, Selection, check_template
@@ -69,21 +71,48 @@ class EncodingOptions:
 class DenoiseOptions(EncodingOptions):
     """The options of the task denoise."""
 
-    sigma: float | str = "auto"
-    """The level of the noise in 8-bit units, or "auto" to estimate it."""
+    sigma: float | str | np.ndarray = "auto"
+    """The level of the noise in 8-bit units, or "auto" to estimate it; or a map of it, `[H,W]`, for pictures of that
+    size."""
     strength: float = 1.0
     """0 leaves the picture as it is, 1 removes all the noise."""
+    residual: str | os.PathLike[str] | None = None
+    """A folder for pictures of what was taken away, one for each file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
-        except (TypeError, ValueError):
-            sigma = -1.0
-        _require(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
-        if self.sigma != "auto":  # "25" and 25 are one option
-            object.__setattr__(self, "sigma", sigma)
+        if isinstance(self.sigma, np.ndarray) and self.sigma.ndim:
+            object.__setattr__(self, "sigma", _sigma_map(self.sigma))
+        else:
+            object.__setattr__(self, "sigma", _sigma_level(self.sigma))
         _require(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
+        _require(self.residual is None or bool(os.fspath(self.residual)), "residual: an empty name is no folder")
+
+    @property
+    def measures(self) -> bool:
+        """Whether the level of the noise is to be estimated."""
+        return isinstance(self.sigma, str)
+
+
+def _sigma_level(sigma: Any) -> float | str:
+    """Returns a level as a number: "25" and 25 are one option. Raises `UsageError`."""
+    try:
+        level = 0.0 if isinstance(sigma, str) and sigma == "auto" else float(sigma)
+    except (TypeError, ValueError):
+        level = -1.0
+    _require(0 <= level <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {sigma!r}")
+    return "auto" if isinstance(sigma, str) and sigma == "auto" else level
+
+
+def _sigma_map(sigma: np.ndarray) -> np.ndarray:
+    """Returns a map of levels as float32 `[H,W]`. Raises `UsageError`."""
+    shape = "x".join(map(str, sigma.shape))
+    _require(sigma.ndim == 2 and sigma.size > 0, f"a map of sigma must be [H,W], not an array of {shape}")
+    numbers = np.issubdtype(sigma.dtype, np.integer) or np.issubdtype(sigma.dtype, np.floating)
+    _require(numbers, f"a map of sigma must hold numbers, not {sigma.dtype}")
+    inside = bool(((sigma >= 0) & (sigma <= 255)).all())  # which NaN is not
+    _require(inside, "a map of sigma must hold numbers of 0..255 (8-bit units)")
+    return sigma.astype(np.float32)
 
 
 DEFAULT_QUALITY = 50
@@ -309,8 +338,9 @@ class DenoiseWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
-    sigma: float | str
+    sigma: float | str | np.ndarray
     strength: float
+    residual: str | os.PathLike[str] | None
 
 
 class CompressWords(RunWords, total=False):
