@@ -31,8 +31,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .contract import ImageTask
     from .engine import Summary, process
-    from .registry import register, unregister
+    from .registry import register, register_task, unregister, unregister_task
+    from .tasks.image import ImageRunner
+    from .tasks.options import EncodingOptions, option
 
 __version__ = "0.1.0"
 
@@ -40,6 +43,9 @@ __all__ = [
     "AeimgError",
     "ChecksumMismatch",
     "DataError",
+    "EncodingOptions",
+    "ImageRunner",
+    "ImageTask",
     "InputError",
     "InvalidLatent",
     "InvalidWeights",
@@ -54,13 +60,20 @@ __all__ = [
     "UsageError",
     "WrongWeights",
     "__version__",
+    "option",
     "process",
     "register",
+    "register_task",
     "unregister",
+    "unregister_task",
 ]
 
 # torch takes a second to import, for which `import aeimg` and `aeimg --help` must not wait.
-_LAZY = {"process": "engine", "Summary": "engine", "register": "registry", "unregister": "registry"}
+_LAZY = {
+    "process": "engine", "Summary": "engine", "ImageTask": "contract", "ImageRunner": "tasks.image",
+    "EncodingOptions": "tasks.options", "option": "tasks.options",
+    **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

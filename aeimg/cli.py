@@ -6,6 +6,7 @@ Exit codes: 0 all well, 1 any failure or nothing found, 2 usage, 130 interrupted
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import json
@@ -14,26 +15,28 @@ import os
 import signal
 import sys
 import threading
+import typing
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from . import __version__
 from .errors import AeimgError, UsageError
+from .tasks.declared import IMAGE_TASKS
 
 if TYPE_CHECKING:
+    from .contract import ImageTask
     from .engine import Summary
     from .explore import Explored
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=str, allow_dash=True)
 """A file or folder, @list.txt, a glob or -: shells complete names of files."""
-FileTask = Literal["denoise", "compress", "decompress"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -250,7 +253,7 @@ _FOR_FILES = _with(
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
     click.option("-v", "--verbose", is_flag=True, help="Print a line for each image: what was done to it, and why."),
 )
-"""The options of the three tasks that write files."""
+"""The options of the tasks that write files."""
 
 _IMAGE_QUALITY = click.option(
     "--image-quality",
@@ -262,7 +265,7 @@ _IMAGE_QUALITY = click.option(
 def _run(
     sources: tuple[str, ...],
     out: str,
-    task: FileTask,
+    task: str,
     *,
     quiet: bool,
     verbose: bool,
@@ -301,7 +304,7 @@ def _run(
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error")
 
 
-def _pipe(sources: tuple[str, ...], task: FileTask, **options: Any) -> None:
+def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
     """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
     from .engine import process
 
@@ -355,7 +358,7 @@ SHOWN = 5
 """How many files are named of those with one and the same note."""
 
 
-def _print_summary(summary: Summary, task: FileTask, *, quiet: bool, dry: bool) -> None:
+def _print_summary(summary: Summary, task: str, *, quiet: bool, dry: bool) -> None:
     notes: dict[str, list[str]] = {}
     for record in summary.files:
         for warning in record.get("warnings", ()):
@@ -385,9 +388,9 @@ def _print_failed(failed: list[tuple[Path, str]]) -> None:
         _say(_plain(f"failed: {path}: {reason.removeprefix(f'{path}: ')}"))
 
 
-def _summary_line(summary: Summary, task: FileTask) -> str:
+def _summary_line(summary: Summary, task: str) -> str:
     line = f"{task}: {summary.done} done"
-    if task == "denoise":
+    if task not in ("compress", "decompress"):
         models = Counter(record["model"] for record in summary.files if record.get("model"))
         line += "".join(f", {count} by {model}" for model, count in sorted(models.items()))
         if untouched := sum(bool(record.get("untouched")) for record in summary.files):
@@ -412,7 +415,7 @@ def _summary_line(summary: Summary, task: FileTask) -> str:
     return line + _nothing(summary, task) + _passed_over(summary.passed_over)
 
 
-def _nothing(summary: Summary, task: FileTask) -> str:
+def _nothing(summary: Summary, task: str) -> str:
     return "" if summary.files else f"; no {'latent files' if task == 'decompress' else 'images'} found"
 
 
@@ -431,37 +434,84 @@ def _size(count: int) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.1f} kB"
 
 
-@main.command()
-@_SOURCES_AND_OUT
-@click.option(
-    "--sigma",
-    default="auto",
-    show_default=True,
-    help="The level of the noise in 8-bit units (0 to 255), or auto to estimate it.",
-)
-@click.option(
-    "--strength",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="0 leaves the images as they are, 1 removes all the noise.",
-)
-@click.option(
-    "--residual",
-    type=click.Path(file_okay=False),
-    metavar="DIR",
-    help="Also write to this folder what was taken away from each image, stretched around grey.",
-)
-@click.option("--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]")
-@_IMAGE_QUALITY
-@_FOR_FILES
-def denoise(sources: tuple[str, ...], out: str, **options: Any) -> None:
-    """Denoise the images in SOURCES into the folder OUT.
+# -- image-to-image tasks ------------------------------------------------------------------------------------
 
-    SOURCES are files, folders, globs or @list.txt; of one file, OUT may be the file to write; - is standard input or
-    output.
+
+def _option(one: dataclasses.Field[Any], kind: Any) -> Callable[[Command], Command]:
+    """Returns what makes a field of a dataclass of options, of the type `kind`, an option of a command."""
+    about, flag = one.metadata, f"--{one.name.replace('_', '-')}"
+    kinds = set(typing.get_args(kind) or (kind,)) - {type(None)}
+    low, high = about.get("at_least"), about.get("at_most")
+    text = about.get("help", "") + (f" [default: {shown}]" if (shown := about.get("shown")) else "")
+    if kinds == {bool}:
+        return click.option(f"{flag}/--no-{flag[2:]}", one.name, default=one.default, help=text)
+    taken: Any = click.STRING
+    if about.get("choices"):
+        taken = click.Choice(list(about["choices"]))
+    elif kinds == {int}:
+        taken = click.IntRange(None if low is None else int(low), None if high is None else int(high))
+    elif kinds <= {int, float}:
+        taken = click.FloatRange(low, high)
+    return click.option(
+        flag, one.name, type=taken, default=one.default, show_default=one.default is not None, help=text
+    )
+
+
+def _image_command(task: ImageTask) -> click.Command:
+    """Returns the command of an image-to-image task, made of what the task states."""
+    from .tasks.options import EncodingOptions, options_of
+
+    own = options_of(task.name)
+    general = {one.name for one in dataclasses.fields(EncodingOptions)}
+    kinds = typing.get_type_hints(own)
+
+    @_SOURCES_AND_OUT
+    @_with(*(_option(one, kinds[one.name]) for one in dataclasses.fields(own) if one.name not in general))
+    @click.option(
+        "--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]"
+    )
+    @_IMAGE_QUALITY
+    @_FOR_FILES
+    def command(sources: tuple[str, ...], out: str, **options: Any) -> None:
+        _run(sources, out, task.name, **options)
+
+    command.__doc__ = (
+        f"{task.summary}\n\nSOURCES are files, folders, globs or @list.txt; of one file, OUT may be the file to write; "
+        "- is standard input or output."
+    )
+    return click.command(task.name)(command)
+
+
+for _task in IMAGE_TASKS.values():
+    main.add_command(_image_command(_task))
+
+
+class _Tasks(click.Group):
+    """A command for each image-to-image task, those of plug-ins included."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from .tasks import declared
+
+        return declared.names()
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from .tasks import declared
+
+        try:
+            found = declared.find(cmd_name)
+            return None if found is None else _image_command(found)
+        except AeimgError as error:
+            if ctx.resilient_parsing or ctx.invoked_subcommand is None:  # the list of commands goes on without it
+                return click.Command(cmd_name, help=f"(broken: {error})")
+            raise
+
+
+@main.command("run", cls=_Tasks, subcommand_metavar="TASK SOURCES... OUT [OPTIONS]")
+def run_task() -> None:
+    """Run an image-to-image task, also one that a plug-in has brought.
+
+    `aeimg run TASK --help` shows its options.
     """
-    _run(sources, out, "denoise", **options)
 
 
 @main.command()
@@ -708,12 +758,13 @@ def _table(about: dict[str, Any]) -> str:
 
 
 @main.command()
+@click.option("--task", help="List only the models for this task: denoise, compress, upscale, ...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per model and line.")
-def models(as_json: bool) -> None:
+def models(task: str | None, as_json: bool) -> None:
     """List the registered models: task, size, cost, figures, and where they come from."""
     from .report import describe_models
 
-    rows, broken = describe_models()
+    rows, broken = describe_models(task)
     if as_json:
         for row in rows:
             _print(json.dumps(row, default=str))  # the card of a plug-in may hold anything
@@ -728,7 +779,7 @@ def models(as_json: bool) -> None:
 
 TRAINED = (
     "denoise", "compress", "linear", "vanilla", "multilayer", "stacked", "deep2d", "conv", "sparse", "denoising",
-    "variational",
+    "variational", "upscale", "colorize",
 )  # fmt: skip
 """The keys of `training.run.OBJECTIVES`, whose import would wait for torch."""
 
@@ -799,7 +850,8 @@ def train(
 ) -> None:
     """Train a model of TASK on the images in the folder DATA.
 
-    denoise and compress train networks like those that ship. linear, vanilla, multilayer, stacked, deep2d, conv,
+    denoise and compress train networks like those that ship, upscale one that makes pictures twice as wide and high,
+    and colorize one that gives grey pictures colours. linear, vanilla, multilayer, stacked, deep2d, conv,
     sparse, denoising and variational train the small autoencoders of the textbooks; they learn from idx files (MNIST)
     or from images.
 

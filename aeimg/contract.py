@@ -1,7 +1,12 @@
-"""What a model must do for each task, and what holds for a model that does not say so.
+"""What a model must do for each task, and what holds for a model that does not say so; and what a task states.
 
     Denoiser    pictures with noise -> pictures without
+    Upscaler    pictures -> larger ones
+    Colorizer   grey pictures -> planes of chroma
+    ImageModel  pictures -> pictures, for a task of a plug-in
     Codec       pictures -> latents -> bytes, and back
+
+    ImageTask   an image-to-image task, which the engine and the command line take from what it states
 
 Each protocol states the default of every attribute that a model may leave out, once. `complete` checks what a model
 states of itself and fills in the rest, when its weights are loaded or its factory has made it; everybody who gets a
@@ -13,8 +18,11 @@ What only some codecs can do has protocols of its own (`PreparingCodec`, `Featur
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, overload, runtime_checkable
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload, runtime_checkable
 
 from .errors import ModelError
 
@@ -23,10 +31,75 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ModelTask = Literal["denoise", "compress"]
+ModelTask = Literal["denoise", "compress", "upscale", "colorize"]
 """What a model is for. A codec serves the tasks compress, decompress, features and score."""
 
-MODEL_TASKS: tuple[ModelTask, ...] = ("denoise", "compress")
+MODEL_TASKS: tuple[ModelTask, ...] = ("denoise", "compress", "upscale", "colorize")
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """An image-to-image task: a picture goes in, a picture comes out. `docs/plugins.md` shows one.
+
+    Whoever registers it gets a command, `process()`, runs over files with a manifest, and `aeimg bench`. Raises
+    `ModelError` for what can be no task.
+    """
+
+    name: str
+    """How it is asked for: `aeimg run NAME`, `process(source, NAME)`. Lower-case letters, digits and hyphens."""
+    summary: str
+    """A sentence that says what it does, for the help: "Denoise the images in SOURCES into the folder OUT."."""
+    options: type[Any]
+    """Its options: a frozen dataclass that inherits from `tasks.options.EncodingOptions`, its fields made by
+    `tasks.options.option`."""
+    runner: str | type[Any]
+    """What does it: a class that inherits from `tasks.image.ImageRunner`, or the place of one, "package.module:Class",
+    which is imported when it is first needed."""
+    scale: int | None = 1
+    """How many times as wide and as high results are; None where each model states its own scale."""
+    channels_in: int = 3
+    """The channels of the pictures that it works on, 1 or 3. Grey pictures have three equal channels where it is 3;
+    where it is 1, each channel of a colour picture is a picture of its own, or, if 3 channels come out, its luma goes
+    in."""
+    channels_out: int | None = None
+    """The channels of its results, 1 or 3; None for as many as the source has."""
+    needs_model: bool = True
+    """Whether it runs a model, one that is registered for it."""
+    model: str | None = None
+    """The name of the model that runs where none is named."""
+    hint: str = ""
+    """What to do where there is no such model, for the error."""
+
+    def __post_init__(self) -> None:
+        named = f"the task {self.name!r:.99}"
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9-]{0,40}", self.name):
+            raise ModelError(f"{named}: its name must consist of lower-case letters, digits and hyphens")
+        if not isinstance(self.options, type) or not is_dataclass(self.options):
+            raise ModelError(f"{named}: its options must be a dataclass, not {self.options!r:.99}")
+        if self.scale is not None and not _is_whole(self.scale, 1):
+            raise ModelError(f"{named} states the scale {self.scale!r}; it must be a whole number, or None")
+        if self.channels_in not in (1, 3) or self.channels_out not in (None, 1, 3):
+            raise ModelError(
+                f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3"
+            )
+
+    @property
+    def runner_class(self) -> type[Any]:
+        """The class of `runner`. Raises `ModelError` where it can't be imported."""
+        if isinstance(self.runner, type):
+            return self.runner
+        module, _, name = str(self.runner).partition(":")
+        try:
+            found: type[Any] = getattr(importlib.import_module(module), name)
+        except Exception as error:  # a fault of a plug-in must stay in the plug-in
+            raise ModelError(f"the task {self.name!r}: its runner can't be imported ({error!r})") from error
+        return found
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
 
 
 class Model(Protocol):
@@ -40,8 +113,8 @@ class Model(Protocol):
     """Height and width of what the model gets are multiples of this many pixels; pictures are padded to them."""
 
 
-class Denoiser(Model, Protocol):
-    """What a model of the task "denoise" must do."""
+class Network(Model, Protocol):
+    """What every model states that pictures are run through in batches and tiles."""
 
     channels: int = 3
     """3, or 1 for a model that gets each channel as a picture of its own."""
@@ -51,6 +124,42 @@ class Denoiser(Model, Protocol):
     dtypes: tuple[torch.dtype, ...] | None = None
     """The precisions in which the model is safe, torch.float32 among them. The model runs in fp32 where another one is
     asked for. None means all."""
+
+
+class ImageModel(Network, Protocol):
+    """What a model of a plug-in's task must do, where the task does not say otherwise."""
+
+    scale: int = 1
+    """How many times as wide and as high as the picture the result is."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Turns pictures `[N,channels,H,W]`, float in [0,1], into pictures `[N,channels,scale*H,scale*W]`."""
+        ...
+
+
+class Upscaler(ImageModel, Protocol):
+    """What a model of the task "upscale" must do: an `ImageModel` whose scale is 2 or more."""
+
+    scale: int = 2
+    """How many times as wide and as high as the picture the result is."""
+
+
+class Colorizer(Network, Protocol):
+    """What a model of the task "colorize" must do."""
+
+    channels: int = 1
+    """1: it gets luma."""
+    side: int = 320
+    """The shorter side, in pixels, to which pictures are reduced for it; smaller ones stay as they are."""
+
+    def __call__(self, luma: Tensor, /) -> Tensor:
+        """Turns luma `[N,1,H,W]`, float in [0,1], into the planes Cb and Cr of BT.601 `[N,2,H,W]`, in [-0.5,0.5]."""
+        ...
+
+
+class Denoiser(Network, Protocol):
+    """What a model of the task "denoise" must do."""
+
     blind: bool = False
     """Whether the model ignores `sigma`."""
     takes_grey: bool = False
@@ -166,13 +275,14 @@ class Generator(Protocol):
         ...
 
 
-PROTOCOLS: dict[str, type] = {"denoise": Denoiser, "compress": Codec}
+PROTOCOLS: dict[str, type] = {"denoise": Denoiser, "compress": Codec, "upscale": Upscaler, "colorize": Colorizer}
+"""Task -> what its models must do; those of plug-ins' tasks are `ImageModel`s."""
 CODEC_METHODS = ("encode", "to_bytes", "from_bytes", "decode")
 
 
 def defaults(task: str) -> dict[str, object]:
     """Returns what holds where a model of `task` does not state an attribute, by the attribute's name."""
-    classes = [one for one in reversed(PROTOCOLS[task].__mro__) if one.__module__ == __name__]
+    classes = [one for one in reversed(PROTOCOLS.get(task, ImageModel).__mro__) if one.__module__ == __name__]
     return {name: vars(one)[name] for one in classes for name in one.__annotations__ if name in vars(one)}
 
 
@@ -180,6 +290,10 @@ def defaults(task: str) -> dict[str, object]:
 def complete(model: object, task: Literal["denoise"]) -> Denoiser: ...
 @overload
 def complete(model: object, task: Literal["compress"]) -> Codec[object]: ...
+@overload
+def complete(model: object, task: Literal["upscale"]) -> Upscaler: ...
+@overload
+def complete(model: object, task: Literal["colorize"]) -> Colorizer: ...
 @overload
 def complete(model: object, task: str) -> Model: ...
 def complete(model: object, task: str) -> object:
@@ -213,17 +327,22 @@ def _faults(model: object, task: str) -> Iterator[str]:
             yield f"has no {', '.join(required)}, which a codec must have"
         elif len(digest) != 8:
             yield f"states a digest of {len(digest)} bytes; a codec's must have 8"
-    if task == "denoise":
-        yield from _denoiser_faults(model, stated)
+    if task != "compress":
+        yield from _network_faults(model, stated, task)
 
 
-def _denoiser_faults(model: object, stated: Mapping[str, object]) -> Iterator[str]:
+def _network_faults(model: object, stated: Mapping[str, object], task: str) -> Iterator[str]:
     import torch
 
     if not callable(model):
-        yield "can't be called, which a denoiser must"
-    if stated["channels"] not in (1, 3):
+        kind = {"denoise": "denoiser", "upscale": "upscaler", "colorize": "colorizer"}.get(task, f"model for {task}")
+        yield f"can't be called, which a {kind} must"
+    if task == "colorize" and (stated["channels"] != 1 or not _is_whole(stated["side"], 1)):
+        yield f"states {stated['channels']!r} channels and the side {stated['side']!r}; it must be 1, and a side of 1 or more"
+    elif stated["channels"] not in (1, 3):
         yield f"states {stated['channels']!r} channels; it must be 3, or 1 for each by itself"
+    if "scale" in stated and not _is_whole(stated["scale"], 2 if task == "upscale" else 1):
+        yield f"states the scale {stated['scale']!r}; it must be a whole number of {2 if task == 'upscale' else 1} or more"
     if stated["halo"] is not None and not _is_whole(stated["halo"], 0):
         yield f"states the halo {stated['halo']!r}; it must be a whole number of pixels, or None"
     dtypes = stated["dtypes"]

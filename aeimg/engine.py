@@ -27,19 +27,22 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, paths
+from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .manifest import Manifest, Record, State, digest
 from .stream import Outcome, Task, stream
+from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
-from .tasks.denoise import Denoise
 from .tasks.features import Features
+from .tasks.image import ImageRunner
 from .tasks.options import (
+    ColorizeWords,
     CompressWords,
-    DenoiseOptions,
     DecompressWords,
+    DenoiseOptions,
     DenoiseWords,
     EncodingOptions,
     FileOptions,
@@ -47,6 +50,7 @@ from .tasks.options import (
     RunWords,
     ScoreWords,
     TaskOptions,
+    UpscaleWords,
     parse,
 )
 from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
@@ -105,26 +109,35 @@ class Interrupted(KeyboardInterrupt):
 AnyTask = Task[Any, Any, Any, Result[Any]]
 
 TASKS: dict[str, type[Any]] = {
-    "denoise": Denoise,
     "compress": Compress,
     "decompress": Decompress,
     "features": Features,
     "score": Score,
 }
-"""Name -> class of each task."""
-WRITES_FILES = ("denoise", "compress", "decompress")
-"""The tasks whose results can be files."""
+"""Name -> class of each task that is not from picture to picture; those are in `tasks.declared`."""
+
+
+def writes_files(task: str) -> bool:
+    """Returns whether the results of a task can be files."""
+    return task in ("compress", "decompress") or declared.find(task) is not None
 
 
 def make_task(task: str, model: Name | None, device: str, dtype: str, options: TaskOptions) -> Any:
-    """Returns the task of that name with its model loaded. Raises `UsageError`, `ModelError`."""
+    """Returns the task of that name with its model loaded: aeimg's own, or a plug-in's. Raises `UsageError`,
+    `ModelError`."""
     if model is not None and not is_path(model):
         raise UsageError(
             f"model: a {type(model).__name__} is no name of a model and no weights file; "
             "aeimg.register(name, lambda: model, task=...) gives it a name"
         )
     place = pick_device(device)
-    return TASKS[task](model, place, pick_dtype(dtype, place), options)
+    precision = pick_dtype(dtype, place)
+    if task in TASKS:
+        return TASKS[task](model, place, precision, options)
+    found = declared.find(task)
+    if found is None:
+        raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
+    return found.runner_class(found, model, place, precision, options)
 
 
 # -- the door ------------------------------------------------------------------------------------------------
@@ -160,6 +173,40 @@ def process(  # type: ignore[overload-overlap]
 def process(source: Paths, task: Literal["denoise"], **options: Unpack[DenoiseWords]) -> Iterator[Image.Image]: ...
 @overload
 def process(source: Iterable[P], task: Literal["denoise"], **options: Unpack[DenoiseWords]) -> Iterator[P]: ...
+@overload
+def process(
+    source: Name | Iterable[Name], task: Literal["upscale"], *, out: Name, **options: Unpack[UpscaleWords]
+) -> Summary: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["upscale"], **options: Unpack[UpscaleWords]
+) -> Image.Image | Iterator[Image.Image]: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: P, task: Literal["upscale"], **options: Unpack[UpscaleWords]
+) -> P: ...
+@overload
+def process(source: Paths, task: Literal["upscale"], **options: Unpack[UpscaleWords]) -> Iterator[Image.Image]: ...
+@overload
+def process(source: Iterable[P], task: Literal["upscale"], **options: Unpack[UpscaleWords]) -> Iterator[P]: ...
+@overload
+def process(
+    source: Name | Iterable[Name], task: Literal["colorize"], *, out: Name, **options: Unpack[ColorizeWords]
+) -> Summary: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: Name | BinaryIO, task: Literal["colorize"], **options: Unpack[ColorizeWords]
+) -> Image.Image | Iterator[Image.Image]: ...
+@overload
+def process(  # type: ignore[overload-overlap]
+    source: P, task: Literal["colorize"], **options: Unpack[ColorizeWords]
+) -> P: ...
+@overload
+def process(source: Paths, task: Literal["colorize"], **options: Unpack[ColorizeWords]) -> Iterator[Image.Image]: ...
+@overload
+def process(source: Iterable[P], task: Literal["colorize"], **options: Unpack[ColorizeWords]) -> Iterator[P]: ...
+@overload
+def process(source: Any, task: ImageTask, *, out: Name | None = None, **options: Any) -> Any: ...
 @overload
 def process(  # type: ignore[overload-overlap]
     source: Name | BinaryIO, task: Literal["compress"], **options: Unpack[CompressWords]
@@ -284,7 +331,7 @@ def process(
 ) -> Iterator[bytes]: ...
 def process(
     source: Any,
-    task: str,
+    task: str | ImageTask,
     *,
     out: Name | None = None,
     model: Name | None = None,
@@ -303,8 +350,9 @@ def process(
             latent file (bytes, bytearray or memoryview); a file that is open for reading bytes, or anything else with
             `read_bytes`, such as a `zipfile.Path`; or any iterable of these. Floats are not clipped: noise may take
             them out of [0,1], but no further than `pixels.FARTHEST`, 8, for values beyond that can't be noise.
-        task: "denoise", "compress" or "decompress"; "features" or "score" (of models for compress), which return a
-            vector, float32 `[D]`, or a `Strangeness`, for each picture.
+        task: "denoise", "upscale", "colorize", "compress" or "decompress"; "features" or "score" (of models for
+            compress), which return a vector, float32 `[D]`, or a `Strangeness`, for each picture; or the task of a
+            plug-in, by its name or as an `ImageTask`.
         out: A folder to write to; then a `Summary` is returned, and `source` is a file, a folder, a glob, `@list.txt`
             (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
@@ -317,9 +365,10 @@ def process(
         options:
             sigma: The level of the noise in 8-bit units, or "auto" to estimate it; or, for noise that differs over the
                 picture, a map of it, a numpy array `[H,W]` of the size of the pictures (denoise).
-            strength: 0 leaves the picture as it is, 1 removes all the noise (denoise).
+            strength: 0 leaves the picture as it is, 1 removes all the noise (denoise); the saturation, 0..2 (colorize).
             residual: A folder that gets a PNG of what was taken away from each picture, stretched around grey (denoise,
                 with `out`).
+            scale: How many times as wide and as high results are: the model's scale, or a power of it (upscale).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
             target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
                 quality whose file is no larger, or the lowest that reaches the PSNR in dB or the SSIMULACRA2 score
@@ -351,8 +400,8 @@ def process(
 
     Returns:
         One result for one source; a generator, in order, for an iterable or for a folder without `out`: it holds only a
-        bounded number of images at a time. `denoise` returns the kind that came in (a PIL image for a path or an open
-        file), `compress` bytes, `decompress` what `kind` names.
+        bounded number of images at a time. Image-to-image tasks return the kind that came in (a PIL image for a path or
+        an open file), `compress` bytes, `decompress` what `kind` names.
 
     Raises:
         UsageError: The call is wrong.
@@ -360,9 +409,10 @@ def process(
         ModelError: A model is missing or broken.
         OutputError: A result can't be written.
     """
-    if task not in TASKS:
-        raise UsageError(f"unknown task {task!r}; use one of {', '.join(TASKS)}")
-    if out is not None and task not in WRITES_FILES:
+    task = task.name if isinstance(task, ImageTask) else task
+    if task not in TASKS and declared.find(task) is None:
+        raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
+    if out is not None and not writes_files(task):
         raise UsageError(f"{task} returns a result for each picture and writes no files: leave out `out`")
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
@@ -387,8 +437,8 @@ def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, file
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4:
         results = [_value(outcome) for outcome in _stream(source, made, run)]
-        if task == "denoise":
-            return torch.stack(results) if results else source.clone()
+        if isinstance(made, ImageRunner):
+            return torch.stack(results) if results else made.empty(source)
         return results
     if is_one(source):
         (outcome,) = _stream([source], made, run)
@@ -681,7 +731,7 @@ class _FileRun:
         pixels = {}
         for job in jobs:
             try:
-                pixels[job] = _declared(job.source, self.name)
+                pixels[job] = _declared(job.source, self.name) * getattr(self.task, "scale", 1) ** 2
             except (AeimgError, OSError):
                 continue  # the run will report it
         return pixels
@@ -738,7 +788,7 @@ def _plan(
             return [paths.Job(Path(sources[0]), out)], True
     if os.path.exists(out) and not os.path.isdir(out):
         raise UsageError(f"{out}: is a file, but the results need a folder; name one as the last argument")
-    for folder in paths.folders(sources) if task == "denoise" else ():
+    for folder in paths.folders(sources) if declared.find(task) is not None else ():
         if paths.is_same(folder, out):
             raise UsageError(
                 f"{out}: input and output are one folder, in which results would pass for inputs; choose another"

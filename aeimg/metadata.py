@@ -383,6 +383,65 @@ def exif_with_resolution(metadata: Metadata) -> bytes | None:
     return b"Exif\0\0" + tiff[:4] + struct.pack(order + "I", len(tiff)) + tiff[8:] + block
 
 
+_SIDES = {0x0100: 0, 0x0101: 1, 0xA002: 0, 0xA003: 1}
+"""The tags of width and height: those of TIFF, and EXIF's own."""
+
+
+def with_size(metadata: Metadata, width: int, height: int) -> Metadata:
+    """`metadata` of a picture that now has `width` x `height` pixels: what EXIF and XMP state of that is changed in its
+    place. The resolution stays, so the picture has become larger in inches, too."""
+    return replace(
+        metadata,
+        exif=None if metadata.exif is None else _exif_with_size(metadata.exif, (width, height)),
+        xmp=None if metadata.xmp is None else _xmp_with_size(metadata.xmp, (width, height)),
+    )
+
+
+def _exif_with_size(exif: bytes, sides: tuple[int, int]) -> bytes:
+    head = b"Exif\0\0" if exif.startswith(b"Exif\0\0") else b""
+    tiff = bytearray(exif[len(head) :])
+    order = byte_order(tiff)
+    if order is None:
+        return exif
+    (at,) = struct.unpack_from(order + "I", tiff, 4)
+    for start in (at, _place_below(tiff, order, at, 0x8769)):
+        for place in _places(tiff, order, start):
+            tag, kind, length = struct.unpack_from(order + "HHI", tiff, place)
+            if tag in _SIDES and kind in (_SHORT, 4) and length == 1:  # a long, which any side fits into
+                struct.pack_into(order + "HHII", tiff, place, tag, 4, 1, sides[_SIDES[tag]])
+    return head + bytes(tiff)
+
+
+def _places(tiff: bytes, order: str, at: int | None) -> range:
+    """Where the entries of the directory at `at` lie; nowhere where it is None or lies behind the data."""
+    if at is None or at + 2 > len(tiff):
+        return range(0)
+    (count,) = struct.unpack_from(order + "H", tiff, at)
+    return range(at + 2, min(at + 2 + 12 * count, len(tiff) - 11), 12)
+
+
+def _place_below(tiff: bytes, order: str, at: int, tag: int) -> int | None:
+    """Where the directory lies to which an entry `tag` of the directory at `at` leads."""
+    for place in _places(tiff, order, at):
+        found, _, _, where = struct.unpack_from(order + "HHII", tiff, place)
+        if found == tag:
+            return int(where)
+    return None
+
+
+_XMP_SIDES = {
+    b"tiff:ImageWidth": 0, b"tiff:ImageLength": 1, b"exif:PixelXDimension": 0, b"exif:PixelYDimension": 1
+}  # fmt: skip
+
+
+def _xmp_with_size(xmp: bytes, sides: tuple[int, int]) -> bytes:
+    for name, side in _XMP_SIDES.items():
+        value = str(sides[side]).encode()
+        for before in (name + rb"\s*=\s*[\"']", b"<" + name + rb"\s*>\s*"):
+            xmp = re.sub(b"(" + before + rb")\d+", lambda found, value=value: found[1] + value, xmp)
+    return xmp
+
+
 _DAMAGED = "of its EXIF data {} entries were left out: they are damaged"
 
 

@@ -267,7 +267,9 @@ def measure_noise(pixels: Array) -> Noise:
     )
     coarse = estimate_sigma(pixels[:, ::2, ::2])
     bands = _bands(pixels)
-    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands), _repeated(bands))
+    return Noise(
+        _sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands), _repeated(bands)
+    )
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

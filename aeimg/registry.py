@@ -5,6 +5,9 @@
     entry points    models of installed packages, in the group `aeimg.models`
     spandrel:FILE   networks of other projects, see `spandrel_adapter`
 
+    register_task() an image-to-image task of one's own, for this process
+    entry points    tasks of installed packages, in the group `aeimg.tasks`
+
     name ──resolve──> weights file or `Entry` ──load, complete──> model ──kept──> `get`
 
 A model is loaded once for each device and kept as long as somebody holds it.
@@ -25,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from .contract import MODEL_TASKS, Codec, Denoiser, Model, complete
+from .contract import MODEL_TASKS, Codec, Colorizer, Denoiser, ImageTask, Model, Upscaler, complete
 from .errors import InvalidWeights, ModelError, UsageError
 from .weights import LABEL, find_weights, identify, load_network
 
@@ -33,12 +36,17 @@ if TYPE_CHECKING:
     import torch
 
 ENTRY_POINT_GROUP = "aeimg.models"
+TASK_GROUP = "aeimg.tasks"
+"""The groups of entry points of models and of tasks."""
+OWN_TASKS = (*MODEL_TASKS, "decompress", "features", "score")
+"""The names of aeimg's own tasks, which no plug-in can take."""
 
 BUILTINS = {
     "aeimg-denoise": ("denoise", "aeimg-denoise-5"),
     "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-3"),
     "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
     "aeimg-codec": ("compress", "aeimg-codec-3"),
+    # Here is the line of each model for upscale and colorize, once its weights ship: nothing else names them.
     # The textbooks' autoencoders, of handwritten digits.
     "linear": ("compress", "linear-1"),
     "vanilla": ("compress", "vanilla-1"),
@@ -51,8 +59,8 @@ BUILTINS = {
 }
 """Name -> task and the label of its newest weights, which is what the plain name stands for."""
 
-DEFAULTS = {"denoise": "aeimg-denoise", "compress": "aeimg-codec"}
-"""Task -> the model that runs where none is named."""
+DEFAULTS = {task: name for name, (task, _) in reversed(BUILTINS.items())}
+"""Task -> the model that runs where none is named: the first of `BUILTINS` that is for it."""
 
 WHITE, BLIND, JPEG = DEFAULTS["denoise"], "aeimg-denoise-blind", "aeimg-denoise-jpeg"
 CHOICES = {
@@ -81,7 +89,7 @@ class Entry:
     name: str
     """The name by which it is asked for."""
     task: str
-    """One of `contract.MODEL_TASKS`."""
+    """The task that it is for: one of `contract.MODEL_TASKS`, or that of a plug-in."""
     factory: Callable[[], Any]
     """Returns the model; `contract` says what it must then do."""
     origin: str
@@ -91,6 +99,77 @@ class Entry:
 
 
 _registered: dict[str, Entry] = {}
+_registered_tasks: dict[str, ImageTask] = {}
+
+
+# -- tasks of plug-ins ---------------------------------------------------------------------------------------
+
+
+def register_task(task: ImageTask) -> None:
+    """Makes an image-to-image task available by its name, for this process; see `docs/plugins.md`.
+
+    Raises `ModelError` where the name is taken.
+    """
+    if not isinstance(task, ImageTask):
+        raise UsageError(f"a task is an aeimg.ImageTask, not a {type(task).__name__}")
+    if task.name in OWN_TASKS or task.name in _registered_tasks:
+        raise ModelError(f"the task name {task.name!r} is already taken ({_holder_of_task(task.name)})")
+    _registered_tasks[task.name] = task
+
+
+def unregister_task(name: str) -> None:
+    """Undoes `register_task`; aeimg's own tasks and those of entry points stay."""
+    _registered_tasks.pop(name, None)
+
+
+def _holder_of_task(name: str) -> str:
+    return "by aeimg itself" if name in OWN_TASKS else "by a call of aeimg.register_task"
+
+
+def plugged_tasks() -> list[str]:
+    """Returns the names of the tasks of plug-ins, without loading anything."""
+    return sorted({*_registered_tasks, *_points(TASK_GROUP)})
+
+
+def plugged_task(name: str) -> ImageTask | None:
+    """Returns the task of that name that a plug-in has brought; None where there is none.
+
+    Raises `ModelError` where its name is taken or its package is broken.
+    """
+    points = _points(TASK_GROUP).get(name, [])
+    if not points:
+        return _registered_tasks.get(name)
+    packages = " and ".join(sorted(_package(point) for point in points))
+    about = f"the task {name!r} of the package {packages}"
+    if len(points) > 1:
+        raise ModelError(f"the task name {name!r} is claimed by two packages, {packages}; uninstall one of them")
+    if name in OWN_TASKS or name in _registered_tasks:
+        raise ModelError(f"{about} has a name that is already taken ({_holder_of_task(name)}); uninstall {packages}")
+    try:
+        found = points[0].load()
+    except (Exception, SystemExit) as error:  # a fault of a plug-in must stay in the plug-in
+        raise ModelError(f"{about} can't be loaded ({error!r})") from error
+    if not isinstance(found, ImageTask) or found.name != name:
+        raise ModelError(f"{about} is no aeimg.ImageTask of that name, but {found!r:.99}")
+    return found
+
+
+def _is_task(task: object) -> bool:
+    """Returns whether a model can be for `task`."""
+    return task in MODEL_TASKS or task in _registered_tasks or task in _points(TASK_GROUP)
+
+
+def model_tasks() -> list[str]:
+    """Returns the names of the tasks that models can be for."""
+    return [*MODEL_TASKS, *(name for name in plugged_tasks() if name not in OWN_TASKS)]
+
+
+def default_model(task: str) -> str | None:
+    """Returns the name of the model that runs where none is named; None where there is none."""
+    if task in DEFAULTS:
+        return DEFAULTS[task]
+    found = None if task in OWN_TASKS else plugged_task(task)
+    return None if found is None else found.model
 
 
 # -- registering ---------------------------------------------------------------------------------------------
@@ -99,13 +178,13 @@ _registered: dict[str, Entry] = {}
 def register(name: str, factory: Callable[[], Any], *, task: str | None = None) -> None:
     """Makes `factory()` available as `--model NAME`. The factory is called once for each device.
 
-    `task` is "denoise" or "compress" and may be left out where the factory has an attribute `task`. What the factory
-    must return is written in `docs/plugins.md`. Raises `ModelError` where the name is taken, `UsageError` for an
-    unknown task.
+    `task` is one of `contract.MODEL_TASKS` or that of a plug-in, and may be left out where the factory has an attribute
+    `task`. What the factory must return is written in `docs/plugins.md`. Raises `ModelError` where the name is taken,
+    `UsageError` for an unknown task.
     """
     task = task or getattr(factory, "task", None)
-    if task not in MODEL_TASKS:
-        raise UsageError(f"model {name!r}: the task must be one of {', '.join(MODEL_TASKS)}, not {task!r}")
+    if task is None or not _is_task(task):
+        raise UsageError(f"model {name!r}: the task must be one of {', '.join(model_tasks())}, not {task!r}")
     if _stands_for(name):
         raise ModelError(f"the model name {name!r} stands for {_stands_for(name)}; take another")
     if name in BUILTINS or name in _registered:
@@ -136,7 +215,7 @@ def _builtin(name: str) -> Entry:
     return Entry(name, task, lambda: load_model(path), "built in", path)
 
 
-def _spandrel(name: str) -> Entry:
+def _spandrel(name: str, task: str = "denoise") -> Entry:
     path = Path(name.removeprefix(SPANDREL)).expanduser()
     if not os.path.isfile(path):
         raise ModelError(f"{path}: no such file, for the model {name!r}")
@@ -144,14 +223,14 @@ def _spandrel(name: str) -> Entry:
     def load() -> Any:
         from .spandrel_adapter import load_spandrel
 
-        return load_spandrel(path)
+        return load_spandrel(path, task)
 
-    return Entry(name, "denoise", load, "spandrel", path)
+    return Entry(name, task, load, "spandrel", path)
 
 
-def _points() -> dict[str, list[metadata.EntryPoint]]:
+def _points(group: str = ENTRY_POINT_GROUP) -> dict[str, list[metadata.EntryPoint]]:
     points: dict[str, list[metadata.EntryPoint]] = {}
-    for point in metadata.entry_points(group=ENTRY_POINT_GROUP):
+    for point in metadata.entry_points(group=group):
         points.setdefault(point.name, []).append(point)
     return points
 
@@ -176,8 +255,8 @@ def _from_point(name: str, points: list[metadata.EntryPoint]) -> Entry:
     except (Exception, SystemExit) as error:  # a fault of a plug-in must stay in the plug-in
         raise ModelError(f"model {name!r} of the package {packages} can't be loaded ({error!r})") from error
     task = getattr(factory, "task", None)
-    if task not in MODEL_TASKS:
-        raise ModelError(f"model {name!r} of the package {packages} states no task (one of {', '.join(MODEL_TASKS)})")
+    if not isinstance(task, str) or not _is_task(task):
+        raise ModelError(f"model {name!r} of the package {packages} states no task (one of {', '.join(model_tasks())})")
     return Entry(name, task, factory, packages)
 
 
@@ -347,8 +426,22 @@ class _WrongTask(ModelError):
 
 
 def _name(model: str | os.PathLike[str] | None, task: str) -> str:
-    # The default goes by its label, so that no plug-in that claims its name takes it away.
-    return BUILTINS[DEFAULTS[task]][1] if model is None else os.fspath(model)
+    if model is not None:
+        return os.fspath(model)
+    if task in DEFAULTS:  # by its label, so that no plug-in that claims its name takes it away
+        return BUILTINS[DEFAULTS[task]][1]
+    name = default_model(task)
+    if name is None:
+        raise ModelError(f"no model for the task {task} is named, and none ships: name one by --model")
+    return name
+
+
+def _resolve_for(name: str, task: str) -> Path | Entry:
+    """Returns what `resolve` does; a network that spandrel loads becomes a model for any image-to-image task."""
+    found = resolve(name)
+    if isinstance(found, Entry) and found.origin == "spandrel" and task != "compress":
+        return _spandrel(name, task)
+    return found
 
 
 def _mtime(path: Path) -> int:
@@ -368,6 +461,10 @@ def get(model: str | os.PathLike[str] | None, task: Literal["denoise"], device: 
 @overload
 def get(model: str | os.PathLike[str] | None, task: Literal["compress"], device: torch.device) -> Codec: ...
 @overload
+def get(model: str | os.PathLike[str] | None, task: Literal["upscale"], device: torch.device) -> Upscaler: ...
+@overload
+def get(model: str | os.PathLike[str] | None, task: Literal["colorize"], device: torch.device) -> Colorizer: ...
+@overload
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any: ...
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
     """Returns the model for `task` that `model` names, on `device`; None is the default for the task.
@@ -376,7 +473,7 @@ def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -
     `spandrel:FILE`. Who asks twice gets the same object. Raises `ModelError`.
     """
     name = _name(model, task)
-    found = resolve(name)
+    found = _resolve_for(name, task)
     if isinstance(found, Path):
         path = found
         try:

@@ -119,6 +119,9 @@ def kilomacs_per_pixel(task: str, model: Any) -> dict[str, float]:
     if task == "denoise":
         count("denoise", lambda: model(x, torch.tensor([25.0])))
         return result
+    if task != "compress":
+        count(task, lambda: model(x[:, : model.channels]))
+        return {task: round(result[task] / getattr(model, "scale", 1) ** 2, 1)}  # per pixel of the result
 
     def encode() -> bytes:
         (latent,) = model.encode(x, 50, cpu, fp32, 1)
@@ -129,17 +132,24 @@ def kilomacs_per_pixel(task: str, model: Any) -> dict[str, float]:
     return result
 
 
-def describe_models() -> tuple[list[dict[str, Any]], list[str]]:
-    """Returns a row for each registered model, and what is wrong with the broken ones."""
+def describe_models(task: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Returns a row for each registered model, or for each that is for `task`, and what is wrong with the broken ones.
+
+    Raises `UsageError` where no model can be for that task.
+    """
+    if task is not None and task not in registry.model_tasks():
+        raise UsageError(f"no model is for the task {task!r}; models are for {', '.join(registry.model_tasks())}")
     rows, broken = [], []
     for entry in registry.entries():
         if isinstance(entry, AeimgError):
             broken.append(str(entry))
             continue
+        if task not in (None, entry.task):
+            continue
         row: dict[str, Any] = {"name": entry.name, "task": entry.task, "origin": entry.origin}
         if entry.name in registry.CHOICES:
             row["default"] = f"for {entry.task}, {registry.CHOICES[entry.name]}"
-        elif registry.DEFAULTS[entry.task] == entry.name:
+        elif registry.default_model(entry.task) == entry.name:
             row["default"] = f"for {entry.task}"
         if entry.weights is not None:
             header, _ = weights.identify(entry.weights)

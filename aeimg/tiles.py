@@ -58,13 +58,19 @@ def grid(height: int, width: int, tile: int, halo: int) -> Iterator[Tile]:
             )  # fmt: skip
 
 
-def run_tiled(network: Callable[..., Tensor], x: Tensor, tile: int, halo: int, *beside: Tensor) -> Tensor:
-    """`network` over the tiles of `x` `[N,C,H,W]`, and of each tensor `[N,...,H,W]` in `beside`, which it gets after
-    them. Same shape and dtype as `x` back.
+def run_tiled(
+    network: Callable[..., Tensor], x: Tensor, tile: int, halo: int, *beside: Tensor, scale: int = 1
+) -> Tensor:
+    """`network` over the tiles of `x` `[N,C,H,W]`, as `[N,C',scale*H,scale*W]` of the dtype of `x`.
 
-    `tile` and `halo` must be multiples of what the network asks for; at the right and bottom edge a tile may be less.
+    The network gets a tile `[N,C,h,w]`, and the same part of each tensor `[N,...,H,W]` in `beside`, and returns
+    `[N,C',scale*h,scale*w]`. `tile` and `halo` must be multiples of what it asks for; at the right and bottom edge a
+    tile may be less.
     """
-    result = torch.empty_like(x)
+    result: Tensor | None = None
     for part in grid(x.shape[2], x.shape[3], tile, halo):
-        part.kept(result).copy_(part.inner(network(part.cut(x), *map(part.cut, beside))))
-    return result
+        made, place = network(part.cut(x), *map(part.cut, beside)), part.scaled(scale)
+        if result is None:
+            result = x.new_empty(x.shape[0], made.shape[1], scale * x.shape[2], scale * x.shape[3])
+        place.kept(result).copy_(place.inner(made))
+    return torch.empty_like(x) if result is None else result

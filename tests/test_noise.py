@@ -13,6 +13,7 @@ from skimage import data as images
 from aeimg import InputError, contract, process, registry
 from aeimg.metrics import psnr
 from aeimg.noise import check, estimate_sigma, measure_noise
+from aeimg.tasks.declared import DENOISE
 from aeimg.tasks.denoise import Denoise, run_denoiser
 from aeimg.tasks.options import DenoiseOptions
 from aeimg.training.degradations import demosaic, mosaic, resized, through_jpeg
@@ -270,13 +271,13 @@ def test_only_the_denoisers_that_a_run_needs_are_loaded(photograph, monkeypatch)
 def test_the_recipe_covers_every_denoiser_whichever_are_loaded(photograph, monkeypatch):
     monkeypatch.setattr(registry, "load_model", lambda *_: pytest.fail("a recipe needs no network"))
     monkeypatch.setattr(registry, "_loaded", registry._Loaded())
-    auto = Denoise(None, CPU, torch.float32, DenoiseOptions())
+    auto = Denoise(DENOISE, None, CPU, torch.float32, DenoiseOptions())
     before = auto.recipe()
-    assert before == Denoise(None, CPU, torch.float32, DenoiseOptions()).recipe()
-    assert before != Denoise(None, CPU, torch.float32, DenoiseOptions(strength=0.5)).recipe()
+    assert before == Denoise(DENOISE, None, CPU, torch.float32, DenoiseOptions()).recipe()
+    assert before != Denoise(DENOISE, None, CPU, torch.float32, DenoiseOptions(strength=0.5)).recipe()
     other = {**registry.BUILTINS, registry.JPEG: ("denoise", registry.BUILTINS[registry.BLIND][1])}
     monkeypatch.setattr(registry, "BUILTINS", other)
-    assert before != Denoise(None, CPU, torch.float32, DenoiseOptions()).recipe()
+    assert before != Denoise(DENOISE, None, CPU, torch.float32, DenoiseOptions()).recipe()
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

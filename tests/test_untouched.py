@@ -254,9 +254,7 @@ def test_residuals_show_what_was_taken_away(folder, tmp_path):
     _, records = run(folder, tmp_path / "out", "--residual", str(tmp_path / "res"))
     shown = np.asarray(Image.open(tmp_path / "res" / "noisy.png"))
     assert records["noisy.png"]["residual"] == str(tmp_path / "res" / "noisy.png")
-    before, after = (
-        np.asarray(Image.open(path / "noisy.png")).astype(float) for path in (folder, tmp_path / "out")
-    )
+    before, after = (np.asarray(Image.open(path / "noisy.png")).astype(float) for path in (folder, tmp_path / "out"))
     gain = records["noisy.png"]["residual_gain"]
     assert gain > 1
     expected = np.clip(128 + gain * (before - after), 0, 255)

@@ -8,7 +8,6 @@ finish    compares before and after, and gives the picture back
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import threading
@@ -21,37 +20,19 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..contract import Denoiser
+from ..contract import Denoiser, ImageTask
 from ..errors import InputError, ModelError
 from ..images import LOSSY, WRITABLE, Picture
 from ..manifest import digest
 from ..noise import check, estimate_sigma, measure_noise
-from ..pixels import as_float, as_pixels, mirror, padded
-from ..stream import out_of_memory
-from ..tiles import run_tiled
+from ..pixels import mirror
+from .image import TILE, Applied, ImageItem, ImageRunner, run_in_tiles, safe_dtype
 from .options import DenoiseOptions
-from .pictures import (
-    Delivered,
-    Opened,
-    PictureItem,
-    Result,
-    batch_key,
-    deliver,
-    estimate,
-    open_checked,
-    stacked,
-    suffix_of,
-)
+from .pictures import Delivered, Opened, Result, batch_key, deliver, open_checked, stacked, suffix_of
 from .residuals import Residual, stretched
 
 Array = np.ndarray
 
-log = logging.getLogger("aeimg")
-
-TILE = 1504
-"""The side of the tiles of large images, before the halo, in pixels."""
-SMALLEST_TILE = 256
-"""The side below which tiles are not halved where memory does not suffice, in pixels."""
 SMALLEST = 64
 """A picture with a side below this many pixels is left untouched where nobody says how noisy it is: it holds too little
 to measure, and is mostly an icon or a thumbnail."""
@@ -100,8 +81,8 @@ def choose(picture: Picture, sigma: float | str | Array, *, free: bool) -> Choic
     return Choice(registry.BLIND, noise.sigma, found)
 
 
-@dataclass(frozen=True)
-class DenoiseItem(PictureItem):
+@dataclass(frozen=True, kw_only=True)
+class DenoiseItem(ImageItem):
     """A picture, and the denoiser that it goes through."""
 
     choice: Choice
@@ -140,22 +121,24 @@ class DenoiseResult(Result[Delivered]):
         }  # fmt: skip
 
 
-class Denoise:
-    """See the module."""
+class Denoise(ImageRunner):
+    """See the module. Each picture has a denoiser of its own, unless the caller has named one."""
 
-    small = False
+    options: DenoiseOptions
 
     def __init__(
         self,
+        task: ImageTask,
         model: str | os.PathLike[str] | None,
         device: torch.device,
         dtype: torch.dtype,
         options: DenoiseOptions,
     ) -> None:
-        self.asked, self.device, self.dtype, self.options = model, device, dtype, options
-        self.tile = TILE
         self._lock = threading.Lock()
         self._models: dict[str | None, Denoiser] = {}
+        super().__init__(task, model, device, dtype, options)
+
+    def _load(self) -> None:
         if len(self._possible) == 1:  # the others are loaded when a picture needs them
             self._model(self._possible[0])
         for name in self._possible:
@@ -194,28 +177,24 @@ class Denoise:
 
     # -- the three steps ---------------------------------------------------------------------------------------
 
-    def estimate(self, source: object) -> int:
-        """Returns how many bytes a picture will hold, by its header."""
-        return estimate(source)
-
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
         opened = open_checked(source)
         choice = choose(opened.picture, self.options.sigma, free=self.asked is None)
         if choice.untouched:
-            return DenoiseItem(opened, choice, None)
+            return DenoiseItem(opened, choice=choice, model=None)
         model = self._model(choice.model)
         if isinstance(self.options.sigma, np.ndarray):
             _check_map(self.options.sigma, opened.picture, model)
-        return DenoiseItem(opened, choice, model)
+        return DenoiseItem(opened, choice=choice, model=model)
 
-    def key(self, item: DenoiseItem) -> Hashable:
+    def key(self, item: DenoiseItem) -> Hashable:  # type: ignore[override]  # it gets what `prepare` has made
         """Returns the model, and channels, depth and padded size."""
         if item.model is None:
             return "untouched"
         return (item.choice.model, *batch_key(item.picture, item.model.multiple))
 
-    def run(self, items: list[DenoiseItem]) -> list[Array]:
+    def run(self, items: list[DenoiseItem]) -> list[Array]:  # type: ignore[override]
         """Returns the clean pixels `[C,H,W]` of each picture, in the depth of its own."""
         model = items[0].model
         if model is None:
@@ -226,11 +205,12 @@ class Denoise:
             sigma = plane.expand(len(items), -1, -1, -1)
         else:
             sigma = torch.tensor([item.choice.sigma for item in items], dtype=torch.float32)
-        clean = self._in_tiles(model, x, sigma, alone=len(items) == 1).numpy()
+        alone, tileable = len(items) == 1, model.halo is not None
+        clean = self.in_tiles(lambda: self._denoised(model, x, sigma), alone=alone, tileable=tileable).numpy()
         pictures = [item.picture for item in items]
         return [x[:, : p.height, : p.width] for x, p in zip(clean, pictures, strict=True)]
 
-    def finish(self, item: DenoiseItem, raw: Array) -> DenoiseResult:
+    def finish(self, item: DenoiseItem, raw: Array) -> DenoiseResult:  # type: ignore[override]
         """Compares the pixels before and after, and gives the picture back."""
         found, o, model = check(item.picture.pixels, raw), self.options, item.model
         copied = _copied(item.opened, o) if model is None else None
@@ -253,20 +233,10 @@ class Denoise:
             residual=None if o.residual is None else stretched(item.picture.pixels, raw),
         )
 
-    def _in_tiles(self, model: Denoiser, x: Tensor, sigma: Tensor, *, alone: bool) -> Tensor:
-        """Returns the batch denoised; where a single picture lacks memory, in tiles of half the side from there on."""
-        while True:
-            try:
-                return run_denoiser(
-                    model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype, tile=self.tile
-                )
-            except Exception as error:
-                if not (alone and out_of_memory(error)):
-                    raise  # the stream tries a batch again in halves
-                if self.tile <= SMALLEST_TILE or model.halo is None:
-                    raise InputError(f"memory does not suffice, not even in tiles of {self.tile} pixels") from error
-                self.tile //= 2
-                log.info("memory does not suffice: going on in tiles of %d pixels", self.tile)
+    def _denoised(self, model: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+        return run_denoiser(
+            model, x, sigma, self.options.strength, device=self.device, dtype=self.dtype, tile=self.tile
+        )
 
 
 PASSES = 1
@@ -298,7 +268,6 @@ def _copied(opened: Opened, options: DenoiseOptions) -> bytes | None:
 # -- a batch through a network -------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def run_denoiser(
     model: Denoiser,
     x: Tensor,
@@ -311,48 +280,17 @@ def run_denoiser(
 ) -> Tensor:
     """Denoises a batch of one size: pixels `[N,C,H,W]` on the CPU, C 1 or 3, uint8, uint16 or float; returns the same.
 
-    `sigma` `[N]`, or a map `[N,1,H,W]` where the model takes one, is in 8-bit units; `strength` scales what is removed, 0 leaves everything as it is. Images larger than
-    `tile` are cut into tiles, if the model states its halo, and only one tile is ever on the device, or in memory as
-    floats. A tile whose result is not finite is computed again in fp32. Raises `InputError` where that does not help,
-    `ModelError` where the model returns another shape.
+    `sigma` `[N]`, or a map `[N,1,H,W]` where the model takes one, is in 8-bit units; `strength` scales what is removed, 0
+    leaves everything as it is. Images larger than `tile` are cut into tiles, as `run_in_tiles` does, whose errors are
+    raised.
     """
     grey, apart = x.shape[1] == 1, model.channels == 1
     level = (sigma * (math.sqrt(3) if grey and not (apart or model.takes_grey) else 1.0)).to(device)
     level = level.repeat_interleave(x.shape[1]) if apart else level
-    dtype = dtype if model.dtypes is None or dtype in model.dtypes else torch.float32
-
-    def run(part: Tensor, *maps: Tensor) -> Tensor:
-        if device.type == "cuda":  # from pinned memory the copy does not hold up this thread
-            part = part.contiguous().pin_memory()
-        noisy = as_float(part.to(device, non_blocking=device.type == "cuda"))
-        height, width = noisy.shape[2:]
-        shown = noisy.reshape(-1, 1, height, width) if apart else noisy.expand(-1, 3, -1, -1)
-        size = padded(height, model.multiple), padded(width, model.multiple)
-        whole = mirror(shown, *size)
-        announced = mirror(maps[0], *size) if maps else level
-        clean = _finite_result(model, whole.contiguous(memory_format=torch.channels_last), announced, dtype)
-        clean = clean[:, :, :height, :width]
-        if apart:
-            clean = clean.reshape(noisy.shape)
-        elif grey:
-            clean = clean.mean(1, keepdim=True)
-        return as_pixels(clean if strength == 1 else noisy + strength * (clean - noisy), x.dtype)
-
-    side = padded(tile if model.halo is not None else max(x.shape[2:]), model.multiple)
-    return run_tiled(run, x, side, padded(model.halo or 0, model.multiple), *((level,) if level.dim() == 4 else ()))
-
-
-def _finite_result(model: Denoiser, x: Tensor, level: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns what `model` makes of `x` in `dtype`, or in fp32 where that is not finite."""
-    for precision in dict.fromkeys((dtype, torch.float32)):
-        with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
-            clean = model(x, level)
-        if not isinstance(clean, Tensor) or clean.shape != x.shape:  # it might broadcast, or be cut to fit
-            what = list(clean.shape) if isinstance(clean, Tensor) else f"a {type(clean).__name__}"
-            raise ModelError(
-                f"model {model.label}: made {what} of {list(x.shape)}; it must give back a tensor of the same shape"
-            )
-        clean = clean.float()
-        if bool(torch.isfinite(clean.sum())):  # a sum holds whatever is not finite, and takes no memory
-            return clean
-    raise InputError("the model's result is not finite, not even in fp32; the picture may hold such values")
+    through = Applied(
+        lambda noisy, *maps: model(noisy, *(maps or (level,))), model.label, model.channels, model.channels,
+        apart=apart, strength=strength, maps=(level,) if level.dim() == 4 else (),
+    )  # fmt: skip
+    return run_in_tiles(
+        through, x, device=device, dtype=safe_dtype(model, dtype), tile=tile, halo=model.halo, multiple=model.multiple
+    )

@@ -1,6 +1,9 @@
 """The options of `process` and of the command line, which share their names: a dataclass for each task, one for every
 run, and one for runs over files. Wrong values raise `UsageError`.
 
+The options of an image-to-image task state their own help and bounds (`option`), of which the command line makes its
+options. This module waits for neither torch nor numpy, so that `--help` need not either.
+
 The `...Words` describe the same options to type checkers.
 """
 
@@ -10,17 +13,18 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-import numpy as np
-
-from ..errors import UsageError
-from ..images import WRITABLE
+from .. import registry
+from ..errors import ModelError, UsageError
 from ..paths import TEMPLATE, Selection, check_template
 from ..stream import MEMORY
 
-TaskName = Literal["denoise", "compress", "decompress", "features", "score"]
+if TYPE_CHECKING:
+    import numpy as np
+
+TaskName = Literal["denoise", "compress", "decompress", "features", "score", "upscale", "colorize"]
 Kind = Literal["pil", "numpy", "tensor", "bytes"]
 KINDS: tuple[Kind, ...] = ("pil", "numpy", "tensor", "bytes")
 
@@ -37,6 +41,41 @@ def _require_quality(quality: int) -> None:
 # -- options of tasks ----------------------------------------------------------------------------------------
 
 
+def option(
+    default: Any,
+    help: str,  # as the field is called everywhere
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] | None = None,
+    shown_default: str | None = None,
+) -> Any:
+    """Returns a field of a dataclass of options, for an image-to-image task.
+
+    Its annotation is its type: int, float, bool, str, or one of these or None. `help` is what the command line says of
+    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the help
+    shows in the place of the default.
+    """
+    about = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "shown": shown_default}
+    return field(default=default, metadata=about)
+
+
+def _check_bounds(options: object) -> None:
+    """Raises `UsageError` where an option made by `option` lies outside of what it states."""
+    for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
+        value, about = getattr(options, one.name), one.metadata
+        bounded = any(about.get(name) is not None for name in ("at_least", "at_most", "choices"))
+        if not bounded or value is None or value == one.default:
+            continue
+        low, high, choices = about["at_least"], about["at_most"], about["choices"]
+        _require(choices is None or value in choices, f"{one.name} must be one of {choices}, not {value!r}")
+        if low is not None or high is not None:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            bounds = f"{'' if low is None else f'{low:g}'}..{'' if high is None else f'{high:g}'}"
+            inside = number and (low is None or low <= value) and (high is None or value <= high)
+            _require(inside, f"{one.name} must lie in {bounds}, not {value!r}")
+
+
 @dataclass(frozen=True)
 class EncodingOptions:
     """How image files are written."""
@@ -47,6 +86,9 @@ class EncodingOptions:
     """1..100 for JPEG, WebP and AVIF, or one for each format: {"jpg": 90, "avif": 70}. The default is 95."""
 
     def __post_init__(self) -> None:
+        from ..images import WRITABLE
+
+        _check_bounds(self)
         known = sorted({suffix.lstrip(".") for suffix in WRITABLE})
         _require(self.format in (None, "keep", *known), f"format must be keep or one of {', '.join(known)}")
         levels = self.image_quality if isinstance(self.image_quality, Mapping) else {"jpg": self.image_quality}
@@ -56,6 +98,8 @@ class EncodingOptions:
 
     def quality_of(self, suffix: str) -> int | None:
         """Returns `image_quality` for files with that suffix."""
+        from ..images import WRITABLE
+
         if not isinstance(self.image_quality, Mapping):
             return self.image_quality
         kinds = {WRITABLE[f".{name}"]: level for name, level in self.image_quality.items()}
@@ -71,21 +115,24 @@ class EncodingOptions:
 class DenoiseOptions(EncodingOptions):
     """The options of the task denoise."""
 
-    sigma: float | str | np.ndarray = "auto"
-    """The level of the noise in 8-bit units, or "auto" to estimate it; or a map of it, `[H,W]`, for pictures of that
-    size."""
-    strength: float = 1.0
+    sigma: float | str | Any = option(  # noqa: RUF009  # `Any` is an array, which nothing changes
+        "auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it."
+    )
+    """The level of the noise in 8-bit units, or "auto" to estimate it; or a map of it, a numpy array `[H,W]`, for
+    pictures of that size."""
+    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
     """0 leaves the picture as it is, 1 removes all the noise."""
-    residual: str | os.PathLike[str] | None = None
+    residual: str | os.PathLike[str] | None = option(  # noqa: RUF009
+        None, "Also write to this folder what was taken away from each image, stretched around grey."
+    )
     """A folder for pictures of what was taken away, one for each file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.sigma, np.ndarray) and self.sigma.ndim:
+        if getattr(self.sigma, "ndim", 0):
             object.__setattr__(self, "sigma", _sigma_map(self.sigma))
         else:
             object.__setattr__(self, "sigma", _sigma_level(self.sigma))
-        _require(0 <= self.strength <= 1, f"strength must lie in 0..1, not {self.strength!r}")
         _require(self.residual is None or bool(os.fspath(self.residual)), "residual: an empty name is no folder")
 
     @property
@@ -104,8 +151,11 @@ def _sigma_level(sigma: Any) -> float | str:
     return "auto" if isinstance(sigma, str) and sigma == "auto" else level
 
 
-def _sigma_map(sigma: np.ndarray) -> np.ndarray:
+def _sigma_map(given: Any) -> np.ndarray:
     """Returns a map of levels as float32 `[H,W]`. Raises `UsageError`."""
+    import numpy as np
+
+    sigma = np.asarray(given)
     shape = "x".join(map(str, sigma.shape))
     _require(sigma.ndim == 2 and sigma.size > 0, f"a map of sigma must be [H,W], not an array of {shape}")
     numbers = np.issubdtype(sigma.dtype, np.integer) or np.issubdtype(sigma.dtype, np.floating)
@@ -113,6 +163,32 @@ def _sigma_map(sigma: np.ndarray) -> np.ndarray:
     inside = bool(((sigma >= 0) & (sigma <= 255)).all())  # which NaN is not
     _require(inside, "a map of sigma must hold numbers of 0..255 (8-bit units)")
     return sigma.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class UpscaleOptions(EncodingOptions):
+    """The options of the task upscale."""
+
+    scale: int | None = option(
+        None,
+        "How many times as wide and as high the results are: the scale of the model, or a power of it.",
+        at_least=2,
+        at_most=16,
+        shown_default="that of the model",
+    )
+    """How many times as wide and as high the results are: the model's scale or a power of it, for which it runs several
+    times. None for that of the model."""
+
+
+@dataclass(frozen=True)
+class ColorizeOptions(EncodingOptions):
+    """The options of the task colorize."""
+
+    strength: float = option(
+        1.0, "The saturation: 0 leaves the images grey, 1 gives them the colours that the model expects.", at_least=0,
+        at_most=2,
+    )  # fmt: skip
+    """The saturation: 0 leaves the picture grey, 1 gives it the colours that the model expects, 2 twice as much."""
 
 
 DEFAULT_QUALITY = 50
@@ -268,7 +344,7 @@ class FileOptions(SelectionOptions):
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
 
 
-TaskOptions = DenoiseOptions | CompressOptions | DecompressOptions | FeaturesOptions | ScoreOptions
+TaskOptions = EncodingOptions | CompressOptions | FeaturesOptions | ScoreOptions
 
 OPTIONS: dict[str, type[TaskOptions]] = {
     "denoise": DenoiseOptions,
@@ -276,8 +352,33 @@ OPTIONS: dict[str, type[TaskOptions]] = {
     "decompress": DecompressOptions,
     "features": FeaturesOptions,
     "score": ScoreOptions,
+    "upscale": UpscaleOptions,
+    "colorize": ColorizeOptions,
 }
-"""Task -> the class of its options."""
+"""Task of aeimg's own -> the class of its options."""
+
+
+def options_of(task: str) -> type[Any]:
+    """Returns the class of the options of a task, of a plug-in's too. Raises `UsageError`, `ModelError`."""
+    if task in OPTIONS:
+        return OPTIONS[task]
+    found = registry.plugged_task(task)
+    if found is None:
+        raise UsageError(f"unknown task {task!r}")
+    own: type[Any] = found.options
+    if not issubclass(own, EncodingOptions):
+        raise ModelError(f"the task {task!r}: its options {own.__name__} must inherit from aeimg.EncodingOptions")
+    taken = set(names_of(own)) & {*names_of(RunOptions, FileOptions), *OF_THE_CALL}
+    if taken:
+        raise ModelError(f"the task {task!r}: its options {', '.join(sorted(taken))} have names that every task has")
+    return own
+
+
+OF_THE_CALL = (
+    "source", "sources", "task", "out", "model", "device", "dtype", "progress", "dry_run", "estimate", "kind",
+    "allow_empty", "json", "json_file", "quiet", "verbose", "help",
+)  # fmt: skip
+"""What calls of `process` and of the command line take besides options."""
 
 
 def names_of(*classes: type) -> list[str]:
@@ -287,7 +388,7 @@ def names_of(*classes: type) -> list[str]:
 
 def parse(task: str, words: Mapping[str, Any]) -> tuple[TaskOptions, RunOptions, FileOptions]:
     """Sorts the options of a call into those of the task, of the run and of files. Raises `UsageError`."""
-    own = OPTIONS[task]
+    own = options_of(task)
     known = names_of(own, RunOptions, FileOptions)
     for name in words:
         if name not in known:
@@ -362,6 +463,22 @@ class DecompressWords(RunWords, total=False):
     image_quality: int | Mapping[str, int] | None
 
 
+class UpscaleWords(RunWords, total=False):
+    """See `UpscaleOptions`."""
+
+    format: str | None
+    image_quality: int | Mapping[str, int] | None
+    scale: int | None
+
+
+class ColorizeWords(RunWords, total=False):
+    """See `ColorizeOptions`."""
+
+    format: str | None
+    image_quality: int | Mapping[str, int] | None
+    strength: float
+
+
 class ScoreWords(RunWords, total=False):
     """See `ScoreOptions`."""
 
@@ -375,5 +492,7 @@ WORDS: dict[str, type] = {
     "decompress": DecompressWords,
     "features": RunWords,
     "score": ScoreWords,
+    "upscale": UpscaleWords,
+    "colorize": ColorizeWords,
 }
 """Task -> the words that a type checker lets `process` take for it."""

@@ -85,7 +85,7 @@ class PictureItem:
 
     @property
     def work(self) -> int:
-        """The number of pixels."""
+        """The number of pixels of the result."""
         return self.picture.width * self.picture.height
 
     @property

@@ -1,7 +1,7 @@
 """What a denoiser has taken away from pictures, as pictures to look at.
 
-    stretched     pixels before and after -> `Residual`: the difference around grey, as a PNG file
-    Residuals     the folder in which these lie, by the names of the results
+stretched     pixels before and after -> `Residual`: the difference around grey, as a PNG file
+Residuals     the folder in which these lie, by the names of the results
 """
 
 from __future__ import annotations

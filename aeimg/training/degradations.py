@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-
 LUMA = (0.299, 0.587, 0.114)
 """The weights of BT.601."""
 
@@ -56,7 +55,7 @@ def to_srgb(x: Tensor) -> Tensor:
 
 
 def to_film(x: Tensor) -> Tensor:
-    """Linear light -> sRGB with the contrast of a converter's picture style: 3s^2 - 2s^3, as in Brooks et al. (2019)."""
+    """Linear light -> sRGB with a converter's contrast, 3s^2 - 2s^3, as in Brooks et al. (2019)."""
     s = to_srgb(x).clamp(0, 1)
     return s * s * (3 - 2 * s)
 
