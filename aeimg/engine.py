@@ -54,7 +54,7 @@ from .tasks.options import (
     parse,
 )
 from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
-from .tasks.residuals import Residuals
+from .tasks.residuals import Residual, Residuals
 from .tasks.score import Score, Strangeness
 
 log = logging.getLogger("aeimg")
@@ -591,8 +591,9 @@ class _ToFiles:
             source = (status.st_size, status.st_mtime_ns, digest(item.opened.data or b""))
             made = Record(self.recipe, *source, len(data), digest(data), status.st_ctime_ns)
             if self.residuals is not None:
-                written, notes = self.residuals.write(job, made, result.residual)
-                record |= {"residual": str(written), "residual_gain": round(result.residual.gain, 3)}
+                residual: Residual = getattr(result, "residual")  # noqa: B009  # which only denoise has
+                written, notes = self.residuals.write(job, made, residual)
+                record |= {"residual": str(written), "residual_gain": round(residual.gain, 3)}
                 lost = (*lost, *notes)
             if self.manifest is not None:
                 self.manifest.add(job, made)

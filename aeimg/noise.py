@@ -156,11 +156,11 @@ def _jpeg_step(bands: Array) -> float:
 
 
 SQUARE, CELL = 4, 8
-"""The side of the squares that are looked for again, in pixels; the side of the cells that are counted, in squares."""
+"""The side of the squares that are looked for again, in pixels; that of the cells that are counted, in squares."""
 REPEATED = 0.1
 """Where so large a share of the squares occurs again, the picture holds no noise. Of noise, even of sigma 2, none do."""
 REPEATED_IN_JPEG = 0.9
-"""The same where JPEG has left its marks: it makes flat squares of smooth parts, and noise may be left in the others."""
+"""The same where JPEG has left its marks: it makes flat squares of smooth parts, while noise may be left elsewhere."""
 
 
 def _repeated(bands: Array) -> float:

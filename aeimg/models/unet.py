@@ -162,8 +162,8 @@ class UNet(nn.Module):
         if self.config.assumed_sigma is not None:
             sigma = torch.full_like(sigma, self.config.assumed_sigma)
         u = self.config.unshuffle
-        level = sigma if sigma.dim() == 4 else sigma.view(-1, 1, 1, 1)
-        plane = (level / 255.0).to(x.dtype).expand(-1, 1, *x.shape[2:])
+        spread = sigma if sigma.dim() == 4 else sigma.view(-1, 1, 1, 1)
+        plane = (spread / 255.0).to(x.dtype).expand(-1, 1, *x.shape[2:])
         skips = []
         h = _Rows(x)
         for level, down in enumerate(self.down):

@@ -280,8 +280,8 @@ def run_denoiser(
 ) -> Tensor:
     """Denoises a batch of one size: pixels `[N,C,H,W]` on the CPU, C 1 or 3, uint8, uint16 or float; returns the same.
 
-    `sigma` `[N]`, or a map `[N,1,H,W]` where the model takes one, is in 8-bit units; `strength` scales what is removed, 0
-    leaves everything as it is. Images larger than `tile` are cut into tiles, as `run_in_tiles` does, whose errors are
+    `sigma` `[N]`, or a map `[N,1,H,W]` where the model takes one, is in 8-bit units; `strength` scales what is removed,
+    0 leaves everything as it is. Images larger than `tile` are cut into tiles, as `run_in_tiles` does, whose errors are
     raised.
     """
     grey, apart = x.shape[1] == 1, model.channels == 1

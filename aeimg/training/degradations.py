@@ -282,7 +282,9 @@ def photographed(
     def sharpen() -> None:
         nonlocal x, noisy
         if rng.random() < 0.3:
-            amount, radius = (torch.from_numpy(rng.uniform(*bounds, count)).float() for bounds in ((0, 1), (0.6, 2)))
+            amount, radius = (
+                torch.from_numpy(rng.uniform(low, high, count)).float() for low, high in ((0.0, 1.0), (0.6, 2.0))
+            )
             x, noisy = sharpened(x, amount, radius).clamp(0, 1), sharpened(noisy, amount, radius)
 
     order = [resize, sharpen, jpeg]
