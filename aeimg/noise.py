@@ -160,7 +160,7 @@ SQUARE, CELL = 4, 8
 REPEATED = 0.1
 """Where so large a share of the squares occurs again, the picture holds no noise. Of noise, even of sigma 2, none do."""
 REPEATED_IN_JPEG = 0.9
-"""The same where JPEG has left its marks: it makes flat squares of smooth parts, while noise may be left elsewhere."""
+"""The same where JPEG has left its marks: it makes flat squares of smooth parts, noise may be left elsewhere."""
 
 
 def _repeated(bands: Array) -> float:
