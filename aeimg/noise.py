@@ -158,7 +158,7 @@ def _jpeg_step(bands: Array) -> float:
 SQUARE, CELL = 4, 8
 """The side of the squares that are looked for again, in pixels; that of the cells that are counted, in squares."""
 REPEATED = 0.1
-"""Where so large a share of the squares occurs again, the picture holds no noise. Of noise, even of sigma 2, none do."""
+"""Where this share of the squares occurs again, the picture holds no noise. Of noise none do, even of sigma 2."""
 REPEATED_IN_JPEG = 0.9
 """The same where JPEG has left its marks: it makes flat squares of smooth parts, noise may be left elsewhere."""
 
