@@ -84,7 +84,9 @@ class ImageTask:
         if self.scale is not None and not _is_whole(self.scale, 1):
             raise ModelError(f"{named} states the scale {self.scale!r}; it must be a whole number, or None")
         if self.channels_in not in (1, 3) or self.channels_out not in (None, 1, 3):
-            raise ModelError(f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3")
+            raise ModelError(
+                f"{named} states {self.channels_in!r} channels in and {self.channels_out!r} out, not 1 or 3"
+            )
 
     @property
     def runner_class(self) -> type[Any]:
@@ -165,6 +167,9 @@ class Denoiser(Network, Protocol):
     takes_grey: bool = False
     """Whether the model has learned from grey noise in three equal channels. To the others, grey noise is announced as
     sqrt(3) times its level, which is the level of colour noise of the same power."""
+
+    takes_map: bool = False
+    """Whether `sigma` may also be a map `[N,1,H,W]`: a level for each pixel."""
 
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
         """Returns the clean pictures, `[N,channels,H,W]`.
