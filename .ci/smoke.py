@@ -2,7 +2,8 @@
 
     python .ci/smoke.py dist/
 
-The one wheel in the folder must hold what the checkout holds: every module, every weights file and both licences.
+The one wheel in the folder must hold what the checkout holds: every file of the package, every weights file and all
+licences.
 Only the standard library is needed to run this file; the interpreter that runs it is the one that is tested.
 """
 
@@ -42,11 +43,13 @@ print(f"the pictures are equal in size, {before.size}, and differ by {error:.1f}
 def missing(wheel: Path) -> list[str]:
     """What the checkout holds and the wheel lacks, or the other way round."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "aeimg").rglob("*.py")}
+    here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "aeimg").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts and path.name != "py.typed"}  # fmt: skip
     here |= {f"aeimg/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "weights").iterdir() if path.is_file()}
     there = {name for name in names if name.startswith("aeimg/") and not name.endswith("py.typed")}
     faults = sorted(here ^ there)
-    licences = {f"/licenses/{name}" for name in ("LICENSE", "weights/LICENSE")}
+    names_of = ("LICENSE", "weights/LICENSE", "aeimg/pages/img-comparison-slider.LICENSE")
+    licences = {f"/licenses/{name}" for name in names_of}
     faults += sorted(end for end in licences if not any(name.endswith(f".dist-info{end}") for name in names))
     return faults if "aeimg/py.typed" in names else [*faults, "aeimg/py.typed"]
 

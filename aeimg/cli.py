@@ -270,6 +270,13 @@ _FOR_FILES = _with(
         help="After an image that fails: continue with the others, or stop.",
     ),
     click.option("--json", "json_file", type=PATH, help="Write what became of each file to this file."),
+    click.option(
+        "--report",
+        type=PATH,
+        help="Write a page to look at into this file (.html): a table of what became of each file, and pictures before "
+        "and after. (compress measures for it, as with --measure.)",
+    ),
+    click.option("--report-size", default="20M", show_default=True, help="Let that page take at most so many bytes."),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress bar and no summary, but name failures."),
     click.option("-v", "--verbose", is_flag=True, help="Print a line for each image: what was done to it, and why."),
 )
@@ -294,14 +301,19 @@ def _run(
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
-    from .engine import Interrupted, process
+    from .engine import Interrupted
+    from .engine import process as typed
     from .urls import redacted
+
+    process: Callable[..., Any] = typed  # the task, here a name that may be a plug-in's, says which options there are
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
     if out == "-":
         if options["dry_run"] or json_file is not None:
             raise UsageError("--dry-run and --json are for files, and standard output is none")
+        if "report" in options:
+            raise UsageError("--report is for files, and standard output is none")
         _pipe(sources, task, **options)
         return
     if "-" in sources:
@@ -314,6 +326,8 @@ def _run(
     except Interrupted as error:
         summary, interrupted = error.summary, True
     _print_summary(summary, task, quiet=quiet, dry=options["dry_run"])
+    if "report" in options and not quiet:
+        _say(_plain(f"report: {options['report']}"))
     if json_file is not None:
         named = {"sources": [redacted(source) for source in sources], "out": redacted(out)}
         _write_json(json_file, summary, task=task, **named, options=options)
@@ -324,14 +338,16 @@ def _run(
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
-                  "shard", "watch")  # fmt: skip
+                  "shard", "watch", "report_size")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
     """Writes the result of one picture or latent file, from standard input or from a file, to standard output."""
-    from .engine import process
+    from .engine import process as typed
     from .paths import located, read_bytes
     from .urls import redacted
+
+    process: Callable[..., Any] = typed
 
     if len(sources) != 1:
         raise UsageError("standard output takes one picture: give one source, a file or -")
@@ -522,6 +538,17 @@ for _task in IMAGE_TASKS.values():
     main.add_command(_image_command(_task))
 
 
+def _broken(name: str, fault: AeimgError) -> click.Command:
+    """Returns the command of a task that can't be had, which raises that error."""
+
+    def fail(words: tuple[str, ...]) -> None:
+        raise fault
+
+    words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+    settings = {"ignore_unknown_options": True}
+    return click.Command(name, settings, fail, [words], help=f"(broken) {fault}")
+
+
 class _Tasks(click.Group):
     """A command for each image-to-image task, those of plug-ins included."""
 
@@ -537,9 +564,7 @@ class _Tasks(click.Group):
             found = declared.find(cmd_name)
             return None if found is None else _image_command(found)
         except AeimgError as error:
-            if ctx.resilient_parsing or ctx.invoked_subcommand is None:  # the list of commands goes on without it
-                return click.Command(cmd_name, help=f"(broken: {error})")
-            raise
+            return _broken(cmd_name, error)  # the list of commands goes on with the others
 
 
 @main.command("run", cls=_Tasks, subcommand_metavar="TASK SOURCES... OUT [OPTIONS]")
@@ -779,6 +804,7 @@ def plot_latents(sources: tuple[str, ...], out: str, quiet: bool, allow_empty: b
     "--side", type=click.IntRange(8), default=64, show_default=True, help="Side in pixels, where the model takes any."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal codes.")
+@click.option("--sheet", help="Draw all pictures into one of this name in OUT, like digits.png, side by side.")
 def sample(out: Path, **options: Any) -> None:
     """Decode random codes of a small autoencoder into pictures in the folder OUT.
 
@@ -827,25 +853,37 @@ def arithmetic(a: Path, b: Path, c: Path, out: Path, **options: Any) -> None:
 @main.command()
 @click.argument("sources", type=FILE, nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def info(sources: tuple[str, ...], as_json: bool) -> None:
+@click.option(
+    "--sort",
+    type=click.Choice(["file", "bytes", "bpp", "quality", "model", "mode"]),
+    help="Sort the table of a folder, the highest figures first. [default: file]",
+)
+def info(sources: tuple[str, ...], as_json: bool, sort: str | None) -> None:
     """Print what latent files (.aei), weights files (.safetensors) and models state of themselves.
 
-    SOURCES are files, folders of files, names of models, or - for a latent file on standard input.
+    SOURCES are files, folders of files, names of models, or - for a latent file on standard input. A folder gives a
+    table with a line for each file.
     """
-    from .report import describe
+    from .report import describe, tabulate
 
     failed = False
     for source in sources:
+        rows = []
         try:
             for about in describe(source):
                 if isinstance(about, AeimgError):
                     _say(_plain(f"failed: {about}"))
                     failed = True
                 else:
-                    _print(json.dumps(about) if as_json else _table(about))
+                    rows.append(about)
         except AeimgError as error:
             _say(_plain(f"failed: {error}"))
             failed = True
+        if rows and not as_json and (os.path.isdir(source) or sort is not None):
+            _print("\n".join(map(_plain, tabulate(rows, sort or "file").split("\n"))))
+            continue
+        for about in rows:
+            _print(json.dumps(about) if as_json else _table(about))
     if failed:
         sys.exit(1)
 
@@ -974,8 +1012,20 @@ def train(
     run(task, data, out, log=_log, recipe=recipe, **options)
 
 
+class _Measured(click.Choice[str]):
+    """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
+
+    def __init__(self) -> None:
+        super().__init__(["denoise", "compress", "engine", "anomaly", "textbooks", "upscale", "colorize"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from .registry import plugged_tasks
+
+        return value if value in plugged_tasks() else super().convert(value, param, ctx)
+
+
 @main.command()
-@click.argument("what", type=click.Choice(["denoise", "compress", "engine", "anomaly", "textbooks"]))
+@click.argument("what", type=_Measured())
 @click.argument("data", type=PATH)
 @click.option("-m", "--model", type=MODEL, help="A registered model or a weights file.")
 @click.option("--json", "json_file", type=PATH, help="Also write the figures to this file.")
@@ -991,7 +1041,9 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
     the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
-    distinguishes the others from it. textbooks trains and measures the textbooks' autoencoders that do not ship.
+    distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
+    that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
+    that do not ship.
     """
     from . import bench as benches
     from .paths import write_atomic
@@ -1014,8 +1066,10 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         figures = benches.bench_anomaly(data, device=options["device"])
     elif what == "textbooks":
         figures = benches.bench_textbooks(data, device=options["device"])
-    else:
+    elif what == "compress":
         figures = benches.bench_compress(data, **options, effort=effort or 1)
+    else:
+        figures = benches.bench_images(what, data, **options)
     _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())

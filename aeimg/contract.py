@@ -354,11 +354,12 @@ def _network_faults(model: object, stated: Mapping[str, object], task: str) -> I
         kind = {"denoise": "denoiser", "upscale": "upscaler", "colorize": "colorizer"}.get(task, f"model for {task}")
         yield f"can't be called, which a {kind} must"
     if task == "colorize" and (stated["channels"] != 1 or not _is_whole(stated["side"], 1)):
-        yield f"states {stated['channels']!r} channels and the side {stated['side']!r}; it must be 1, and a side of 1 or more"
+        yield f"states {stated['channels']!r} channels and the side {stated['side']!r}; it must be 1, and 1 or more"
     elif stated["channels"] not in (1, 3):
         yield f"states {stated['channels']!r} channels; it must be 3, or 1 for each by itself"
-    if "scale" in stated and not _is_whole(stated["scale"], 2 if task == "upscale" else 1):
-        yield f"states the scale {stated['scale']!r}; it must be a whole number of {2 if task == 'upscale' else 1} or more"
+    least = 2 if task == "upscale" else 1
+    if "scale" in stated and not _is_whole(stated["scale"], least):
+        yield f"states the scale {stated['scale']!r}; it must be a whole number of {least} or more"
     if stated["halo"] is not None and not _is_whole(stated["halo"], 0):
         yield f"states the halo {stated['halo']!r}; it must be a whole number of pixels, or None"
     dtypes = stated["dtypes"]

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, paths, shards
+from . import container, pages, paths, shards
 from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
@@ -41,6 +41,7 @@ from .tasks.features import Features
 from .tasks.image import ImageRunner
 from .tasks.options import (
     ColorizeWords,
+    CompressOptions,
     CompressWords,
     DecompressWords,
     DenoiseOptions,
@@ -54,7 +55,7 @@ from .tasks.options import (
     UpscaleWords,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, is_one, is_path, suffix_of
+from .tasks.pictures import FileSource, Opened, Result, before_and_after, is_one, is_path, suffix_of
 from .tasks.residuals import Residual, Residuals
 from .tasks.score import Score, Strangeness
 from .urls import Status
@@ -403,6 +404,9 @@ def process(
                 that aeimg has not written; "overwrite" redoes all; "error" refuses where any output is there.
             on_error: "continue" or "stop". The default is to continue with `out`, and to stop with an iterable, where
                 to continue means that the error stands in the place of the failed item.
+            report: With `out`, write a page to look at into this file (.html): a table of what became of each file, and
+                pictures before and after. What compress has written is measured for it.
+            report_size: How many bytes the page has at most (default 20 MiB), as a number or like "20M".
             shard: With `out`, take only a share of the files, as in "3/16"; "auto" reads which from the environment of
                 a Slurm array or an indexed job of Kubernetes. `aeimg.distributed.merge_reports` sums up.
             watch: With `out`, go on with files that appear and change, until KeyboardInterrupt, which `Interrupted` is.
@@ -432,6 +436,9 @@ def process(
     if estimate and not dry_run:
         raise UsageError("estimate is for dry runs: add dry_run=True, or --dry-run")
     own, run, files = parse(task, options)
+    if files.report is not None:
+        _check_report(files, out, dry_run=dry_run)
+        own = replace(own, measure=True) if isinstance(own, CompressOptions) else own
     if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
         device = str(source.device)
     made = make_task(task, model, device, dtype, own)
@@ -447,6 +454,13 @@ def process(
     if isinstance(own, DenoiseOptions) and own.residual is not None:
         raise UsageError("residual is for runs over files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
+
+
+def _check_report(files: FileOptions, out: Name | None, *, dry_run: bool) -> None:
+    """Raises `UsageError`, `OutputError` where no report can be written."""
+    if out is None or dry_run:
+        raise UsageError("a report shows the files that a run has written: it needs out=, and no dry run")
+    pages.check_page(Path(files.report or ""))
 
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:
@@ -568,6 +582,7 @@ class _ToFiles:
         dry: bool = False,
     ) -> None:
         self.task, self.manifest, self.recipe, self.residuals, self.dry = task, manifest, recipe, residuals, dry
+        self.album: pages.Album | None = None
 
     def estimate(self, job: paths.Job) -> int:
         """Returns what the task estimates."""
@@ -616,6 +631,8 @@ class _ToFiles:
         if lost:
             record["warnings"] = [*record.get("warnings", ()), *lost]
         record["seconds"] = round(item.seconds + time.monotonic() - began, 4)
+        if self.album is not None:
+            self.album.add(str(job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
         return _Written(len(source), len(data), record, result.sentence())
 
 
@@ -631,6 +648,8 @@ class _FileRun:
         """Does what is left to do."""
         began = time.monotonic()
         jobs, todo, to_files = self._begin(sources, out, dry=False)
+        if self.files.report is not None:
+            to_files.album = pages.Album(self.files.report_bytes, len(jobs), maps=self.name == "compress")
         state = "failed"
         self._leave_record(out, "running")
         try:
@@ -645,7 +664,14 @@ class _FileRun:
         finally:
             self._end(jobs, began)
             self._leave_record(out, state)
+            self._report(to_files.album)
         return self.summary
+
+    def _report(self, album: pages.Album | None) -> None:
+        """Writes the page that `report` asks for."""
+        if self.files.report is not None:
+            about = {"task": self.name, "seconds": self.summary.seconds}
+            pages.write_report(Path(self.files.report), self.summary.files, album, about)
 
     def _leave_record(self, out: paths.Place, state: str) -> None:
         """Writes what is to be known of a shard, for `distributed.merge_reports`."""

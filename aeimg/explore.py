@@ -15,6 +15,7 @@ A file that is there already is written over only where an earlier call of the s
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -304,6 +305,7 @@ def sample(
     grid: int | None = None,
     side: int = 64,
     seed: int = 0,
+    sheet: str | None = None,
 ) -> list[Path]:
     """Decodes random codes of a small autoencoder into pictures in the folder `out`, and returns their paths.
 
@@ -315,18 +317,43 @@ def sample(
         grid: Instead, the plane of codes of two values as one picture of so many by so many.
         side: The side of the pictures in pixels, where the model takes any.
         seed: Equal seeds draw equal codes.
+        sheet: The name of one picture in `out` (its suffix is its format) into which all are drawn side by side, in
+            the place of a file for each.
 
     Raises:
-        UsageError: A file in the way was not drawn by this function.
+        UsageError: A file in the way was not drawn by this function, or the sheet's name is none of a picture.
         ModelError: The model is missing, or its codes can't be drawn.
         OutputError: A picture can't be written.
     """
     place = pick_device(device)
     made = registry.get(model, "compress", place)
+    if grid is not None and sheet is not None:
+        raise UsageError("grid draws one picture, and sheet draws others: give one of them")
     if grid is not None:
         return _write_drawings(Path(out), [draw_plane(made, grid, place)], "grid", "sample")
+    if sheet is not None:
+        target = Path(out) / sheet
+        _check_suffix(target)
+        if target.parent != Path(out):
+            raise UsageError(f"{sheet}: the sheet needs a plain name; it lies in the folder of the pictures")
+        _check_drawing(target, "sample")
     pictures = draw_samples(made, count, place, seed=seed, side=side)
-    return _write_drawings(Path(out), pictures, "sample", "sample")
+    if sheet is None:
+        return _write_drawings(Path(out), pictures, "sample", "sample")
+    write_atomic(target, exports.draw(_sheet(pictures), target.suffix, "sample"))
+    return [target]
+
+
+def _sheet(pictures: Sequence[Array]) -> Array:
+    """Returns pictures `[C,H,W]` of one size as one, in rows from left to right, with white gaps of two pixels."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    channels, height, width = pictures[0].shape
+    rows = math.ceil(len(pictures) / columns)
+    drawn = np.full((channels, rows * (height + 2) - 2, columns * (width + 2) - 2), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        y, x = number // columns * (height + 2), number % columns * (width + 2)
+        drawn[:, y : y + height, x : x + width] = picture
+    return drawn
 
 
 def interpolate(

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,40 @@ def describe(source: str | os.PathLike[str]) -> Iterator[dict[str, Any] | AeimgE
         yield _describe_file(located(name))
     else:
         yield _describe_model(name)
+
+
+SORTABLE = ("file", "bytes", "bpp", "quality", "model", "mode")
+"""The columns of `tabulate`."""
+
+
+def tabulate(rows: Iterable[Mapping[str, Any]], sort: str = "file") -> str:
+    """Returns what `describe` yields of several latent files as a table of a line each, and a line for all of them.
+
+    `sort` is a column of `SORTABLE`: names and words ascend, figures descend, what has none comes last. Raises
+    `UsageError` for another one.
+    """
+    if sort not in SORTABLE:
+        raise UsageError(f"sort must be one of {', '.join(SORTABLE)}, not {sort!r}")
+    rows = [{"bpp": row.get("bits_per_pixel"), **row} for row in rows]
+    textual = sort in ("file", "model", "mode")
+    rows.sort(key=lambda row: row["file"])
+    rows.sort(key=lambda row: str(row.get(sort) or "") if textual else -(row.get(sort) or 0))
+    rows.sort(key=lambda row: row.get(sort) is None)
+    lines = [f"{'bytes':>10}{'bpp':>9}{'quality':>9}{'size':>13}  {'mode':8}{'model':22}file"]
+    for row in rows:
+        size = f"{row['width']}x{row['height']}" if "width" in row else ""
+        bpp = "" if row["bpp"] is None else f"{row['bpp']:.3f}"
+        model = row.get("model") or row.get("stored_as") or row.get("label", "")
+        mode = row.get("mode", row["kind"])
+        lines.append(f"{row['bytes']:10}{bpp:>9}{row.get('quality', ''):>9}{size:>13}  {mode:8}{model:22}{row['file']}")
+    latents = [row for row in rows if row["bpp"] is not None]
+    pixels, total = sum(row["width"] * row["height"] for row in latents), sum(row["bytes"] for row in latents)
+    if pixels:
+        stored = sum(row["mode"] == "stored" for row in latents)
+        lines.append(
+            f"{total:10}{8 * total / pixels:9.3f}{'':22}  {len(latents)} latent files, {stored} of them stored"
+        )
+    return "\n".join(lines)
 
 
 def _describe_file(path: Place) -> dict[str, Any]:

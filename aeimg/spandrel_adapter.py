@@ -1,8 +1,8 @@
 """Networks of other projects: what the package `spandrel` makes of a safetensors file.
 
 `--model spandrel:FILE` names such a file. spandrel finds out which architecture it holds. A network that keeps the size
-of pictures runs as any other denoiser, one that enlarges them as any other upscaler. `docs/plugins.md` says what is assumed. Nothing is ever
-unpickled.
+of pictures runs as any other denoiser, one that enlarges them as any other upscaler. `docs/plugins.md` says what is
+assumed. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Network:
         self.scale = int(descriptor.scale)
         self.multiple = int(descriptor.size_requirements.multiple_of)
         self.halo = OVERLAP if descriptor.tiling is ModelTiling.SUPPORTED else None
-        self.dtypes = (
+        self.dtypes: tuple[torch.dtype, ...] | None = (
             torch.float32,
             *([torch.bfloat16] if descriptor.supports_bfloat16 else []),
             *([torch.float16] if descriptor.supports_half else []),
@@ -149,8 +149,8 @@ def load_spandrel(path: Path, task: str = "denoise") -> SpandrelDenoiser | Spand
     """Returns the model for `task` of a safetensors file that spandrel knows, in fp32 on the CPU, ready for use.
 
     Its `label` is "spandrel:SCUNet/stem of the file", its `digest` the first 8 bytes of the file's SHA-256. Raises
-    `ModelError` where spandrel is missing or the network is none for the task; `InvalidWeights` for a file that is damaged or
-    not a safetensors file.
+    `ModelError` where spandrel is missing or the network is none for the task; `InvalidWeights` for a file that is
+    damaged or not a safetensors file.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

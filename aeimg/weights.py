@@ -5,7 +5,7 @@ A weights file is a safetensors file whose `__metadata__` holds one key, `aeimg`
     format        1
     architecture  a key of `ARCHITECTURES`
     config        the fields of that network's config dataclass
-    task          "denoise" or "compress"
+    task          one of `contract.MODEL_TASKS`: "denoise", "compress", ...
     name, version how the model is called: `aeimg-codec`, 1. A version never changes once it is released
     card          how the weights were made and what they reach: data, minutes, steps, commit, figures
 
@@ -57,6 +57,8 @@ ARCHITECTURES: dict[str, tuple[str, str, str]] = {
     "variational": ("aeimg.models.variational", "Variational", "VariationalConfig"),
     "convolutional": ("aeimg.models.convolutional", "Convolutional", "ConvolutionalConfig"),
     "denoising": ("aeimg.models.convolutional", "Denoising", "DenoisingConfig"),
+    "upscaler": ("aeimg.models.upscaler", "Upscaler", "UpscalerConfig"),
+    "colorizer": ("aeimg.models.colorizer", "Colorizer", "ColorizerConfig"),
 }
 """Architecture -> module, network class, config class."""
 
@@ -70,7 +72,7 @@ class Header:
     config: dict[str, Any]
     """The fields of the network's config dataclass."""
     task: str
-    """The task that the model is for: "denoise" or "compress"."""
+    """The task that the model is for, one of `contract.MODEL_TASKS`."""
     name: str
     """The model's name: `aeimg-codec`."""
     version: int

@@ -82,6 +82,7 @@ LINES, PARAMETERS = 60, 7
 DOORS = {
     "engine.process",
     "explore.features",
+    "explore.sample",
     "explore.score",
     "explore.plot_latents",
     "bench.compress.bench_compress",

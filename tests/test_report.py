@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
-from aeimg import DataError, bench, registry, report
+import aeimg
+from aeimg import DataError, bench, explore, registry, report
+from aeimg.cli import main
 from aeimg.weights import find_weights, load_tensors
 
 
@@ -100,3 +105,30 @@ def test_the_engine_is_measured_against_its_parts(tmp_path, photograph):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="no images to measure on"):
         bench.bench_denoise(tmp_path)
+
+
+def test_a_folder_is_a_table_that_sorts(tmp_path, small):
+    for name, pixels, quality in (("a", small, 20), ("b", small, 90), ("c", small[:8, :8], 50)):
+        (tmp_path / f"{name}.aei").write_bytes(aeimg.process(pixels, "compress", quality=quality))
+
+    def order(sort: str) -> list[str]:
+        lines = CliRunner().invoke(main, ["info", str(tmp_path), "--sort", sort]).stdout.splitlines()
+        assert lines[0].split()[:3] == ["bytes", "bpp", "quality"] and "3 latent files, 1 of them stored" in lines[-1]
+        return [Path(line.split()[-1]).stem for line in lines[1:-1]]
+
+    assert order("file") == ["a", "b", "c"]
+    assert order("bytes")[0] == "b" and order("quality") == ["b", "a", "c"]
+    assert order("mode") == ["a", "b", "c"] and order("bpp")[0] == "c"
+
+
+def test_a_sheet_holds_all_samples(tmp_path):
+    own = explore.sample(tmp_path, model="variational", count=5)
+    (sheet,) = explore.sample(tmp_path, model="variational", count=5, sheet="digits.png")
+    side = Image.open(own[0]).width
+    with Image.open(sheet) as image:
+        assert sheet == tmp_path / "digits.png" and image.size == (3 * side + 4, 2 * side + 2)
+        fifth = np.asarray(image)[side + 2 :, side + 2 : 2 * side + 2]
+    assert np.array_equal(fifth, np.asarray(Image.open(own[4])))
+    for words in ({"sheet": "../a.png"}, {"sheet": "a.xyz"}, {"sheet": "a.png", "grid": 3}):
+        with pytest.raises(aeimg.UsageError):
+            explore.sample(tmp_path, model="variational", **words)

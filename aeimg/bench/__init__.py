@@ -2,6 +2,7 @@
 
 bench_compress   rate-distortion points of aeimg and its peers on the same images; BD-rates by each metric; speeds
 bench_denoise    PSNR over noise levels, known and estimated, after JPEG, of real pairs; speed on one core
+bench_images     an image-to-image task, such as upscale or colorize, as it states its evaluation
 bench_engine     how near a run over files comes to what its parts need
 bench_anomaly    how well small autoencoders distinguish other digits from their own
 bench_textbooks  the textbooks' figures for what is not shipped
@@ -15,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..weights import load_tensors, save_weights
-from . import compress, denoise, engine, textbooks
+from . import compress, denoise, engine, images, textbooks
 from .compress import bench_compress
 from .denoise import bench_denoise
 from .engine import bench_engine
+from .images import bench_images
 from .setting import Figures
 from .textbooks import bench_anomaly, bench_textbooks
 
@@ -27,6 +29,7 @@ __all__ = [
     "bench_compress",
     "bench_denoise",
     "bench_engine",
+    "bench_images",
     "bench_textbooks",
     "table",
     "write_card",
@@ -43,7 +46,7 @@ _TABLES = {
 
 def table(figures: Figures) -> str:
     """A set of figures as text."""
-    return _TABLES[figures["task"]](figures)
+    return _TABLES.get(figures["task"], images.table)(figures)
 
 
 def write_card(weights: Path, data: Path, figures: Figures) -> None:
@@ -52,6 +55,8 @@ def write_card(weights: Path, data: Path, figures: Figures) -> None:
     if figures["task"] == "compress":
         ours = figures["codecs"]["aeimg"]
         row = {metric: {k: round(v, 1) for k, v in rates.items()} for metric, rates in ours["bd_rate"].items()}
+    elif "rows" in figures:
+        row = {part: {k: round(v, 3) for k, v in values.items()} for part, values in figures["rows"].items()}
     else:
         parts = {**figures.get("sigmas", {}), **figures.get("cameras", {})}
         parts |= {name: figures[name] for name in ("jpeg75", "clean") if name in figures}

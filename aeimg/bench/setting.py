@@ -37,7 +37,7 @@ def circumstances(task: str, model: str | None, device: str, dtype: str) -> Figu
     """Which model was measured, where and how."""
     import torch
 
-    names = [model] if model is not None else list(registry.CHOICES) if task == "denoise" else [registry.DEFAULTS[task]]
+    names = [model] if model is not None else list(registry.CHOICES) if task == "denoise" else [None]
     measured = [registry.get(name, task, devices.pick_device(device)) for name in names]
     return {
         "models": {

@@ -43,9 +43,9 @@ def luma_of(pixels: Array) -> Array:
 def coloured(luma: Array, chroma: Array) -> Array:
     """RGB `[3,H,W]` of the luma `[H,W]`, in its dtype, and the planes Cb and Cr `[2,H,W]`, in [-0.5,0.5] (BT.601).
 
-    Where a colour lies outside of the gamut, it is brought nearer to grey until it fits, so the luma stays. Red and blue
-    are rounded, and green is what the luma then lacks: it is off by half a step at most, which is 0.3 steps of luma, so
-    the luma of integers rounds to what it was, everywhere.
+    Where a colour lies outside of the gamut, it is brought nearer to grey until it fits, so the luma stays. Red and
+    blue are rounded, and green is what the luma then lacks: it is off by half a step at most, which is 0.3 steps of
+    luma, so the luma of integers rounds to what it was, everywhere.
     """
     white = peak(luma.dtype)
     y = luma.astype(np.float64) / white

@@ -90,6 +90,8 @@ class Encoded:
     """What decoding a small picture gives, in dB."""
     reached: float | None = None
     """What decoding it gives in the unit of the target, where there is one for the fidelity."""
+    decoded: Array | None = None
+    """The pixels `[C,H,W]` that decoding it gives, where it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,8 +352,9 @@ class Compress:
     def _compared(self, item: CompressItem, latent: Any, quality: int, decoded: Array) -> Encoded:
         """Returns the latent with what the options and the size of the picture ask for."""
         fidelity = _measure(item.picture, decoded) if self.options.measure else None
-        small = item.work <= SMALL
-        return Encoded(latent, quality, fidelity, psnr(*_side_by_side(item.picture, decoded)) if small else None)
+        ratio = psnr(*_side_by_side(item.picture, decoded)) if item.work <= SMALL else None
+        kept = decoded[:, : item.picture.height, : item.picture.width] if self.options.measure else None
+        return Encoded(latent, quality, fidelity, ratio, decoded=kept)
 
 
 def highest_below(excess: Callable[[int], float], slope: float) -> int:

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -72,6 +72,8 @@ class Latent:
 @dataclass(frozen=True)
 class DecompressItem(PictureItem):
     """A picture whose pixels are still to be made, unless the file stores it as an image file."""
+
+    has_source: ClassVar[bool] = False
 
     latent: Latent | None
     """None where the file stores an image file."""

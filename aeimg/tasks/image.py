@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import metadata, registry
-from ..contract import ImageTask, Network
+from ..contract import ImageTask, Network, complete
 from ..errors import InputError, ModelError, UsageError
 from ..images import Picture, pixel_limit
 from ..manifest import digest
@@ -123,22 +123,23 @@ class ImageRunner:
         self.network = self._load()
 
     def _load(self) -> Any:
-        """Returns the model; None for a task without."""
+        """Returns the model; for a task without, one that changes nothing."""
         task = self.task
         if not task.needs_model:
-            return None
+            return complete(_Unchanged(), task.name)
         if self.asked is None and registry.default_model(task.name) is None:
             raise ModelError(f"no model for the task {task.name} ships yet: {task.hint or 'name one by --model'}")
         network = registry.get(self.asked, task.name, self.device)
-        made = getattr(network, "scale", 1)
-        if task.scale not in (None, made):
-            raise ModelError(f"model {network.label}: enlarges {made} times, where {task.name} asks for {task.scale}")
+        if hasattr(network, "scale") and task.scale not in (None, network.scale):
+            raise ModelError(
+                f"model {network.label}: enlarges {network.scale} times, where {task.name} asks for {task.scale}"
+            )
         return network
 
     @property
     def scale(self) -> int:
         """How many times as wide and as high results are."""
-        return int(getattr(self.network, "scale", 1)) if self.task.scale is None else self.task.scale
+        return int(self.network.scale) if self.task.scale is None else self.task.scale
 
     def recipe(self) -> str:
         """Returns what is equal for runs that make the same of the same input: by model and options."""
@@ -190,7 +191,7 @@ class ImageRunner:
             width=made.width,
             height=made.height,
             warnings=made.notes,
-            model=None if self.network is None else self.network.label,
+            model=self.network.label if self.task.needs_model else None,
             more=self.figures_of(item, raw),
         )
 
@@ -208,13 +209,13 @@ class ImageRunner:
     @property
     def multiple(self) -> int:
         """What height and width of a batch are multiples of."""
-        return int(getattr(self.network, "multiple", 1))
+        return int(self.network.multiple)
 
     @property
     def halo(self) -> int | None:
-        """How far from a pixel the input still affects it; None where pictures must go through whole. Of a task without a
-        model, here: everywhere."""
-        halo: int | None = getattr(self.network, "halo", None)
+        """How far from a pixel the input still affects it; None where pictures must go through whole. Of a task without
+        a model, here: everywhere."""
+        halo: int | None = self.network.halo
         return halo
 
     def run_batch(self, x: Tensor) -> Tensor:
@@ -223,18 +224,19 @@ class ImageRunner:
 
     def once(self, x: Tensor, *, scale: int) -> Tensor:
         """Runs a batch through `apply`, which enlarges it `scale` times, in tiles."""
-        into, out = getattr(self.network, "channels", self.task.channels_in), self.task.channels_out
+        task, network = self.task, self.network
+        into, out = network.channels if task.needs_model else task.channels_in, task.channels_out
         apart = into == 1 and out is None
         expected = out or (1 if apart else into)
         return run_in_tiles(
-            Applied(self.apply, getattr(self.network, "label", self.task.name), into, expected, scale, apart=apart),
+            Applied(self.apply, network.label if task.needs_model else task.name, into, expected, scale, apart=apart),
             x, device=self.device, dtype=safe_dtype(self.network, self.dtype), tile=self.tile, halo=self.halo,
             multiple=self.multiple,
         )  # fmt: skip
 
     def in_tiles(self, run: Callable[[], Tensor], *, alone: bool, tileable: bool) -> Tensor:
-        """Returns what `run` makes of a batch in tiles of `self.tile`; where memory does not suffice for a picture that is
-        `alone` and `tileable`, in tiles of half the side from there on. Raises `InputError`."""
+        """Returns what `run` makes of a batch in tiles of `self.tile`; where memory does not suffice for a picture that
+        is `alone` and `tileable`, in tiles of half the side from there on. Raises `InputError`."""
         while True:
             try:
                 return run()
@@ -248,8 +250,8 @@ class ImageRunner:
 
 
 def with_pixels(picture: Picture, pixels: Array) -> Picture:
-    """`picture` with other pixels `[C,H,W]`, perhaps of another size or with colours: alpha is resized, and metadata that
-    would no longer be true changed or left out, which the notes say."""
+    """`picture` with other pixels `[C,H,W]`, perhaps of another size or with colours: alpha is resized, and metadata
+    that would no longer be true changed or left out, which the notes say."""
     height, width = pixels.shape[1:]
     notes, about, alpha = list(picture.notes), picture.metadata, picture.alpha
     if (height, width) != (picture.height, picture.width):
@@ -271,10 +273,16 @@ def resized_plane(plane: Array, height: int, width: int) -> Array:
 # -- a batch through a network -------------------------------------------------------------------------------
 
 
-def safe_dtype(model: Network | None, dtype: torch.dtype) -> torch.dtype:
+def safe_dtype(model: Network, dtype: torch.dtype) -> torch.dtype:
     """`dtype`, or fp32 where the model is not safe in it."""
-    known = getattr(model, "dtypes", None)
-    return dtype if known is None or dtype in known else torch.float32
+    return dtype if model.dtypes is None or dtype in model.dtypes else torch.float32
+
+
+class _Unchanged:
+    """What stands in the place of a model, for tasks without one."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def option(
     """Returns a field of a dataclass of options, for an image-to-image task.
 
     Its annotation is its type: int, float, bool, str, or one of these or None. `help` is what the command line says of
-    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the help
-    shows in the place of the default.
+    it; values below `at_least`, above `at_most` or beside `choices` raise `UsageError`. `shown_default` is what the
+    help shows in the place of the default.
     """
     about = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "shown": shown_default}
     return field(default=default, metadata=about)
@@ -322,6 +322,9 @@ class ScoreOptions:
         _require(0 <= self.percentile <= 100, f"percentile must lie in 0..100, not {self.percentile!r}")
 
 
+REPORT_SIZE = "20M"
+
+
 # -- options of runs -----------------------------------------------------------------------------------------
 
 
@@ -347,9 +350,14 @@ class RunOptions:
     @property
     def memory_bytes(self) -> int:
         """What `memory` stands for; 0 where it is not understood."""
-        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(self.memory).strip(), re.IGNORECASE)
-        return int(float(found[1]) * 2 ** units[found[2].upper()]) if found else 0
+        return _bytes(self.memory)
+
+
+def _bytes(size: int | str) -> int:
+    """Returns a number of bytes, given as a number or like "4G"; 0 where it is not understood."""
+    units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(size).strip(), re.IGNORECASE)
+    return int(float(found[1]) * 2 ** units[found[2].upper()]) if found else 0
 
 
 @dataclass(frozen=True)
@@ -382,6 +390,10 @@ class FileOptions(SelectionOptions):
     if_exists: str = "skip"
     """What happens to outputs that are there: "skip" keeps what is still right, "overwrite" redoes all, "error"
     refuses."""
+    report: str | os.PathLike[str] | None = None
+    """The file (.html) into which a page is written that shows what became of the pictures."""
+    report_size: int | str = REPORT_SIZE
+    """How many bytes that page has at most, as a number or like "20M"."""
     shard: str | None = None
     """Which share of the files is taken, like "3/16"; "auto" reads it from what Slurm or Kubernetes say."""
     watch: bool = False
@@ -389,10 +401,20 @@ class FileOptions(SelectionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sound = self.report is None or os.path.splitext(self.report)[1].lower() in (".html", ".htm")
+        _require(sound, f"report: {str(self.report)!r} does not end in .html")
+        _require(
+            self.report_bytes >= 1, f"report_size must be a number of bytes, or like 20M, not {self.report_size!r}"
+        )
         check_template(self.name)
         if self.shard is not None:
             parse_shard(self.shard)
         _require(self.if_exists in ("skip", "overwrite", "error"), "if_exists must be skip, overwrite or error")
+
+    @property
+    def report_bytes(self) -> int:
+        """What `report_size` stands for; 0 where it is not understood."""
+        return _bytes(self.report_size)
 
 
 TaskOptions = EncodingOptions | CompressOptions | FeaturesOptions | ScoreOptions
@@ -483,6 +505,8 @@ class RunWords(TypedDict, total=False):
     follow_symlinks: bool
     name: str
     if_exists: Literal["skip", "overwrite", "error"]
+    report: str | os.PathLike[str] | None
+    report_size: int | str
     shard: str | None
     watch: bool
 

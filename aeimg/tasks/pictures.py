@@ -11,7 +11,7 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Literal, TypeGuard, TypeVar
+from typing import Any, BinaryIO, ClassVar, Generic, Literal, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -74,6 +74,9 @@ class PictureItem:
     opened: Opened
     """The picture on its way."""
 
+    has_source: ClassVar[bool] = True
+    """Whether the pixels of `picture` are what the result is made of, rather than the result."""
+
     @property
     def picture(self) -> Picture:
         """The picture on its way."""
@@ -95,6 +98,18 @@ class PictureItem:
         picture, data = self.picture, self.opened.data
         samples = picture.pixels.nbytes + (0 if picture.alpha is None else picture.alpha.nbytes)
         return bytes_on_the_way(samples, len(data or b""))
+
+
+def before_and_after(item: PictureItem, raw: object) -> tuple[Array | None, Array | None]:
+    """Returns what a report shows of a picture: its pixels and those of the result, `[C,H,W]`, as far as there are any.
+
+    `raw` is what the task's `run` has made: an array of pixels, or something that holds them as `decoded`.
+    """
+    picture = item.picture
+    made = raw if isinstance(raw, np.ndarray) else getattr(raw, "decoded", None)
+    if item.has_source:
+        return picture.pixels, made
+    return None, picture.pixels if made is None else made[:, : picture.height, : picture.width]
 
 
 COPIES = 6

@@ -3,7 +3,7 @@
 datasets        folders of images, pairs, idx files -> random crops
 degradations    clean crops -> noisy ones
 objective       what is trained and how it is evaluated: the base class, and the `Recipe`
-denoise_objectives, compress_objective, textbook_objectives     the objectives
+denoise_objectives, compress_objective, image_objectives, textbook_objectives     the objectives
 optimizers      Muon and AdamW
 journal         what a run remembers, its schedule and its learning rate
 checkpoints     what a run needs to go on -> a file, and back

@@ -2,6 +2,7 @@
 
     Photographs       a folder of colour images
     GreyPhotographs   the same in grey
+    UprightPhotographs   the same, whose crops are not turned
     Pairs             a folder of clean images and one of noisy images
     Digits            files in the idx format of MNIST
 
@@ -99,6 +100,8 @@ class Photographs:
 
     channels = 3
     """The channels of an image."""
+    turned = True
+    """Whether crops are turned by quarters; they are mirrored in any case."""
 
     def __init__(self, folder: Path, *, min_side: int, at_least: int = 1, cache_bytes: int = 2 << 30) -> None:
         self.folder = Path(folder)
@@ -222,7 +225,7 @@ class Photographs:
             top = rng.integers(pixels.shape[0] - size + 1)
             left = rng.integers(pixels.shape[1] - size + 1)
             crop = pixels[top : top + size, left : left + size]
-            crop = np.rot90(crop, int(rng.integers(4)))
+            crop = np.rot90(crop, int(rng.integers(4))) if self.turned else crop
             if rng.integers(2):
                 crop = crop[:, ::-1]
             batch[n] = crop.transpose(2, 0, 1)
@@ -318,6 +321,12 @@ class GreyPhotographs(Photographs):
 
     def _decode(self, index: int) -> Array:
         return np.asarray(Image.fromarray(super()._decode(index)).convert("L"))[:, :, None]
+
+
+class UprightPhotographs(Photographs):
+    """The images of a folder as `Photographs` has them, of which crops stay upright: the sky is above."""
+
+    turned = False
 
 
 class Pairs(Photographs):

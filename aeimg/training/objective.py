@@ -57,6 +57,8 @@ class Recipe:
     """Of a blind denoiser: whether it is for white noise that has been through JPEG, and for nothing else."""
     grey: float = 0.1
     """Of a denoiser that is given its noise level: the share of grey images with grey noise."""
+    saved: float = 0.4
+    """Of an upscaler: the share of reduced pictures that have been saved as JPEG."""
     perceptual: float = 0.0
     """Of a codec: the share of the distortion that SSIMULACRA2 measures; squared error measures the rest."""
     perceptual_from: int = 0

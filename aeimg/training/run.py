@@ -20,6 +20,7 @@ from .checkpoints import LARGEST_NUMBER, Called, read_checkpoint, restore, under
 from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
+from .image_objectives import ColorizeObjective, UpscaleObjective
 from .journal import Journal, Schedule
 from .loop import Loop, Settings, described
 from .objective import AT_LEAST, Config, Objective, Recipe, RecipeValue, config_of
@@ -27,8 +28,12 @@ from .optimizers import make_optimizers
 from .outputs import Outputs
 from .textbook_objectives import TEXTBOOKS
 
-OBJECTIVES: dict[str, type[Objective]] = {"denoise": DenoiseObjective, "compress": CompressObjective, **TEXTBOOKS}
-"""What can be trained: a denoiser and a codec like those that ship, and the autoencoders of the textbooks."""
+OBJECTIVES: dict[str, type[Objective]] = {
+    "denoise": DenoiseObjective, "compress": CompressObjective, **TEXTBOOKS, "upscale": UpscaleObjective,
+    "colorize": ColorizeObjective,
+}  # fmt: skip
+"""What can be trained: a denoiser and a codec like those that ship, the autoencoders of the textbooks, an upscaler and
+a colorizer."""
 
 FINE_TUNING = 1 / 3
 """A run that begins with trained weights has this share of the learning rate, so that it keeps what they know."""
