@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
@@ -16,7 +19,7 @@ from aeimg import InputError, ModelError, OutputError, UsageError, process
 from aeimg.cli import main
 from aeimg.metrics import psnr
 from aeimg.noise import measure_noise
-from aeimg.tasks.denoise import SMALLEST
+from aeimg.tasks.denoise import SMALLEST, choose
 
 # -- drawings --------------------------------------------------------------------------------------------------------
 
@@ -145,6 +148,76 @@ def test_a_given_level_denoises_a_drawing():
     assert not np.array_equal(process(screenshot(), "denoise", sigma=25), screenshot())
 
 
+# -- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def as_tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+
+
+def squares_from(noisy_share: float) -> np.ndarray:
+    """uint8 `[224,256,3]`: squares that occur again, but for a share of noise on the right."""
+    x = np.tile(np.random.default_rng(1).integers(0, 256, (4, 32, 3)), (56, 8, 1))
+    right = int(256 * (1 - noisy_share))
+    x[:, right:] = np.random.default_rng(2).integers(0, 256, (224, 256 - right, 3))
+    return x.astype(np.uint8)
+
+
+def both_kinds(photograph: np.ndarray) -> list[np.ndarray]:
+    noisy = np.rint(np.clip(photograph + np.random.default_rng(0).normal(0, 5, photograph.shape), 0, 255))
+    shares = [squares_from(share) for share in (0.1, 0.5, 0.7, 0.72, 0.74, 0.76, 0.78, 0.8, 0.9)]
+    return [*drawings().values(), photograph, noisy.astype(np.uint8), *shares]
+
+
+def test_a_tensor_and_an_array_of_a_picture_get_the_same_decision(photograph):
+    decisions = set()
+    for picture in both_kinds(photograph):
+        for pixels in (as_tensor(picture), as_tensor(picture) / 255, as_tensor(picture)[:1]):
+            array, tensor = measure_noise(pixels.numpy()), measure_noise(pixels)
+            assert tensor.repeated == array.repeated
+            assert tensor.nothing == array.nothing
+            chosen = [choose(one, "auto", free=True).untouched for one in (pixels.numpy(), pixels)]
+            assert chosen[0] == chosen[1]
+            decisions.add(chosen[0])
+    assert decisions == {"", "no noise"}
+
+
+def test_zeros_of_either_sign_are_one_value():
+    drawn = np.zeros((1, 64, 64), np.float32)
+    drawn[:, ::4] = 0.5
+    signed = drawn * np.where(np.random.default_rng(0).random(drawn.shape) < 0.5, -1, 1).astype(np.float32)
+    signed = np.where(drawn == 0, signed, drawn)
+    for pixels in (signed, torch.from_numpy(signed)):
+        assert measure_noise(pixels).repeated == measure_noise(drawn).repeated == 1
+
+
+def untouched_and_noisy(device: str) -> torch.Tensor:
+    drawn = as_tensor(screenshot())
+    noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
+    return torch.stack([drawn, (drawn + 20 * noise).clamp(0, 255).round().to(torch.uint8)]).to(device)
+
+
+def test_a_batch_of_tensors_keeps_what_holds_no_noise():
+    batch, held = untouched_and_noisy("cpu"), aeimg.load("denoise", device="cpu")
+    for result in (held(batch), process(batch, "denoise", device="cpu")):
+        assert torch.equal(result[0], batch[0])
+        assert not torch.equal(result[1], batch[1])
+    thumbnail = batch[1, :, : SMALLEST - 1]
+    assert torch.equal(held(thumbnail), thumbnail)
+    assert not torch.equal(held(thumbnail, sigma=20), thumbnail)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_batch_on_a_gpu_keeps_what_holds_no_noise():
+    batch = untouched_and_noisy("cuda")
+    result = aeimg.load("denoise", device="cuda")(batch)
+    assert torch.equal(result[0], batch[0])
+    assert not torch.equal(result[1], batch[1])
+    for one in batch:
+        assert measure_noise(one).repeated == measure_noise(one.cpu().numpy()).repeated
+
+
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +250,15 @@ def test_an_untouched_file_is_copied_and_the_run_says_so(folder, tmp_path):
         assert records[name]["sigma"] is None
         assert records[name]["why"] == "left untouched: no noise was measured"
     assert records["noisy.png"]["untouched"] is False
+
+
+def test_verbose_says_in_words_that_a_file_is_untouched(folder, tmp_path, caplog):
+    Image.new("RGB", (32, 32)).save(folder / "icon.png")
+    run(folder, tmp_path / "out", "--strength", "0.5", "-v")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    for start in ("board.png: no noise, left untouched, ",
+                  "icon.png: too small to measure its noise, left untouched, "):  # fmt: skip
+        assert any(re.search(re.escape(start) + r"\d+\.\d s$", line) for line in said), said
 
 
 def test_an_untouched_file_of_another_format_or_quality_has_its_pixels(folder, tmp_path):
@@ -215,8 +297,6 @@ def test_a_constant_map_is_as_good_as_a_level(photograph):
 
 
 def test_tiles_see_their_part_of_the_map(photograph):
-    import torch
-
     from aeimg import registry
     from aeimg.tasks.denoise import run_denoiser
 
@@ -226,6 +306,24 @@ def test_tiles_see_their_part_of_the_map(photograph):
     options = {"device": torch.device("cpu"), "dtype": torch.float32}
     whole, tiled = (run_denoiser(model, x, sigma, tile=tile, **options) for tile in (512, 256))
     assert float((whole - tiled).abs().max()) < 1 / 255
+
+
+def test_a_held_model_takes_a_map_as_an_array_or_a_tensor(photograph):
+    held = aeimg.load("denoise", device="cpu", dtype="fp32")
+    noisy = np.rint(np.clip(photograph[:77, :93] + np.random.default_rng(0).normal(0, 20, (77, 93, 3)), 0, 255))
+    picture = noisy.astype(np.uint8)
+    sigma = np.tile(np.linspace(1, 40, 93), (77, 1))
+    expected = process(picture, "denoise", sigma=sigma, device="cpu", dtype="fp32")
+    assert not np.array_equal(expected, held(picture, sigma=float(sigma.mean())))
+    for given in (sigma, torch.from_numpy(sigma), torch.from_numpy(sigma).float().requires_grad_()):
+        np.testing.assert_array_equal(held(picture, sigma=given), expected)
+        assert torch.equal(held(as_tensor(picture), sigma=given), as_tensor(expected))
+    assert held(as_tensor(picture), sigma=torch.from_numpy(sigma).bfloat16()).shape == (3, 77, 93)
+    for one in (picture, as_tensor(picture)):
+        with pytest.raises(InputError, match="has 93x77 pixels, and the map of sigma 77x93"):
+            held(one, sigma=sigma.T)
+        with pytest.raises(ModelError, match="takes no map of sigma"):
+            aeimg.load("aeimg-denoise-blind", task="denoise", device="cpu")(one, sigma=sigma)
 
 
 def test_a_map_that_does_not_fit_is_refused(photograph):
@@ -245,6 +343,48 @@ def test_another_map_makes_another_result(photograph, tmp_path):
     second[50, 50] = 6
     for sigma, done in ((first, 1), (first.copy(), 0), (second, 1)):
         assert process(tmp_path / "in", "denoise", out=tmp_path / "out", sigma=sigma).done == done
+
+
+# -- chroma ----------------------------------------------------------------------------------------------------------
+
+
+def ycbcr(x: np.ndarray) -> np.ndarray:
+    """Y, Cb and Cr of BT.601 `[H,W,3]` of RGB in [0,1]."""
+    y = x @ np.array([0.299, 0.587, 0.114])
+    return np.stack([y, (x[..., 2] - y) / 1.772, (x[..., 0] - y) / 1.402], 2)
+
+
+def test_chroma_has_a_strength_of_its_own(photograph):
+    x = (photograph[:96, :112] / 255).astype(np.float32)
+    noisy = (x + np.random.default_rng(0).normal(0, 20 / 255, x.shape)).astype(np.float32)
+
+    def taken(**options) -> np.ndarray:
+        return ycbcr(noisy) - ycbcr(process(noisy, "denoise", sigma=20, dtype="fp32", device="cpu", **options))
+
+    full = taken()
+    np.testing.assert_allclose(taken(strength=0.4, chroma_strength=0.9), full * [0.4, 0.9, 0.9], atol=1e-5)
+    np.testing.assert_allclose(taken(chroma_strength=0), full * [1, 0, 0], atol=1e-5)
+    np.testing.assert_array_equal(taken(strength=0.4, chroma_strength=0.4), taken(strength=0.4))
+    tensor = torch.from_numpy(noisy).permute(2, 0, 1)
+    held = aeimg.load("denoise", device="cpu", dtype="fp32")(tensor, sigma=20, strength=0.4, chroma_strength=0.9)
+    np.testing.assert_allclose(ycbcr(tensor.permute(1, 2, 0).numpy()) - ycbcr(held.permute(1, 2, 0).numpy()),
+                               full * [0.4, 0.9, 0.9], atol=1e-5)  # fmt: skip
+
+
+def test_in_grey_pictures_the_strength_of_chroma_does_nothing(photograph):
+    grey = photograph[:96, :112, 1]
+    one, other = (process(grey, "denoise", sigma=20, strength=0.4, chroma_strength=value) for value in (0, None))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_strength_of_chroma_is_part_of_what_a_result_is(folder, tmp_path):
+    out = tmp_path / "out"
+    for options, done in (({"strength": 0.4}, 3), ({"strength": 0.4, "chroma_strength": 0.4}, 0)):
+        assert process(folder, "denoise", out=out, **options).done == done
+    _, records = run(folder, out, "--strength", "0.4", "--chroma-strength", "1")
+    assert (records["noisy.png"]["strength"], records["noisy.png"]["chroma_strength"]) == (0.4, 1)
+    with pytest.raises(UsageError, match="chroma_strength must lie in 0..1"):
+        process(folder, "denoise", out=out, chroma_strength=1.5)
 
 
 # -- residuals -------------------------------------------------------------------------------------------------------
@@ -293,6 +433,35 @@ def test_residuals_have_a_folder_of_their_own(folder, tmp_path):
             process(folder, "denoise", out=tmp_path / "out", residual=wrong)
     with pytest.raises(UsageError, match="runs over files"):
         process(io.BytesIO((folder / "noisy.png").read_bytes()), "denoise", residual=tmp_path / "res")
+
+
+@pytest.mark.parametrize("given", [{"watch": True}, {"shard": "1/2"}])
+def test_residuals_go_with_neither_shards_nor_watching(folder, tmp_path, given):
+    with pytest.raises(UsageError, match=r"residual and \w+ do not go together: run with one of them"):
+        process(folder, "denoise", out=tmp_path / "out", residual=tmp_path / "res", **given)
+    assert not (tmp_path / "res").exists()
+
+
+def test_residuals_are_for_files_of_this_machine(folder, tmp_path):
+    inside, here = "memory://untouched/in/a.png", str(folder / "noisy.png")
+    with fsspec.open(inside, "wb") as file:
+        file.write((folder / "noisy.png").read_bytes())
+    there = tmp_path / "res"
+    for source, out, residual in (
+        (inside, tmp_path / "out", there), ("memory://untouched/in", tmp_path / "out", there),
+        (here, "memory://untouched/out", there), (here, tmp_path / "out", "memory://untouched/res"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="residual is for files and folders of this machine, not for URLs"):
+            process(source, "denoise", out=out, residual=residual)
+    assert not there.exists()
+
+
+def test_an_untouched_file_at_a_url_is_copied(folder):
+    with fsspec.open("memory://copied/in/board.png", "wb") as file:
+        file.write((folder / "board.png").read_bytes())
+    assert process("memory://copied/in", "denoise", out="memory://copied/out").done == 1
+    with fsspec.open("memory://copied/out/board.png") as file:
+        assert file.read() == (folder / "board.png").read_bytes()
 
 
 def test_a_dry_run_writes_no_residuals(folder, tmp_path):
