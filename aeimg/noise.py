@@ -170,15 +170,16 @@ def _step_of(all_levels: Array) -> float:
 
 SQUARE, CELL = 4, 8
 """The side of the squares that are looked for again, in pixels; that of the cells that are counted, in squares."""
-REPEATED = 0.1
-"""Where this share of the squares occurs again, the picture holds no noise. Of noise none do, even of sigma 2."""
+REPEATED = 0.2
+"""Where this share of the squares occurs again, the picture holds no noise. Of noise fewer do: none of sigma 2, a tenth of
+a camera's that JPEG has smoothed."""
 REPEATED_IN_JPEG = 0.9
 """The same where JPEG has left its marks: it makes flat squares of smooth parts, noise may be left elsewhere."""
 
 
 def _repeated(bands: Array) -> float:
     """Returns which share of the squares of `bands` `[C,H,W]` occurs again, exactly, 0..1: what is drawn repeats itself
-    (flat colours, patterns, letters), and noise never does.
+    (flat colours, patterns, letters), and noise hardly ever does.
 
     It is the lower quartile over cells of 32x32 pixels, so that neither a flat frame around a noisy picture nor a
     photograph in a screenshot decides. Squares that are black or white throughout do not count: a clipped sky is flat,
