@@ -197,7 +197,7 @@ class _Model(click.ParamType):
 
 def _need_sources(ctx: click.Context, param: click.Parameter, out: str) -> str:
     """Refuses a call with one name only, which the parser takes for OUT."""
-    if not ctx.params.get("sources"):
+    if not (ctx.params.get("sources") or ctx.params.get("compared")):
         message = f"after SOURCES, name where the results go, as in: {ctx.command_path} in/ out/"
         raise click.MissingParameter(message, ctx, param)
     return out
@@ -282,6 +282,27 @@ _FOR_FILES = _with(
 )
 """The options of the tasks that write files."""
 
+_COMPARE = _with(
+    click.option(
+        "--compare",
+        "compared",
+        multiple=True,
+        is_eager=True,  # without it, OUT is needed
+        metavar="OPTION=A,B,...",
+        help="Run a few of the images with each of these values, as in strength=0.4,0.7,1 or model=A,B, and print the "
+        "means; --report writes a page to see them side by side. There is no OUT, and no result is kept. Repeat it "
+        "to combine options.",
+    ),
+    click.option(
+        "--sample",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="With --compare: take so many images, evenly chosen.",
+    ),
+)
+"""The options of the tasks whose settings can be compared."""
+
 _IMAGE_QUALITY = click.option(
     "--image-quality",
     type=_Levels(),
@@ -298,9 +319,14 @@ def _run(
     verbose: bool,
     json_file: Path | None,
     allow_empty: bool,
+    compared: tuple[str, ...] = (),
+    sample: int = 0,
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
+    if compared:
+        _compare((*sources, out), task, compared, sample=sample, quiet=quiet, json_file=json_file)
+        return
     from .engine import Interrupted
     from .engine import process as typed
     from .urls import redacted
@@ -335,6 +361,92 @@ def _run(
         raise KeyboardInterrupt
     if summary.failed or not (summary.files or summary.elsewhere or allow_empty):
         sys.exit(1)
+
+
+def _compare(
+    sources: tuple[str, ...], task: str, compared: tuple[str, ...], *, sample: int, quiet: bool, json_file: Path | None
+) -> None:
+    """Runs `compare`, and prints the means of each setting."""
+    from .comparison import compare
+    from .paths import write_atomic
+    from .urls import redacted
+
+    if "-" in sources:
+        raise UsageError("--compare is for files and folders, not for standard input")
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
+    settings = _settings_of(task, compared)
+    options = _given_beside(("compared", "sample", "sources", "out", "quiet", "verbose", "json_file", "allow_empty"))
+    found = compare(list(sources), task, settings, sample=sample, progress=not quiet, **options)
+    _print_failed(found.failed)
+    if not quiet:
+        _print(_plain_lines(_means_table(found.means)))
+        _say(f"{task}: {len(found.settings)} settings on {found.pictures} of {found.found} images, {found.seconds:.1f} s")
+        if "report" in options:
+            _say(_plain(f"report: {options['report']}"))
+    if json_file is not None:
+        about = {"aeimg": __version__, "task": task, "sources": [redacted(one) for one in sources],
+                 "settings": settings, "means": found.means, "files": found.files}  # fmt: skip
+        write_atomic(json_file, json.dumps(about, indent=1).encode())
+    if found.failed or not found.pictures:
+        sys.exit(1)
+
+
+def _given_beside(others: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the options of the command that were given, without the `others`: defaults are left to the call."""
+    ctx = click.get_current_context()
+    left = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if name not in others and ctx.get_parameter_source(name) not in left
+    }
+
+
+def _settings_of(task: str, texts: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Returns what --compare names: option -> values, in the option's type. Raises `UsageError`."""
+    from .tasks.options import options_of
+
+    kinds = typing.get_type_hints(options_of(task))
+    settings: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not values.strip():
+            raise UsageError(f"--compare takes an option and its values, like quality=30,50,70, not {text!r}")
+        if name in settings:
+            raise UsageError(f"--compare names {name} twice; give all of its values at once")
+        kind = kinds.get(name, str)
+        settings[name] = [_value_of(kind, value.strip(), name) for value in values.split(",")]
+    return settings
+
+
+def _value_of(kind: Any, text: str, name: str) -> Any:
+    """Returns the value of an option of that type, which may be one of several. Raises `UsageError`."""
+    kinds = set(typing.get_args(kind) or (kind,))
+    if bool in kinds:
+        try:
+            return click.BOOL.convert(text, None, None)
+        except click.BadParameter as error:
+            raise UsageError(f"{name}: {error.message}") from error
+    for number in (int, float):
+        if number in kinds:
+            with contextlib.suppress(ValueError):
+                return number(text)
+    if str not in kinds:
+        raise UsageError(f"{name}: {text!r} is not a number")
+    return text
+
+
+def _means_table(means: list[dict[str, Any]]) -> str:
+    """Returns the means of each setting as a table."""
+    names = [name for name in dict.fromkeys(name for row in means for name in row) if name not in ("setting", "pictures")]
+    lines = [["setting", *(name.replace("_", " ") for name in names)]]
+    for row in means:
+        cells = ("" if name not in row else _size(row[name]) if name == "bytes_out" else f"{row[name]:.4g}" for name in names)
+        lines.append([row["setting"], *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
@@ -521,6 +633,7 @@ def _image_command(task: ImageTask) -> click.Command:
         "--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]"
     )
     @_IMAGE_QUALITY
+    @_COMPARE
     @_FOR_FILES
     def command(sources: tuple[str, ...], out: str, **options: Any) -> None:
         _run(sources, out, task.name, **options)
@@ -606,6 +719,7 @@ def run_task() -> None:
     help="Decode each latent again, and print the mean PSNR and, where its package is installed, SSIMULACRA2 (--json "
     "lists them and SSIM for each file).",
 )
+@_COMPARE
 @_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Compress the images in SOURCES into latent files (.aei) in the folder OUT.
