@@ -381,7 +381,9 @@ def _compare(
     _print_failed(found.failed)
     if not quiet:
         _print(_plain_lines(_means_table(found.means)))
-        _say(f"{task}: {len(found.settings)} settings on {found.pictures} of {found.found} images, {found.seconds:.1f} s")
+        _say(
+            f"{task}: {len(found.settings)} settings on {found.pictures} of {found.found} images, {found.seconds:.1f} s"
+        )
         if "report" in options:
             _say(_plain(f"report: {options['report']}"))
     if json_file is not None:
@@ -440,13 +442,19 @@ def _value_of(kind: Any, text: str, name: str) -> Any:
 
 def _means_table(means: list[dict[str, Any]]) -> str:
     """Returns the means of each setting as a table."""
-    names = [name for name in dict.fromkeys(name for row in means for name in row) if name not in ("setting", "pictures")]
+    names = [
+        name for name in dict.fromkeys(name for row in means for name in row) if name not in ("setting", "pictures")
+    ]
     lines = [["setting", *(name.replace("_", " ") for name in names)]]
     for row in means:
-        cells = ("" if name not in row else _size(row[name]) if name == "bytes_out" else f"{row[name]:.4g}" for name in names)
+        cells = (
+            "" if name not in row else _size(row[name]) if name == "bytes_out" else f"{row[name]:.4g}" for name in names
+        )
         lines.append([row["setting"], *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
@@ -540,7 +548,7 @@ def _print_summary(summary: Summary, task: str, *, quiet: bool, dry: bool) -> No
         _say(_summary_line(summary, task))
 
 
-def _print_failed(failed: Sequence[tuple[Place, str]], what: str = "failed") -> None:
+def _print_failed(failed: Sequence[tuple[Place | str, str]], what: str = "failed") -> None:
     for path, reason in failed:
         _say(_plain(f"{what}: {path}: {reason.removeprefix(f'{path}: ')}"))
 
@@ -1121,7 +1129,7 @@ def train(
             recipe["labels"] = tuple(int(label) for label in labels.split(","))
         except ValueError as error:
             raise UsageError(f"--labels takes whole numbers like 1,5,6, not {labels!r}") from error
-    run(task, data, out, log=_log, recipe=recipe, **options)
+    run(task, data, out, log=_log, recipe=recipe, progress=True, **options)
 
 
 class _Measured(click.Choice[str]):
@@ -1144,11 +1152,29 @@ class _Measured(click.Choice[str]):
 @click.option(
     "--card", is_flag=True, help="Also write the figures into the card of the weights file that --model names."
 )
+@click.option(
+    "--plot",
+    "plot_file",
+    type=PATH,
+    help="Also draw the figures of compress (rate against quality) or denoise (PSNR against speed) into this file "
+    "(.svg or .png).",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
+@click.option("--report", "page_file", type=PATH, help="Also write the figures and the plot to this page (.html).")
 @click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
 @click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
-def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
+def bench(
+    what: str,
+    data: Path,
+    json_file: Path | None,
+    card: bool,
+    plot_file: Path | None,
+    page_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Measure a model, and others beside it, on the images in DATA.
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
@@ -1156,12 +1182,21 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
     distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
     that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
     that do not ship.
+
+    `aeimg plot` draws the figures of --json later.
     """
     from . import bench as benches
     from .paths import write_atomic
 
     if json_file is not None:
         _check_json(json_file, "task")
+    if plot_file is not None:
+        if what not in ("compress", "denoise"):
+            raise UsageError(f"there is no plot of {what}; compress and denoise have one")
+        benches.check_plot(plot_file)
+    if page_file is not None:
+        benches.check_bench_page(page_file)
+    options["progress"] = not quiet
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")
@@ -1175,9 +1210,9 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
             raise UsageError("--model is not an option of engine")
         figures = benches.bench_engine(data, **options)
     elif what == "anomaly":
-        figures = benches.bench_anomaly(data, device=options["device"])
+        figures = benches.bench_anomaly(data, device=options["device"], progress=not quiet)
     elif what == "textbooks":
-        figures = benches.bench_textbooks(data, device=options["device"])
+        figures = benches.bench_textbooks(data, device=options["device"], progress=not quiet)
     elif what == "compress":
         figures = benches.bench_compress(data, **options, effort=effort or 1)
     else:
@@ -1187,6 +1222,27 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
         write_atomic(json_file, json.dumps(figures, indent=1).encode())
     if card:
         benches.write_card(weights, data, figures)
+    if plot_file is not None:
+        benches.write_plot(figures, plot_file)
+    if page_file is not None:
+        benches.write_page(figures, page_file, benches.table(figures))
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+def plot(source: Path, out: Path) -> None:
+    """Draw figures into the picture OUT (.svg or .png): those that `aeimg bench compress --json` or `aeimg bench
+    denoise --json` wrote to SOURCE, or the loss curve of the weights file SOURCE.
+
+    The same figures give the same SVG, byte for byte. A file that is there already is written over only where it is
+    such a picture.
+    """
+    from . import bench as benches
+
+    benches.check_plot(out)
+    benches.write_plot(benches.read_figures(source), out)
+    _say(_plain(f"plot: {out}"))
 
 
 @main.command()
@@ -1198,7 +1254,7 @@ def demo(out: Path) -> None:
     """
     from .report import run_demo
 
-    _print(run_demo(out))
+    _print(run_demo(out, progress=True))
 
 
 @main.command("help")

@@ -1,6 +1,6 @@
 """`compare()`: a few pictures through a task at several settings, and a page on which one sees them side by side.
 
-    settings × pictures ──stream, with the task of each setting──> records, an album ──> means by setting, a page
+    settings and pictures ──stream, with the task of each setting──> records, an album ──> means by setting, a page
 
 Nothing but the page is written.
 """
@@ -64,7 +64,10 @@ def comparable(task: str) -> list[str]:
     """Returns the names of the options of a task that can be compared. Raises `UsageError`, `ModelError`."""
     if not writes_files(task) or task == "decompress":
         raise UsageError(f"{task} has no settings to compare; denoise, compress, upscale and colorize have")
-    return ["model", *(name for name in names_of(options_of(task)) if name not in (*names_of(EncodingOptions), "measure"))]
+    return [
+        "model",
+        *(name for name in names_of(options_of(task)) if name not in (*names_of(EncodingOptions), "measure")),
+    ]
 
 
 def compare(
@@ -199,7 +202,13 @@ def _run(task: str, setting: Mapping[str, Any], options: Mapping[str, Any], repo
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+    return (
+        f"{value:g}"
+        if isinstance(value, float)
+        else os.fsdecode(value)
+        if isinstance(value, os.PathLike)
+        else str(value)
+    )
 
 
 # -- the stream ----------------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def _plain_ticks(axes: Axes, low: float, high: float) -> None:
 
 
 def _name_the_ends(axes: Axes, ends: Sequence[tuple[Series, Point]]) -> None:
-    """Writes the names of curves to the right of the axes, each at the height of its end, or as near as there is room."""
+    """Writes the names of curves to the right of the axes, each as near to the height of its end as there is room."""
     bottom, top = axes.get_ylim()
     room = LABEL_ROOM * (top - bottom)
     order = sorted(range(len(ends)), key=lambda n: ends[n][1][1])
@@ -193,8 +193,8 @@ def _name_the_ends(axes: Axes, ends: Sequence[tuple[Series, Point]]) -> None:
 
 
 def svg(figure: Figure, about: str, source: str) -> bytes:
-    """`figure` as SVG, the same bytes from the same figures: its metadata hold `about`, what it shows, and `source`, the
-    digest of what it was made of, and no date."""
+    """`figure` as SVG, the same bytes from the same figures: its metadata hold `about`, what it shows, and `source`,
+    the digest of what it was made of, and no date."""
     import matplotlib
 
     data = io.BytesIO()

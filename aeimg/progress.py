@@ -85,8 +85,8 @@ class Meter:
     def rate(self) -> float:
         """Work per second; 0 where nothing is done yet.
 
-        The first half of the time does not count: libraries warm up, the first files are read while the model waits. Nor
-        does a longer warm-up, once enough was done after it.
+        The first half of the time does not count: libraries warm up, the first files are read while the model waits.
+        Nor does a longer warm-up, once enough was done after it.
         """
         last = self.times[-1]
         start = bisect(self.times, self.began + (last - self.began) / 2) - 1
@@ -181,6 +181,11 @@ class Progress:
         return self.lines or self.bar is not None
 
     # -- what the caller says ----------------------------------------------------------------------------------
+
+    def begin(self, done: float, total: float = 1.0) -> None:
+        """Takes note that so much work was done before, and how much there is in all."""
+        self.meter.total = total
+        self.meter.begin(done)
 
     def reach(self, done: float, total: float | None = None) -> None:
         """Takes note that so much work is done, and how much there is in all."""

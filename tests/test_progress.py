@@ -218,7 +218,7 @@ def test_each_item_counts_once_the_next_is_asked_for_and_is_named(terminal):
 def test_work_of_an_unknown_number_of_items_that_was_begun_before(terminal):
     clock = Clock()
     with Progress("train", None, wanted=True, item="steps", speed=None, clock=clock) as progress:
-        progress.meter.begin(0.5)
+        progress.begin(0.5)
         for share in (0.6, 0.7):
             clock.now += 10
             progress.reach(share)

@@ -36,7 +36,7 @@ KINDS = (".svg", ".png")
 
 
 def digest_of(figures: Mapping[str, Any]) -> str:
-    """Returns what a plot's metadata name as its source: the digest of the figures, whatever the layout of their JSON."""
+    """Returns what a plot's metadata name as its source: the digest of the figures, however their JSON is laid out."""
     return "sha256:" + hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()
 
 
@@ -69,6 +69,16 @@ def plot(figures: Figures, kind: str = ".svg") -> bytes:
     return (plots.svg if kind == ".svg" else plots.png)(figure, about, digest_of(figures))
 
 
+def has_plot(figures: Figures) -> bool:
+    """Returns whether there is a plot of such figures."""
+    return figures["task"] in ("compress", "curve") or (figures["task"] == "denoise" and "sigmas" in figures)
+
+
+def describe(figures: Figures) -> str:
+    """Returns what the plot of figures shows, in a sentence. Raises as `plot` does."""
+    return _drawn(figures)[0]
+
+
 def read_figures(source: Path) -> Figures:
     """Returns the figures in a JSON file of `aeimg bench --json`, or those of the loss curve of a weights file.
 
@@ -91,9 +101,11 @@ def curve_in(weights: Path) -> Figures:
     """Returns the loss curve of the run that trained a weights file, as its card has it. Raises `DataError`,
     `InvalidWeights`."""
     header, _, _ = load_tensors(weights)
-    found = header.card.get("curve")
-    names = sorted(set(found) - {"step", "loss"}) if isinstance(found, dict) else []
-    lengths = {len(found[name]) for name in ("step", "loss", *names)} if names and {"step", "loss"} <= set(found) else set()
+    card: Any = header.card.get("curve")
+    found: dict[str, Any] = card if isinstance(card, dict) else {}
+    names = sorted(set(found) - {"step", "loss"})
+    whole = bool(names) and {"step", "loss"} <= set(found)
+    lengths = {len(found[name]) for name in ("step", "loss", *names)} if whole else set()
     if len(lengths) != 1:
         raise DataError(f"{weights}: its card holds no loss curve with held-out figures")
     return {"task": "curve", "model": header.label, "metric": names[0], "curve": found}
@@ -109,7 +121,9 @@ def _drawn(figures: Figures) -> tuple[str, Figure]:
         if figures["task"] == "curve":
             return _of_losses(figures)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise DataError(f"the figures of {figures.get('task')!r} are not as aeimg bench writes them ({error!r})") from error
+        raise DataError(
+            f"the figures of {figures.get('task')!r} are not as aeimg bench writes them ({error!r})"
+        ) from error
     what = "pairs have no speed" if "cameras" in figures else "compress and denoise have one"
     raise UsageError(f"there is no plot of these figures of {figures['task']!r}: {what}")
 
@@ -122,7 +136,7 @@ def _of_rates(figures: Figures) -> tuple[str, Figure]:
             METRICS[metric].title,
             "bits per pixel",
             (LOWEST_RATE, high),
-            [plots.Series(CODECS.get(name, name), curve(row["points"], metric), name == "aeimg")
+            [plots.Series(_codec(name, figures), curve(row["points"], metric), name == "aeimg")
              for name, row in codecs.items()],
         )
         for metric in RATE_METRICS
@@ -132,8 +146,13 @@ def _of_rates(figures: Figures) -> tuple[str, Figure]:
     return title, plots.panels(shown, title)
 
 
+def _codec(name: str, figures: Figures) -> str:
+    """Returns what people call a codec; a model that is measured beside the one that ships has its own name."""
+    return _named(figures) if name == "aeimg" and "shipped" in figures["codecs"] else CODECS.get(name, name)
+
+
 def _of_speeds(figures: Figures) -> tuple[str, Figure]:
-    """PSNR with the level known, for each level, at the speed on one thread; what was measured in one precision only."""
+    """PSNR with the level known, for each level, at the speed on one thread; measured in one precision."""
     measured = {"aeimg" if "shipped" not in figures else _named(figures): figures}
     if "shipped" in figures:
         measured["aeimg, as shipped"] = figures["shipped"]

@@ -123,8 +123,9 @@ def _in_order(records: Sequence[Record]) -> list[Record]:
     return sorted(records, key=lambda record: (places[record["picture"]], record.get("number", 0)))
 
 
-def render(template: str, script: str, data: Mapping[str, Any], **words: Any) -> bytes:
-    """Returns a template of this package filled in, with its script, its style and `data` inside the page.
+def render(template: str, script: str | None, data: Mapping[str, Any], **words: Any) -> bytes:
+    """Returns a template of this package filled in, with its style and `data` inside the page; and with its script and
+    the slider's, where it has one.
 
     Raises `OutputError` where Jinja2 is missing, which torch brings along.
     """
@@ -141,12 +142,12 @@ def render(template: str, script: str, data: Mapping[str, Any], **words: Any) ->
         lstrip_blocks=True,
     )
     slider = _shipped("img-comparison-slider.js").partition("//# sourceMappingURL")[0]
-    scripts = [text.strip() for text in (slider, _shipped(script)) if text]
+    scripts = [] if script is None else [text.strip() for text in (slider, _shipped(script))]
     page = environment.get_template(template).render(
         style=Markup(_shipped("page.css") + _shipped("img-comparison-slider.css")),
         scripts=[Markup(text) for text in scripts],
         digests=[_digest(text) for text in scripts],
-        licence=_shipped("img-comparison-slider.LICENSE").strip(),
+        licence=_shipped("img-comparison-slider.LICENSE").strip() if scripts else "",
         data=Markup(_json(data)),
         plain=plain,
         **words,
@@ -273,8 +274,8 @@ def _summary(records: Sequence[Record], about: Mapping[str, Any]) -> list[tuple[
 def means_by_setting(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Returns the figures of each setting that is compared, in the order in which they were given.
 
-    A row has `setting`, `pictures`, the sum `bytes_out`, and the means of `FIGURES` and of `seconds`. Only pictures count
-    that have the figure at every setting; a figure that no picture has at all of them is left out.
+    A row has `setting`, `pictures`, the sum `bytes_out`, and the means of `FIGURES` and of `seconds`. Only pictures
+    count that have the figure at every setting; a figure that no picture has at all of them is left out.
     """
     order = sorted({(record.get("number", 0), record["setting"]) for record in records if "setting" in record})
     values: dict[str, dict[Any, dict[str, float]]] = {}
