@@ -1144,6 +1144,26 @@ class _Measured(click.Choice[str]):
         return value if value in plugged_tasks() else super().convert(value, param, ctx)
 
 
+def _measured(what: str, data: Path, effort: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures of a bench run."""
+    from . import bench as benches
+
+    few = {key: options[key] for key in ("device", "progress")}
+    if what == "denoise":
+        return benches.bench_denoise(data, **options)
+    if what == "engine":
+        if options.pop("model") is not None:
+            raise UsageError("--model is not an option of engine")
+        return benches.bench_engine(data, **options)
+    if what == "anomaly":
+        return benches.bench_anomaly(data, **few)
+    if what == "textbooks":
+        return benches.bench_textbooks(data, **few)
+    if what == "compress":
+        return benches.bench_compress(data, **options, effort=effort or 1)
+    return benches.bench_images(what, data, **options)
+
+
 @main.command()
 @click.argument("what", type=_Measured())
 @click.argument("data", type=PATH)
@@ -1203,20 +1223,7 @@ def bench(
     effort = options.pop("effort")
     if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
-    if what == "denoise":
-        figures = benches.bench_denoise(data, **options)
-    elif what == "engine":
-        if options.pop("model") is not None:
-            raise UsageError("--model is not an option of engine")
-        figures = benches.bench_engine(data, **options)
-    elif what == "anomaly":
-        figures = benches.bench_anomaly(data, device=options["device"], progress=not quiet)
-    elif what == "textbooks":
-        figures = benches.bench_textbooks(data, device=options["device"], progress=not quiet)
-    elif what == "compress":
-        figures = benches.bench_compress(data, **options, effort=effort or 1)
-    else:
-        figures = benches.bench_images(what, data, **options)
+    figures = _measured(what, data, effort, options)
     _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())

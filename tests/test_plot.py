@@ -60,9 +60,10 @@ def test_names_beside_curves_that_end_together_do_not_overlap():
     figure = plots.panels([plots.Panel("PSNR", "rate", (0.1, 1.0), series)], "title")
     figure.canvas.draw()
     axes = figure.axes[0]
-    boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
-    assert len(boxes) == 6 and all(a.y1 <= b.y0 + 1 for a, b in itertools.pairwise(boxes))
-    assert boxes[-1].y1 <= axes.get_window_extent().y1 + boxes[0].height
+    (height,) = {Text.get_window_extent(text).height for text in axes.texts}
+    places = sorted(text.xyann[1] * axes.get_window_extent().height for text in axes.texts)
+    assert len(places) == 6 and all(b - a >= height for a, b in itertools.pairwise(places))
+    assert places[-1] <= axes.get_window_extent().height + 0.1
 
 
 def test_each_curve_has_a_colour_and_a_marker_of_its_own():

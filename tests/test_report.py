@@ -107,7 +107,7 @@ def test_a_denoiser_of_ones_own_is_measured_beside_those_that_ship(tmp_path, pho
     mine, shipped = figures["sigmas"]["25"], figures["shipped"]["sigmas"]["25"]
     assert mine["noisy"] == shipped["noisy"] and shipped["known"] > mine["known"] + 6
     rows = [line.split() for line in bench.table(figures).splitlines()]
-    assert [f"{shipped['known']:.2f}" in row for row in rows if row[:1] == ["shipped"]] == [True, False]
+    assert [f"{shipped['known']:.2f}" in row for row in rows if row[:1] == ["shipped"]][:2] == [True, False]
     bench.write_plot(figures, tmp_path / "p.svg")
     for kind in ("clean", "noisy"):
         (tmp_path / kind).mkdir()
