@@ -319,11 +319,10 @@ def _run(
     verbose: bool,
     json_file: Path | None,
     allow_empty: bool,
-    compared: tuple[str, ...] = (),
-    sample: int = 0,
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
+    compared, sample = options.pop("compared", ()), options.pop("sample", 0)
     if compared:
         _compare((*sources, out), task, compared, sample=sample, quiet=quiet, json_file=json_file)
         return
