@@ -558,8 +558,10 @@ def _summary_line(summary: Summary, task: str) -> str:
         return f"{line} (--if-exists overwrite makes them again)" + _passed_over(summary.passed_over)
     line = f"{task}: {summary.done} done"
     if task not in ("compress", "decompress"):
-        models = Counter(record["model"] for record in summary.files if "model" in record)
+        models = Counter(record["model"] for record in summary.files if record.get("model"))
         line += "".join(f", {count} by {model}" for model, count in sorted(models.items()))
+        if untouched := sum(bool(record.get("untouched")) for record in summary.files):
+            line += f", {untouched} left untouched"
     if summary.skipped:
         line += f", {summary.skipped} skipped (already there; --if-exists overwrite redoes them)"
     if summary.planned:

@@ -37,6 +37,8 @@ from .tasks.pictures import FileSource, Result, before_and_after
 
 SAMPLE = 8
 """How many pictures are compared, where nothing else is said."""
+WRITES = ("measure", "residual")
+"""Options of tasks that change what is measured or written, and not the result."""
 
 
 @dataclass
@@ -64,10 +66,8 @@ def comparable(task: str) -> list[str]:
     """Returns the names of the options of a task that can be compared. Raises `UsageError`, `ModelError`."""
     if not writes_files(task) or task == "decompress":
         raise UsageError(f"{task} has no settings to compare; denoise, compress, upscale and colorize have")
-    return [
-        "model",
-        *(name for name in names_of(options_of(task)) if name not in (*names_of(EncodingOptions), "measure")),
-    ]
+    aside = (*names_of(EncodingOptions), *WRITES)
+    return ["model", *(name for name in names_of(options_of(task)) if name not in aside)]
 
 
 def compare(
@@ -180,12 +180,14 @@ def _runs(
             raise UsageError(f"the option {name!r} of {task} can't be compared; these can: {', '.join(known)}")
         if isinstance(values, str) or not list(values):
             raise UsageError(f"{name}: give the values to compare as a list with at least one, not {values!r}")
+        if any(getattr(value, "ndim", 0) for value in values):
+            raise UsageError(f"{name}: numbers and texts can be compared, arrays can't")
         if name in options:
             raise UsageError(f"{name} is compared, so it can't be set as well")
     if not settings:
         raise UsageError(f"give an option to compare, as in quality=30,50,70; these can be: {', '.join(known)}")
     useless = set(names_of(FileOptions)) - set(names_of(SelectionOptions)) - {"report_size"}
-    if kept := sorted((useless | {"out", "dry_run", "estimate"}) & set(options)):
+    if kept := sorted((useless | {"out", "dry_run", "estimate", "residual"}) & set(options)):
         raise UsageError(f"a comparison keeps no results anyway: leave out {' and '.join(kept)}")
     choices = [[(name, value) for value in dict.fromkeys(values)] for name, values in settings.items()]
     return [_run(task, dict(one), options, report) for one in itertools.product(*choices)]

@@ -44,6 +44,7 @@ from .tasks.options import (
     CompressOptions,
     CompressWords,
     DecompressWords,
+    DenoiseOptions,
     DenoiseWords,
     EncodingOptions,
     FileOptions,
@@ -55,6 +56,7 @@ from .tasks.options import (
     parse,
 )
 from .tasks.pictures import FileSource, Opened, Result, before_and_after, is_one, is_path, suffix_of
+from .tasks.residuals import Residual, Residuals
 from .tasks.score import Score, Strangeness
 from .urls import Status
 
@@ -368,8 +370,12 @@ def process(
         dry_run: With `out`, write nothing, and return in the summary what would be done.
         estimate: With `dry_run`, process five of the inputs as well, to estimate the time and the bytes.
         options:
-            sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
+            sigma: The level of the noise in 8-bit units, or "auto" to estimate it; or, for noise that differs over the
+                picture, a map of it, an array or a tensor `[H,W]` of the size of the pictures (denoise).
             strength: 0 leaves the picture as it is, 1 removes all the noise (denoise); the saturation, 0..2 (colorize).
+            chroma_strength: The strength for colours alone, Cb and Cr of BT.601; None for `strength` (denoise).
+            residual: A folder that gets a PNG of what was taken away from each picture, stretched around grey (denoise,
+                with `out`, on files of this machine, without `shard` and `watch`).
             scale: How many times as wide and as high results are: the model's scale, or a power of it (upscale).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
             target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
@@ -445,6 +451,8 @@ def process(
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
+    if isinstance(own, DenoiseOptions) and own.residual is not None:
+        raise UsageError("residual is for runs over files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
 
 
@@ -564,8 +572,16 @@ class _ToFiles:
 
     small = True
 
-    def __init__(self, task: AnyTask, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
-        self.task, self.manifest, self.recipe, self.dry = task, manifest, recipe, dry
+    def __init__(
+        self,
+        task: AnyTask,
+        manifest: Manifest | None,
+        recipe: str,
+        residuals: Residuals | None = None,
+        *,
+        dry: bool = False,
+    ) -> None:
+        self.task, self.manifest, self.recipe, self.residuals, self.dry = task, manifest, recipe, residuals, dry
         self.album: pages.Album | None = None
 
     def estimate(self, job: paths.Job) -> int:
@@ -600,14 +616,21 @@ class _ToFiles:
         job, source = item.job, item.opened.data or b""
         result = self.task.finish(item.item, raw)
         data: bytes = result.value
+        record = {"seconds": 0.0, **result.record()}
+        lost = () if data is item.opened.data else left_out(item.opened.picture, job.target.suffix)
         if not self.dry:
+            made = record_of(self.recipe, item.status, source, data)
+            if self.residuals is not None:
+                residual: Residual = getattr(result, "residual")  # noqa: B009  # which only denoise has
+                written, notes = self.residuals.write(job, made, residual)
+                record |= {"residual": str(written), "residual_gain": round(residual.gain, 3)}
+                lost = (*lost, *notes)
             if self.manifest is not None:
-                self.manifest.add(job, record_of(self.recipe, item.status, source, data))
+                self.manifest.add(job, made)
             paths.write_atomic(job.target, data)
-        seconds = round(item.seconds + time.monotonic() - began, 4)
-        record = {"seconds": seconds, **result.record()}
-        if lost := left_out(item.opened.picture, job.target.suffix):
+        if lost:
             record["warnings"] = [*record.get("warnings", ()), *lost]
+        record["seconds"] = round(item.seconds + time.monotonic() - began, 4)
         if self.album is not None:
             self.album.add(str(job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
         return _Written(len(source), len(data), record, result.sentence())
@@ -678,7 +701,7 @@ class _FileRun:
                 if ready:
                     assert to_files.manifest is not None
                     to_files.manifest.refresh()
-                    if todo := self._left_to_do(ready, to_files.manifest, to_files.recipe, renew=True):
+                    if todo := self._left_to_do(ready, to_files, renew=True):
                         self._write(todo, to_files, progress)
                         log.info("%s: %d done so far; waiting for more files", self.name, self.summary.done)
                 looked = time.monotonic() - began
@@ -719,8 +742,19 @@ class _FileRun:
             raise UsageError(f"{out}: watch and shard are for folders, and this is one file")
         manifest = None if alone else Manifest(out, "" if self.shard is None else self.shard.name)
         recipe: str = self.task.recipe()
-        todo = [] if self.files.watch else self._left_to_do(jobs, manifest, recipe, renew=not dry)
-        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+        to_files = _ToFiles(self.task, manifest, recipe, self._residuals(sources, out, jobs, recipe), dry=dry)
+        return jobs, [] if self.files.watch else self._left_to_do(jobs, to_files, renew=not dry), to_files
+
+    def _residuals(self, sources: list[str], out: paths.Place, jobs: list[paths.Job], recipe: str) -> Residuals | None:
+        """Returns where the run writes what was taken away; None where nobody asks for it. Raises `UsageError`."""
+        if not isinstance(self.own, DenoiseOptions) or self.own.residual is None:
+            return None
+        if self.files.watch or self.shard is not None:
+            given = "watch" if self.files.watch else "shard"
+            raise UsageError(f"residual and {given} do not go together: run with one of them, then with the other")
+        return Residuals(
+            self.own.residual, sources, out, jobs, recipe, name=self.files.name, if_exists=self.files.if_exists
+        )
 
     def _jobs(self, sources: list[str], out: paths.Place) -> tuple[list[paths.Job], bool]:
         """Returns the jobs of this shard, and whether `out` is the one file to write rather than a folder."""
@@ -741,19 +775,18 @@ class _FileRun:
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
         self.summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
 
-    def _left_to_do(
-        self, jobs: list[paths.Job], manifest: Manifest | None, recipe: str, *, renew: bool
-    ) -> list[paths.Job]:
+    def _left_to_do(self, jobs: list[paths.Job], to_files: _ToFiles, *, renew: bool) -> list[paths.Job]:
         """Returns the jobs whose output is not there yet, or no longer right, as `if_exists` demands."""
-        todo = []
+        todo, manifest, residuals = [], to_files.manifest, to_files.residuals
         for job in jobs:
             if manifest is not None:
-                state = manifest.state(job, recipe, renew=renew)
+                state = manifest.state(job, to_files.recipe, renew=renew)
             else:
                 state = State.FOREIGN if paths.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
-            if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
+            lacking = state is State.CURRENT and residuals is not None and residuals.lacks(job)
+            if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN) and not lacking:
                 self.summary.skipped += 1
                 foreign = {"warnings": ["the output is there already, and aeimg has no record of writing it"]}
                 self._note(job, "skipped", **(foreign if state is State.FOREIGN else {}))

@@ -89,6 +89,9 @@ def test_a_picture_that_fails_is_named_and_counts_in_no_mean(folder):
      ("denoise", {"strength": [7]}, {}, "strength must lie in 0..1"),
      ("compress", {"quality": [30]}, {"quality": 20}, "quality is compared"),
      ("compress", {"quality": [30]}, {"if_exists": "overwrite"}, "leave out if_exists"),
+     ("denoise", {"strength": [1]}, {"residual": "taken"}, "leave out residual"),
+     ("denoise", {"residual": ["a", "b"]}, {}, "can't be compared"),
+     ("denoise", {"sigma": [np.zeros((2, 2))]}, {}, "arrays can't"),
      ("compress", {"quality": [30]}, {"sample": 0}, "sample must be"),
      ("compress", {"quality": [30]}, {"report": "r.pdf"}, "does not end in .html")],
 )  # fmt: skip

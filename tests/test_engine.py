@@ -195,7 +195,7 @@ def test_what_is_no_picture_is_refused(small):
         process(small, "denoise", sigmaa=3)
     with pytest.raises(UsageError, match="'quality' is an option of compress and score, not of denoise"):
         process(small, "denoise", quality=3)
-    with pytest.raises(UsageError, match="has the wrong type"):
+    with pytest.raises(UsageError, match="strength must lie in 0..1"):
         process(small, "denoise", strength="0.5")
 
 

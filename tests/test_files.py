@@ -25,7 +25,7 @@ from aeimg import InputError, OutputError, UsageError, container, manifest, path
 from aeimg.cli import main
 from aeimg.engine import Interrupted
 from aeimg.stream import out_of_memory
-from aeimg.tasks.denoise import SMALLEST_TILE, TILE
+from aeimg.tasks.image import SMALLEST_TILE, TILE
 from aeimg.tasks.options import RunOptions
 
 TAME = """

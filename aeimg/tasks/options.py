@@ -23,6 +23,9 @@ from ..shards import parse as parse_shard
 from ..stream import MEMORY
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from ..tiles import Window
 
 TaskName = Literal["denoise", "compress", "decompress", "features", "score", "upscale", "colorize"]
@@ -65,7 +68,8 @@ def _check_bounds(options: object) -> None:
     """Raises `UsageError` where an option made by `option` lies outside of what it states."""
     for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
         value, about = getattr(options, one.name), one.metadata
-        if value is None or value == one.default or "help" not in about:
+        bounded = any(about.get(name) is not None for name in ("at_least", "at_most", "choices"))
+        if not bounded or value is None or value == one.default:
             continue
         low, high, choices = about["at_least"], about["at_most"], about["choices"]
         _require(choices is None or value in choices, f"{one.name} must be one of {choices}, not {value!r}")
@@ -115,20 +119,67 @@ class EncodingOptions:
 class DenoiseOptions(EncodingOptions):
     """The options of the task denoise."""
 
-    sigma: float | str = option("auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it.")
-    """The level of the noise in 8-bit units, or "auto" to estimate it."""
+    sigma: float | str | Any = option(  # noqa: RUF009  # `Any` is an array, which nothing changes
+        "auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it."
+    )
+    """The level of the noise in 8-bit units, or "auto" to estimate it; or a map of it, an array or a tensor `[H,W]`,
+    for pictures of that size."""
     strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
     """0 leaves the picture as it is, 1 removes all the noise."""
+    chroma_strength: float | None = option(
+        None, "The same for colours alone (Cb and Cr of BT.601), which show noise more than detail.", at_least=0,
+        at_most=1, shown_default="as --strength",
+    )  # fmt: skip
+    """The strength for chroma, Cb and Cr of BT.601, where it is to differ from that for luma; None for `strength`."""
+    residual: str | os.PathLike[str] | None = option(  # noqa: RUF009
+        None, "Also write to this folder what was taken away from each image, stretched around grey."
+    )
+    """A folder for pictures of what was taken away, one for each file."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
-        except (TypeError, ValueError):
-            sigma = -1.0
-        _require(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
-        if self.sigma != "auto":  # "25" and 25 are one option
-            object.__setattr__(self, "sigma", sigma)
+        if getattr(self.sigma, "ndim", 0):
+            object.__setattr__(self, "sigma", _sigma_map(self.sigma))
+        else:
+            object.__setattr__(self, "sigma", _sigma_level(self.sigma))
+        _require(self.residual is None or bool(os.fspath(self.residual)), "residual: an empty name is no folder")
+
+    @property
+    def strengths(self) -> tuple[float, float]:
+        """The strengths for luma and for chroma."""
+        return self.strength, self.strength if self.chroma_strength is None else self.chroma_strength
+
+    @property
+    def measures(self) -> bool:
+        """Whether the level of the noise is to be estimated."""
+        return isinstance(self.sigma, str)
+
+
+def _sigma_level(sigma: Any) -> float | str:
+    """Returns a level as a number: "25" and 25 are one option. Raises `UsageError`."""
+    try:
+        level = 0.0 if isinstance(sigma, str) and sigma == "auto" else float(sigma)
+    except (TypeError, ValueError):
+        level = -1.0
+    _require(0 <= level <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {sigma!r}")
+    return "auto" if isinstance(sigma, str) and sigma == "auto" else level
+
+
+def _sigma_map(given: Any) -> np.ndarray:
+    """Returns a map of levels as float32 `[H,W]`. Raises `UsageError`."""
+    import numpy as np
+
+    if hasattr(given, "detach"):  # a tensor, perhaps on a GPU or of a type that numpy does not know
+        given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given
+    sigma = np.asarray(given)
+    shape = "x".join(map(str, sigma.shape))
+    _require(sigma.ndim == 2 and sigma.size > 0, f"a map of sigma must be [H,W], not an array of {shape}")
+    numbers = np.issubdtype(sigma.dtype, np.integer) or np.issubdtype(sigma.dtype, np.floating)
+    _require(numbers, f"a map of sigma must hold numbers, not {sigma.dtype}")
+    inside = bool(((sigma >= 0) & (sigma <= 255)).all())  # which NaN is not
+    _require(inside, "a map of sigma must hold numbers of 0..255 (8-bit units)")
+    return sigma.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -466,8 +517,10 @@ class DenoiseWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
-    sigma: float | str
+    sigma: float | str | np.ndarray | Tensor
     strength: float
+    chroma_strength: float | None
+    residual: str | os.PathLike[str] | None
 
 
 class CompressWords(RunWords, total=False):

@@ -13,6 +13,7 @@ from PIL import Image
 
 import aeimg
 from aeimg.tasks.score import Strangeness
+from aeimg.urls import Url
 
 array = np.zeros((8, 8, 3), np.uint8)
 image = Image.fromarray(array)
@@ -41,7 +42,7 @@ assert_type(aeimg.process([latent], "decompress"), Iterator[Image.Image])
 assert_type(aeimg.process(image, "score", percentile=95, model="vanilla"), Strangeness)
 assert_type(aeimg.process("in/", "denoise", out="out/", dry_run=True), aeimg.Summary)
 assert_type(aeimg.process(["a.png", Path("b.png")], "compress", out=Path("out"), if_exists="error"), aeimg.Summary)
-assert_type(aeimg.process("in/", "decompress", out="out/", format="keep").failed, list[tuple[Path, str]])
+assert_type(aeimg.process("in/", "decompress", out="out/", format="keep").failed, list[tuple[Path | Url, str]])
 
 held = aeimg.load("denoise", device="cpu")
 assert_type(held, aeimg.LoadedDenoiser)
