@@ -489,6 +489,7 @@ def options_of(task: str) -> type[Any]:
 OF_THE_CALL = (
     "source", "sources", "task", "out", "model", "device", "dtype", "progress", "dry_run", "estimate", "kind",
     "allow_empty", "json", "json_file", "quiet", "verbose", "help",
+    "compared", "sample",
 )  # fmt: skip
 """What calls of `process` and of the command line take besides options."""
 
