@@ -21,7 +21,7 @@ from .images import encode_picture, from_pil, open_image
 from .metrics import bits_per_pixel, psnr
 from .paths import LATENT_SUFFIX, Place, find, is_folder, located, open_regular, write_atomic
 from .progress import Progress
-from .urls import Url, is_url, redacted
+from .urls import is_url, redacted
 
 # -- info and models ----------------------------------------------------------------------------------------------
 
