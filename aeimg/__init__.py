@@ -33,6 +33,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .comparison import Comparison, compare
     from .contract import ImageTask
     from .engine import Summary, process
     from .loaded import LoadedCodec, LoadedDenoiser, load
@@ -47,6 +48,7 @@ __all__ = [
     "AeimgError",
     "ChecksumMismatch",
     "ClusterError",
+    "Comparison",
     "DataError",
     "EncodingOptions",
     "ImageRunner",
@@ -67,6 +69,7 @@ __all__ = [
     "UsageError",
     "WrongWeights",
     "__version__",
+    "compare",
     "load",
     "option",
     "process",
@@ -84,6 +87,7 @@ _LAZY = {
     "EncodingOptions": "tasks.options", "option": "tasks.options",
     **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
     "verify": "verification",
+    **dict.fromkeys(("compare", "Comparison"), "comparison"),
 }  # fmt: skip
 
 

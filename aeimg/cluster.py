@@ -37,7 +37,7 @@ from . import pages, paths
 from .engine import _FileRun, _ToFiles, _Written, make_task
 from .errors import AeimgError, ClusterError, InputError, ModelError, UsageError
 from .manifest import Manifest
-from .progress import Progress
+from .progress import Progress, Watched
 from .stream import Outcome, stream
 from .tasks.options import RunOptions, TaskOptions
 from .urls import Url
@@ -374,19 +374,27 @@ class ClusterRun(_FileRun):
     patience: float = STALLED
 
     def _outcomes(
-        self, todo: list[paths.Job], to_files: _ToFiles, shown: Progress, late: list[Outcome[paths.Job, _Written]]
+        self,
+        todo: list[paths.Job],
+        to_files: _ToFiles,
+        late: list[Outcome[paths.Job, _Written]] | None = None,
+        watched: Any = None,
     ) -> Generator[Outcome[paths.Job, _Written], None, None]:
+        if watched is None:  # to estimate
+            yield from super()._outcomes(todo, to_files, late)
+            return
         for place in (to_files.manifest.out,) if to_files.manifest else ():
             _refuse_memory(place)
         for job in todo[:1]:
             _refuse_memory(job.source)
         if not todo:
             return
+        shown = watched.progress if isinstance(watched, Watched) else None
         with connected(self.workers) as ray, _quiet(ray):
             yield from self._from_actors(ray, todo, to_files, shown)
 
     def _from_actors(
-        self, ray: Any, todo: list[paths.Job], to_files: _ToFiles, shown: Progress
+        self, ray: Any, todo: list[paths.Job], to_files: _ToFiles, shown: Progress | None
     ) -> Generator[Outcome[paths.Job, _Written], None, None]:
         plan = self._plan(to_files)
         count, need = pool(ray, self.workers, plan.device)
@@ -409,7 +417,8 @@ class ClusterRun(_FileRun):
                 raise ModelError(about["broken"])
             job = todo[number]
             done, pixels = done + 1, pixels + about.get("work", 0)
-            shown.reach(pixels, total=pixels / done * len(todo))
+            if shown is not None:
+                shown.reach(pixels, total=pixels / done * len(todo))
             if "error" in about:
                 yield Outcome(job, error=InputError(_as_named(about["error"], job)))
                 continue

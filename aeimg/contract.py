@@ -168,6 +168,9 @@ class Denoiser(Network, Protocol):
     """Whether the model has learned from grey noise in three equal channels. To the others, grey noise is announced as
     sqrt(3) times its level, which is the level of colour noise of the same power."""
 
+    takes_map: bool = False
+    """Whether `sigma` may also be a map `[N,1,H,W]`: a level for each pixel."""
+
     def __call__(self, x: Tensor, sigma: Tensor, /) -> Tensor:
         """Returns the clean pictures, `[N,channels,H,W]`.
 

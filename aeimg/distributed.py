@@ -58,7 +58,8 @@ def process(
         progress: See `aeimg.process`.
         dry_run: See `aeimg.process`. A dry run needs no cluster.
         estimate: See `aeimg.process`; it is done on this machine.
-        options: The options of `aeimg.process`, without `watch`. `jobs` (default 2) and `memory` are for each worker.
+        options: The options of `aeimg.process`, without `watch`, `residual`, `join` and all pages of files. `jobs`
+            (default 2) and `memory` are for each worker.
 
     Returns:
         A `Summary` with `out`. Otherwise a Dataset, to go on with, of what the source holds (`path` and `bytes`), with
@@ -73,6 +74,8 @@ def process(
     name, own, run, files = checked(task, out, options, dry_run=dry_run, estimate=estimate)
     if files.watch:
         raise UsageError("watch is for one machine: leave out the engine ray")
+    if getattr(own, "pages", None) == "all" or getattr(own, "join", False) or getattr(own, "residual", None):
+        raise UsageError("all pages of a file, join and residual are for one machine: leave out the engine ray")
     if workers is not None and workers < 1:
         raise UsageError(f"workers must be at least 1, not {workers}")
     package()

@@ -25,13 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, pages, paths, shards
+from . import container, page_runs, pages, paths, shards
 from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .loaded import TensorTask, process_one, value_of
-from .manifest import Manifest, State, record_of, stamp
+from .manifest import Manifest, Record, State, digest, record_of, stamp
 from .progress import Progress
 from .stream import Outcome, Task, stream
 from .tasks import declared
@@ -44,9 +44,10 @@ from .tasks.options import (
     CompressOptions,
     CompressWords,
     DecompressWords,
+    DenoiseOptions,
     DenoiseWords,
-    EncodingOptions,
     FileOptions,
+    FormatOptions,
     RunOptions,
     RunWords,
     ScoreWords,
@@ -54,7 +55,8 @@ from .tasks.options import (
     UpscaleWords,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, before_and_after, is_one, is_path, suffix_of
+from .tasks.pictures import Opened, Result, before_and_after, is_one, is_path, suffix_of
+from .tasks.residuals import Residual, Residuals
 from .tasks.score import Score, Strangeness
 from .urls import Status
 
@@ -368,8 +370,12 @@ def process(
         dry_run: With `out`, write nothing, and return in the summary what would be done.
         estimate: With `dry_run`, process five of the inputs as well, to estimate the time and the bytes.
         options:
-            sigma: The level of the noise in 8-bit units, or "auto" to estimate it (denoise).
+            sigma: The level of the noise in 8-bit units, or "auto" to estimate it; or, for noise that differs over the
+                picture, a map of it, an array or a tensor `[H,W]` of the size of the pictures (denoise).
             strength: 0 leaves the picture as it is, 1 removes all the noise (denoise); the saturation, 0..2 (colorize).
+            chroma_strength: The strength for colours alone, Cb and Cr of BT.601; None for `strength` (denoise).
+            residual: A folder that gets a PNG of what was taken away from each picture, stretched around grey (denoise,
+                with `out`, on files of this machine, without `shard` and `watch`).
             scale: How many times as wide and as high results are: the model's scale, or a power of it (upscale).
             quality: 1..100 (compress; score, for codecs that can't reconstruct without rounding).
             target_bpp, max_bytes, target_psnr, target_ssimulacra2: Instead of a quality, for each picture the highest
@@ -380,6 +386,11 @@ def process(
                 (compress).
             measure: Decode what was encoded, for PSNR, SSIM and, where its package is there, SSIMULACRA2 in the
                 summary (compress, with `out`).
+            pages: Of files of several pages or frames (TIFF, animations): "all", with `out`, "first", or the number of
+                one; None refuses them. `compress` makes a latent file of each, `name-0001.aei` and so on; the others
+                write all pages into one file again (image-to-image tasks, compress).
+            join: With `out`, the latent files of all pages of a file become one file again: a TIFF, or an animation
+                (decompress).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
             crop: (x, y, width, height) of the part that decompress returns, in pixels of the picture: what it holds of
@@ -429,6 +440,10 @@ def process(
         return over_files(source, out, file_run, progress=progress, dry_run=dry_run, estimate=estimate)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
+    if getattr(own, "pages", None) == "all" or getattr(own, "join", False):
+        raise UsageError("all pages of a file, and join, are for files: name their folder with out=")
+    if isinstance(own, DenoiseOptions) and own.residual is not None:
+        raise UsageError("residual is for runs over files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
 
 
@@ -579,13 +594,21 @@ class _ToFiles:
 
     small = True
 
-    def __init__(self, task: AnyTask, manifest: Manifest | None, recipe: str, *, dry: bool = False) -> None:
-        self.task, self.manifest, self.recipe, self.dry = task, manifest, recipe, dry
+    def __init__(
+        self,
+        task: AnyTask,
+        manifest: Manifest | None,
+        recipe: str,
+        residuals: Residuals | None = None,
+        *,
+        dry: bool = False,
+    ) -> None:
+        self.task, self.manifest, self.recipe, self.residuals, self.dry = task, manifest, recipe, residuals, dry
         self.album: pages.Album | None = None
 
     def estimate(self, job: paths.Job) -> int:
         """Returns what the task estimates."""
-        return self.task.estimate(FileSource(job.source, job.target.suffix))
+        return self.task.estimate(page_runs.source_of(job))
 
     def prepare(self, job: paths.Job) -> _FileItem:
         """Reads the file and prepares it as the task does."""
@@ -594,7 +617,7 @@ class _ToFiles:
             source, status = paths.renewed(job.source)
         except OSError as error:
             raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
-        item = self.task.prepare(FileSource(source, job.target.suffix))
+        item = self.task.prepare(page_runs.source_of(job, source))
         return _FileItem(job, status, item, item.opened, time.monotonic() - began)
 
     def key(self, item: _FileItem) -> Hashable:
@@ -609,23 +632,61 @@ class _ToFiles:
             item.seconds += (time.monotonic() - began) / len(items)
         return results
 
-    def finish(self, item: _FileItem, raw: Any) -> _Written:
-        """Finishes as the task does, and writes the file."""
+    def finish(self, item: _FileItem, raw: Any) -> _Written | Result[Any]:
+        """Finishes as the task does, and writes the file, unless it is one page of several that `join` will write."""
         began = time.monotonic()
         job, source = item.job, item.opened.data or b""
         result = self.task.finish(item.item, raw)
+        if isinstance(job, page_runs.PartJob):
+            if job.number == 1:
+                self._show(item, raw, result.record())
+            return result
         data: bytes = result.value
+        record = {"seconds": 0.0, **result.record()}
+        lost = () if data is item.opened.data else left_out(item.opened.picture, job.target.suffix)
         if not self.dry:
-            if self.manifest is not None:
-                self.manifest.add(job, record_of(self.recipe, item.status, source, data))
-            paths.write_atomic(job.target, data)
-        seconds = round(item.seconds + time.monotonic() - began, 4)
-        record = {"seconds": seconds, **result.record()}
-        if lost := left_out(item.opened.picture, job.target.suffix):
+            made = record_of(self.recipe, item.status, item.opened.digest or digest(source), data)
+            if self.residuals is not None:
+                residual: Residual = getattr(result, "residual")  # noqa: B009  # which only denoise has
+                written, notes = self.residuals.write(job, made, residual)
+                record |= {"residual": str(written), "residual_gain": round(residual.gain, 3)}
+                lost = (*lost, *notes)
+            self._write(job, made, data)
+        if lost:
             record["warnings"] = [*record.get("warnings", ()), *lost]
+        record["seconds"] = round(item.seconds + time.monotonic() - began, 4)
+        if page := item.opened.picture.page:
+            record |= {"page": page.number, "pages": page.count}
+        self._show(item, raw, record)
+        share = job.count if isinstance(job, page_runs.PageJob) else 1
+        return _Written(len(source) // share, len(data), record, result.sentence())
+
+    def join(
+        self, job: page_runs.JointJob, task: Task[Any, Any, Any, Any], own: TaskOptions, run: RunOptions
+    ) -> Outcome[paths.Job, _Written]:
+        """Runs all pages of a job through `task`, which is this one, and writes the file that holds them."""
+        began = time.monotonic()
+        try:
+            source, status = paths.renewed(job.source)
+            joined = page_runs.join(replace(job, source=source), task, own, run)
+            if not self.dry:
+                self._write(job, record_of(job.recipe(self.recipe), status, joined.source, joined.data), joined.data)
+        except Exception as error:  # as in `stream`, whatever goes wrong with one job is that job's outcome
+            return Outcome(job, error=error)
+        record = {"seconds": round(time.monotonic() - began, 4), **joined.record}
+        size = page_runs.size_of(job) or 0
+        return Outcome(job, _Written(size, len(joined.data), record, joined.sentence), work=joined.pixels)
+
+    def _show(self, item: _FileItem, raw: Any, record: dict[str, Any]) -> None:
+        """Puts a picture into the album of the report, if there is one."""
         if self.album is not None:
-            self.album.add(str(job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
-        return _Written(len(source), len(data), record, result.sentence())
+            self.album.add(str(item.job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
+
+    def _write(self, job: paths.Job, record: Record, data: bytes) -> None:
+        """Writes a result, of which the manifest knows before it is there."""
+        if self.manifest is not None:
+            self.manifest.add(job, record)
+        paths.write_atomic(job.target, data)
 
 
 class _FileRun:
@@ -693,7 +754,7 @@ class _FileRun:
                 if ready:
                     assert to_files.manifest is not None
                     to_files.manifest.refresh()
-                    if todo := self._left_to_do(ready, to_files.manifest, to_files.recipe, renew=True):
+                    if todo := self._left_to_do(ready, to_files, renew=True):
                         self._write(todo, to_files, progress)
                         log.info("%s: %d done so far; waiting for more files", self.name, self.summary.done)
                 looked = time.monotonic() - began
@@ -732,19 +793,39 @@ class _FileRun:
         jobs, alone = self._jobs(sources, out)
         if alone and (self.files.watch or self.shard is not None):
             raise UsageError(f"{out}: watch and shard are for folders, and this is one file")
+        if self.files.watch and getattr(self.own, "join", False):
+            raise UsageError(
+                "join needs all pages of a file, and watch does each latent file as it comes: leave one out"
+            )
         manifest = None if alone else Manifest(out, "" if self.shard is None else self.shard.name)
         recipe: str = self.task.recipe()
-        todo = [] if self.files.watch else self._left_to_do(jobs, manifest, recipe, renew=not dry)
-        return jobs, todo, _ToFiles(self.task, manifest, recipe, dry=dry)
+        to_files = _ToFiles(self.task, manifest, recipe, self._residuals(sources, out, jobs, recipe), dry=dry)
+        return jobs, [] if self.files.watch else self._left_to_do(jobs, to_files, renew=not dry), to_files
+
+    def _residuals(self, sources: list[str], out: paths.Place, jobs: list[paths.Job], recipe: str) -> Residuals | None:
+        """Returns where the run writes what was taken away; None where nobody asks for it. Raises `UsageError`."""
+        if not isinstance(self.own, DenoiseOptions) or self.own.residual is None:
+            return None
+        if self.own.pages == "all":
+            raise UsageError("residual is for files of one page, and pages are to be all: name one page")
+        if self.files.watch or self.shard is not None:
+            given = "watch" if self.files.watch else "shard"
+            raise UsageError(f"residual and {given} do not go together: run with one of them, then with the other")
+        return Residuals(
+            self.own.residual, sources, out, jobs, recipe, name=self.files.name, if_exists=self.files.if_exists
+        )
 
     def _jobs(self, sources: list[str], out: paths.Place) -> tuple[list[paths.Job], bool]:
         """Returns the jobs of this shard, and whether `out` is the one file to write rather than a folder."""
         passed_over: Counter[str] = Counter()
         jobs, alone, found = _plan(sources, self.name, out, self.own, self.files, passed_over)
         self.summary.passed_over = dict(passed_over.most_common())
-        if self.shard is None:
+        jobs = page_runs.expand(jobs, self.own)
+        if self.shard is None or alone:
             return jobs, alone
-        mine = [job for one, job in zip(found, jobs, strict=not alone) if self.shard.takes(one.relative)]
+        # All pages of a file are for one shard; of pages in latent files, the first says which.
+        places = {one.path: one.relative for one in found}
+        mine = [job for job in jobs if self.shard.takes(places[job.source])]
         self.summary.elsewhere = len(jobs) - len(mine)
         return mine, alone
 
@@ -756,19 +837,19 @@ class _FileRun:
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
         self.summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
 
-    def _left_to_do(
-        self, jobs: list[paths.Job], manifest: Manifest | None, recipe: str, *, renew: bool
-    ) -> list[paths.Job]:
+    def _left_to_do(self, jobs: list[paths.Job], to_files: _ToFiles, *, renew: bool) -> list[paths.Job]:
         """Returns the jobs whose output is not there yet, or no longer right, as `if_exists` demands."""
-        todo = []
+        todo, manifest, residuals = [], to_files.manifest, to_files.residuals
         for job in jobs:
             if manifest is not None:
-                state = manifest.state(job, recipe, renew=renew)
+                one = job.recipe(to_files.recipe) if isinstance(job, page_runs.JointJob) else to_files.recipe
+                state = manifest.state(job, one, renew=renew)
             else:
                 state = State.FOREIGN if paths.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
                 raise OutputError(f"{job.target}: is there already; choose another folder, or --if-exists overwrite")
-            if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN):
+            lacking = state is State.CURRENT and residuals is not None and residuals.lacks(job)
+            if self.files.if_exists == "skip" and state in (State.CURRENT, State.FOREIGN) and not lacking:
                 self.summary.skipped += 1
                 foreign = {"warnings": ["the output is there already, and aeimg has no record of writing it"]}
                 self._note(job, "skipped", **(foreign if state is State.FOREIGN else {}))
@@ -782,7 +863,8 @@ class _FileRun:
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
         shown = Progress(self.name, len(todo), wanted=progress)
-        outcomes = self._outcomes(todo, to_files, shown, late)
+        watched = shown.watched(to_files, todo, page_runs.size_of, self.run.jobs)
+        outcomes = self._outcomes(todo, to_files, late, watched)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
@@ -801,11 +883,22 @@ class _FileRun:
                 self._note(job, "planned")
 
     def _outcomes(
-        self, todo: list[paths.Job], to_files: _ToFiles, shown: Progress, late: list[Outcome[paths.Job, _Written]]
+        self,
+        todo: list[paths.Job],
+        to_files: _ToFiles,
+        late: list[Outcome[paths.Job, _Written]] | None = None,
+        watched: Task[paths.Job, Any, Any, Any] | None = None,
     ) -> Generator[Outcome[paths.Job, _Written], None, None]:
-        """Does the jobs and yields what became of each; see `stream.stream`."""
-        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
-        return _stream(todo, watched, self.run, late)
+        """Yields the outcomes of the jobs: first of those of one picture, then of those of several, one by one.
+
+        `watched` is `to_files`, with somebody who looks on.
+        """
+        page_runs.want(todo)
+        alone = [job for job in todo if not isinstance(job, page_runs.JointJob)]
+        yield from _stream(alone, watched or to_files, self.run, late)
+        for job in todo:
+            if isinstance(job, page_runs.JointJob):
+                yield to_files.join(job, watched or to_files, self.own, self.run)
 
     def _account(self, outcome: Outcome[paths.Job, _Written], left: dict[int, paths.Job]) -> None:
         """Enters what became of a job into the summary, once."""
@@ -830,7 +923,8 @@ class _FileRun:
         pixels = {}
         for job in jobs:
             try:
-                pixels[job] = _declared(job.source, self.name) * getattr(self.task, "scale", 1) ** 2
+                count = job.count if isinstance(job, page_runs.JointJob) else 1
+                pixels[job] = count * _declared(job.source, self.name) * getattr(self.task, "scale", 1) ** 2
             except (AeimgError, OSError):
                 continue  # the run will report it
         return pixels
@@ -839,9 +933,9 @@ class _FileRun:
         """Returns the seconds and bytes that the jobs would take, by those of a few, spread evenly."""
         able = list(pixels)
         chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]
-        list(_stream(chosen[:1], tried, self.run))
+        list(self._outcomes(chosen[:1], tried))
         began = time.monotonic()
-        outcomes = [one for one in _stream(chosen[1:] or chosen, tried, self.run) if one.error is None]
+        outcomes = [one for one in self._outcomes(chosen[1:] or chosen, tried) if one.error is None]
         seconds, seen = time.monotonic() - began, sum(outcome.work for outcome in outcomes)
         scale = sum(pixels.values()) / seen if seen else 0.0
         made = sum(outcome.result().bytes_out for outcome in outcomes)
@@ -869,8 +963,8 @@ def _plan(
     """Returns the jobs, whether `out` is the one file to write rather than a folder, and otherwise the files that were
     found. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
-    wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
-    kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
+    wanted = latent or (own.suffix if isinstance(own, FormatOptions) else None)
+    kept = task == "decompress" and isinstance(own, FormatOptions) and own.format == "keep"
 
     @functools.cache
     def suffix(path: paths.Place) -> str:

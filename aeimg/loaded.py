@@ -131,6 +131,8 @@ def _named(models: Weights) -> str:
 
 TensorLike = TypeVar("TensorLike", bound=Tensor)
 P = TypeVar("P", Image.Image, Array, bytes)
+Sigma = float | str | Array | Tensor
+"""A level of noise, "auto", or a map."""
 
 
 class LoadedDenoiser(_LoadedModel):
@@ -152,20 +154,36 @@ class LoadedDenoiser(_LoadedModel):
         return tuple(self._task.models())
 
     @overload
-    def __call__(self, picture: TensorLike, *, sigma: float | str = ..., strength: float = ...) -> TensorLike: ...
+    def __call__(
+        self, picture: TensorLike, *, sigma: Sigma = ..., strength: float = ..., chroma_strength: float | None = ...
+    ) -> TensorLike: ...
     @overload
-    def __call__(self, picture: P, *, sigma: float | str = ..., strength: float = ...) -> P: ...
+    def __call__(
+        self, picture: P, *, sigma: Sigma = ..., strength: float = ..., chroma_strength: float | None = ...
+    ) -> P: ...
     @overload
-    def __call__(self, picture: Name | BinaryIO, *, sigma: float | str = ..., strength: float = ...) -> Image.Image: ...
-    def __call__(self, picture: Any, *, sigma: float | str = "auto", strength: float = 1.0) -> Any:
+    def __call__(
+        self,
+        picture: Name | BinaryIO,
+        *,
+        sigma: Sigma = ...,
+        strength: float = ...,
+        chroma_strength: float | None = ...,
+    ) -> Image.Image: ...
+    def __call__(
+        self, picture: Any, *, sigma: Sigma = "auto", strength: float = 1.0, chroma_strength: float | None = None
+    ) -> Any:
         """Returns one picture, or a tensor of several, without noise.
 
         Args:
             picture: A torch tensor `[C,H,W]` or `[N,C,H,W]`, C 1, 3 or 4, uint8 or float in [0,1]; a numpy array
                 `[H,W]`, `[H,W,3]` or `[H,W,4]` of uint8, uint16 or float in [0,1]; a PIL image; the bytes of an image
                 file; a path or an open file. A fourth channel is alpha and stays as it is.
-            sigma: The level of the noise in 8-bit units, or "auto" to estimate it for each picture.
+            sigma: The level of the noise in 8-bit units, or "auto" to estimate it for each picture, which leaves
+                pictures without noise, and those with a side under 64 pixels, untouched; or a map of the level, an
+                array or a tensor `[H,W]` of the picture's size.
             strength: 0 leaves the picture as it is, 1 removes all the noise.
+            chroma_strength: The strength for colours alone; None for `strength`.
 
         Returns:
             The same kind: an array of the same shape and dtype; a tensor of the same shape, dtype and type (also
@@ -174,10 +192,11 @@ class LoadedDenoiser(_LoadedModel):
 
         Raises:
             UsageError: The call is wrong; or the tensor is on a GPU, and the model is on another kind of device.
-            InputError: The picture can't be handled.
+            InputError: The picture can't be handled, or a map of sigma has another size.
+            ModelError: The model takes no map of sigma.
         """
         _require_one(picture, "denoise")
-        task = self._task.with_options(DenoiseOptions(sigma=sigma, strength=strength))
+        task = self._task.with_options(DenoiseOptions(sigma=sigma, strength=strength, chroma_strength=chroma_strength))
         clean = process_one(task, picture)
         self._task.tile = min(self._task.tile, task.tile)  # smaller where memory has not sufficed
         return clean

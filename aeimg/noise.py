@@ -168,6 +168,53 @@ def _step_of(all_levels: Array) -> float:
     return float(np.median(found))
 
 
+SQUARE, CELL = 4, 8
+"""The side of the squares that are looked for again, in pixels; that of the cells that are counted, in squares."""
+REPEATED = 0.2
+"""Where this share of the squares occurs again, the picture holds no noise. Of noise fewer do: none of sigma 2, a tenth
+of a camera's that JPEG has smoothed."""
+REPEATED_IN_JPEG = 0.9
+"""The same where JPEG has left its marks: it makes flat squares of smooth parts, noise may be left elsewhere."""
+
+
+def _repeated(bands: Array) -> float:
+    """Returns which share of the squares of `bands` `[C,H,W]` occurs again, exactly, 0..1: what is drawn repeats itself
+    (flat colours, patterns, letters), and noise hardly ever does.
+
+    It is the lower quartile over cells of 32x32 pixels, so that neither a flat frame around a noisy picture nor a
+    photograph in a screenshot decides. Squares that are black or white throughout do not count: a clipped sky is flat,
+    too. The result is 1 where nothing else is there, and 0 for pictures that hold no whole cell.
+    """
+    channels, rows, columns = len(bands), *_squares(bands)
+    if rows == 0 or columns == 0:
+        return 0.0
+    whole = bands[:, : rows * SQUARE, : columns * SQUARE].reshape(channels, rows, SQUARE, columns, SQUARE)
+    squares = np.ascontiguousarray(whole.transpose(1, 3, 0, 2, 4)).reshape(rows * columns, -1) + 0  # -0 becomes 0
+    by_channel = squares.reshape(len(squares), channels, -1)
+    flat = (by_channel == by_channel[:, :, :1]).all((1, 2))
+    counted = ~(flat & ((squares <= 0) | (squares >= 255)).all(1))
+    keys = squares.view(np.dtype((np.void, squares.shape[1] * squares.itemsize))).ravel()
+    _, inverse, times = np.unique(keys, return_inverse=True, return_counts=True)
+    again = (times[inverse.ravel()] > 1) & counted
+    cells = (of.reshape(rows // CELL, CELL, columns // CELL, CELL).sum((1, 3)) for of in (again, counted))
+    return _lower_quartile(*cells)
+
+
+def _squares(bands: Array | Tensor) -> tuple[int, int]:
+    """Returns how many rows and columns of squares the whole cells in `bands` `[C,H,W]` hold."""
+    side = SQUARE * CELL
+    return bands.shape[1] // side * CELL, bands.shape[2] // side * CELL
+
+
+def _lower_quartile(again: Array, counted: Array) -> float:
+    """Returns the share of `counted` that is `again`, both numbers of squares in each cell; see `_repeated`."""
+    most = int(counted.max())
+    if most == 0:
+        return 1.0
+    enough = counted >= min(CELL, most)  # of a cell that is nearly all white, a few squares say little
+    return float(np.quantile(again[enough] / counted[enough], 0.25))
+
+
 def estimate_sigma(pixels: Array | Tensor) -> float:
     """Returns the standard deviation of white noise, in 8-bit units, in `pixels` `[C,H,W]`: integers or float in [0,1].
 
@@ -201,6 +248,16 @@ class Noise:
     """Whether the picture is grey."""
     step: float = 0.0
     """See `_jpeg_step`."""
+    repeated: float = 0.0
+    """See `_repeated`."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the picture holds no noise at all, as drawings, icons and screenshots do that were saved losslessly.
+
+        That a photograph is clean is never certain; that squares of it occur again, to the bit, is.
+        """
+        return self.repeated >= (REPEATED_IN_JPEG if self.step >= 3 else REPEATED)
 
     @property
     def marked(self) -> bool:
@@ -236,7 +293,9 @@ def measure_noise(pixels: Array | Tensor) -> Noise:
     )
     coarse = estimate_sigma(pixels[:, ::2, ::2])
     bands = _bands(pixels)
-    return Noise(_sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands))
+    return Noise(
+        _sigma(patches, grey=grey), coarse, dark, bright, _visible(bands), grey, _jpeg_step(bands), _repeated(bands)
+    )
 
 
 # -- the same of tensors, where they are ------------------------------------------------------------------------------
@@ -254,7 +313,8 @@ def _measure_tensor(x: Tensor) -> Noise:
     middle = blocks[(means > 8) & (means < 247)]
     visible = float(middle.std(1, correction=0).quantile(0.1)) / 0.884 if len(middle) >= 20 else 0.0
     step = _step_of(levels.cpu().numpy()) if len(levels := _tensor_levels(bands)) else 0.0
-    return Noise(_tensor_sigma(patches, grey=grey), estimate_sigma(x[:, ::2, ::2]), dark, bright, visible, grey, step)
+    sigma, coarse, repeated = _tensor_sigma(patches, grey=grey), estimate_sigma(x[:, ::2, ::2]), _tensor_repeated(bands)
+    return Noise(sigma, coarse, dark, bright, visible, grey, step, repeated)
 
 
 def _in_eight_bits(x: Tensor) -> Tensor:
@@ -307,6 +367,22 @@ def _tensor_levels(bands: Tensor) -> Tensor:
     clipped = _tensor_blocks(((bands.amin(0) <= 0) | (bands.amax(0) >= 255)).float()).sum(1)
     blocks = blocks[clipped <= clipped.quantile(0.2)]
     return blocks[:: -(-len(blocks) // 1024)] @ torch.from_numpy(_waves()).to(bands.device)
+
+
+def _tensor_repeated(bands: Tensor) -> float:
+    """Returns what `_repeated` does; only the numbers of squares in each cell come to the CPU."""
+    channels, rows, columns = len(bands), *_squares(bands)
+    if rows == 0 or columns == 0:
+        return 0.0
+    whole = bands[:, : rows * SQUARE, : columns * SQUARE].reshape(channels, rows, SQUARE, columns, SQUARE)
+    squares = whole.permute(1, 3, 0, 2, 4).reshape(rows * columns, channels, -1)
+    flat = (squares == squares[:, :, :1]).all(2).all(1)
+    black_or_white = ((squares <= 0) | (squares >= 255)).all(2).all(1)
+    counted = ~(flat & black_or_white)
+    _, inverse, times = squares.flatten(1).unique(dim=0, return_inverse=True, return_counts=True)
+    again = (times[inverse] > 1) & counted
+    cells = (of.reshape(rows // CELL, CELL, columns // CELL, CELL).sum((1, 3)) for of in (again, counted))
+    return _lower_quartile(*(of.cpu().numpy() for of in cells))
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

@@ -436,48 +436,14 @@ def find_images(source: Path) -> list[Path]:
 # -- planning --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One input file and its result.
+    """One input file and its result."""
 
-    There may be millions of jobs: of a file of this machine only the name is held, beside the folder, which those
-    of one folder share.
-    """
-
-    __slots__ = ("_source", "_source_folder", "_target", "_target_folder")
-
-    def __init__(self, source: Place, target: Place) -> None:
-        self._source_folder, self._source = _parted(source)
-        self._target_folder, self._target = _parted(target)
-
-    @property
-    def source(self) -> Place:
-        """The input file."""
-        return self._source if self._source_folder is None else self._source_folder / self._source  # type: ignore
-
-    @property
-    def target(self) -> Place:
-        """The file to be written."""
-        return self._target if self._target_folder is None else self._target_folder / self._target  # type: ignore
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Job) and (self.source, self.target) == (other.source, other.target)
-
-    def __hash__(self) -> int:
-        return hash((self.source, self.target))
-
-    def __repr__(self) -> str:
-        return f"Job({self.source!r}, {self.target!r})"
-
-
-def _parted(place: Place) -> tuple[Path | None, Place | str]:
-    """Returns a file of this machine as its folder and its name. What a store said of a file at a URL stays with it."""
-    return (None, place) if isinstance(place, Url) else (_shared(place.parent), place.name)
-
-
-@functools.lru_cache(maxsize=256)
-def _shared(folder: Path) -> Path:
-    """Returns the same object for equal folders that follow one another."""
-    return folder
+    source: Place
+    """The input file."""
+    target: Place
+    """The file to be written."""
 
 
 def _key(path: Path | str) -> str:
@@ -573,11 +539,11 @@ def plan(
             key = _key(parent / candidate)
         taken.add(key)
         jobs.append(Job(one.path, below[parent] / candidate))
-    _refuse_overwriting(jobs)
+    refuse_overwriting(jobs)
     return jobs
 
 
-def _refuse_overwriting(jobs: Sequence[Job]) -> None:
+def refuse_overwriting(jobs: Sequence[Job]) -> None:
     """Raises `UsageError` where an output would lie on an input."""
 
     # By identity, as the same folder may have two names: links, bind mounts, another case.

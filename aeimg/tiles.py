@@ -119,15 +119,18 @@ def counted(parts: Iterable[Tile]) -> Iterator[Tile]:
             tell(number / len(parts))
 
 
-def run_tiled(network: Callable[[Tensor], Tensor], x: Tensor, tile: int, halo: int, *, scale: int = 1) -> Tensor:
+def run_tiled(
+    network: Callable[..., Tensor], x: Tensor, tile: int, halo: int, *beside: Tensor, scale: int = 1
+) -> Tensor:
     """`network` over the tiles of `x` `[N,C,H,W]`, as `[N,C',scale*H,scale*W]` of the dtype of `x`.
 
-    The network gets a tile `[N,C,h,w]` and returns `[N,C',scale*h,scale*w]`. `tile` and `halo` must be multiples of
-    what it asks for; at the right and bottom edge a tile may be less.
+    The network gets a tile `[N,C,h,w]`, and the same part of each tensor `[N,...,H,W]` in `beside`, and returns
+    `[N,C',scale*h,scale*w]`. `tile` and `halo` must be multiples of what it asks for; at the right and bottom edge a
+    tile may be less.
     """
     result: Tensor | None = None
     for part in counted(grid(x.shape[2], x.shape[3], tile, halo)):
-        made, place = network(part.cut(x)), part.scaled(scale)
+        made, place = network(part.cut(x), *map(part.cut, beside)), part.scaled(scale)
         if result is None:
             result = x.new_empty(x.shape[0], made.shape[1], scale * x.shape[2], scale * x.shape[3])
         place.kept(result).copy_(place.inner(made))

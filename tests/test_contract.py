@@ -21,7 +21,7 @@ def test_a_model_that_states_nothing_gets_every_default():
     model = contract.complete(Plain(), "denoise")
     assert {name: getattr(model, name) for name in contract.defaults("denoise")} == {
         "label": "Plain", "digest": b"", "multiple": 1, "channels": 3, "halo": None, "dtypes": None, "blind": False,
-        "takes_grey": False,
+        "takes_grey": False, "takes_map": False,
     }  # fmt: skip
 
 

@@ -82,6 +82,7 @@ LINES, PARAMETERS = 60, 7
 DOORS = {
     "distributed.process",
     "engine.process",
+    "comparison.compare",
     "explore.features",
     "explore.sample",
     "explore.score",

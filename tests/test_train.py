@@ -593,6 +593,33 @@ def test_a_blind_denoiser_may_start_from_one_with_a_level(photographs, tmp_path)
         run("compress", photographs, tmp_path / "c.safetensors", steps=1, blind=True)
 
 
+@pytest.mark.parametrize("jpeg", [False, True])
+def test_a_blind_run_that_began_with_a_level_resumes_to_the_same_bits(photographs, tmp_path, monkeypatch, jpeg):
+    run("denoise", photographs, tmp_path / "white.safetensors", steps=2)
+    options = {"blind": True, "recipe": {"jpeg": jpeg}}
+    start = tmp_path / "white.safetensors"
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    run("denoise", photographs, whole, steps=6, start=start, **options)
+
+    from aeimg.training.loop import Loop
+
+    step = Loop.train_step
+
+    def interrupted(self, batch):
+        if batch.step == 3:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Loop, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run("denoise", photographs, half, steps=6, start=start, **options)
+    monkeypatch.setattr(Loop, "train_step", step)
+    header, _ = run("denoise", photographs, half, steps=6, resume=tmp_path / "half.safetensors.checkpoint")
+    assert header.card["recipe"]["jpeg"] is jpeg
+    (_, expected, _), (_, found, _) = (weights.load_tensors(path) for path in (whole, half))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_the_option_jpeg_trains_a_blind_denoiser_on_noise_saved_as_jpeg(photographs, tmp_path, monkeypatch):
     from click.testing import CliRunner
 

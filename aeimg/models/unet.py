@@ -123,6 +123,11 @@ class UNet(nn.Module):
         return self.config.assumed_sigma is not None
 
     @property
+    def takes_map(self) -> bool:
+        """Whether sigma may be a map, one level for each pixel; see `contract.Denoiser`."""
+        return not self.blind
+
+    @property
     def multiple(self) -> int:
         """What height and width must be a multiple of, in pixels."""
         return int(self.config.unshuffle * 2 ** (len(self.config.channels) - 1))
@@ -147,7 +152,8 @@ class UNet(nn.Module):
         return -(-reach // self.multiple) * self.multiple
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """`x` `[N,C,H,W]`, `sigma` `[N]` in 8-bit units (15 means 15/255). Returns the clean image, same shape.
+        """`x` `[N,C,H,W]`, `sigma` `[N]` or a map `[N,1,H,W]` in 8-bit units (15 means 15/255). Returns the clean
+        image, of the shape of `x`.
 
         Where no gradient is wanted, large levels run in strips of rows, which changes nothing but speed and memory:
         what takes 32 MB or more, the C library asks of the system anew each time, and clearing its pages costs a
@@ -156,7 +162,8 @@ class UNet(nn.Module):
         if self.config.assumed_sigma is not None:
             sigma = torch.full_like(sigma, self.config.assumed_sigma)
         u = self.config.unshuffle
-        plane = (sigma / 255.0).to(x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
+        spread = sigma if sigma.dim() == 4 else sigma.view(-1, 1, 1, 1)
+        plane = (spread / 255.0).to(x.dtype).expand(-1, 1, *x.shape[2:])
         skips = []
         h = _Rows(x)
         for level, down in enumerate(self.down):

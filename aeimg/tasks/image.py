@@ -156,7 +156,7 @@ class ImageRunner:
 
     def prepare(self, source: object) -> ImageItem:
         """Reads a picture. Raises `InputError` where the result would be larger than what aeimg reads."""
-        item = ImageItem(open_checked(source), self.scale, self.task.channels_out)
+        item = ImageItem(open_checked(source, self.options.page), self.scale, self.task.channels_out)
         if item.work > pixel_limit():
             raise InputError(
                 f"{item.label}: the result would have {item.work / 1e6:.0f} megapixels, more than the "
@@ -289,8 +289,8 @@ class _Unchanged:
 class Applied:
     """What a batch goes through, and how its channels meet those of the pictures."""
 
-    apply: Callable[[Tensor], Tensor]
-    """Turns `[N,into,H,W]` into `[N,out,scale*H,scale*W]`, floats."""
+    apply: Callable[..., Tensor]
+    """Turns `[N,into,H,W]`, and the part of each of the `maps`, into `[N,out,scale*H,scale*W]`, floats."""
     label: str
     """The model's label, for messages."""
     into: int
@@ -301,8 +301,12 @@ class Applied:
     """How many times as wide and high its results are."""
     apart: bool = False
     """Whether each channel is a picture of its own."""
-    strength: float = 1.0
-    """How much of the difference between picture and result, of one shape, is applied."""
+    strengths: tuple[float, float] = (1.0, 1.0)
+    """How much of the difference between picture and result, of one shape, is applied to luma and to chroma (Cb and Cr
+    of BT.601); of a grey picture, only the first counts."""
+    maps: tuple[Tensor, ...] = ()
+    """What belongs to each pixel beside its colour, `[N,...,H,W]` on the device: it is cut and continued as the
+    pictures are."""
 
     def shown(self, x: Tensor) -> Tensor:
         """The pictures `[N,C,H,W]` with the channels that `apply` gets."""
@@ -319,7 +323,12 @@ class Applied:
             made = made.reshape(*x.shape[:2], *made.shape[2:])
         elif x.shape[1] == 1 and self.into == self.out == 3:
             made = made.mean(1, keepdim=True)
-        return made if self.strength == 1 else x + self.strength * (made - x)
+        of_luma, of_chroma = self.strengths
+        if of_luma == of_chroma or x.shape[1] == 1:
+            return made if of_luma == 1 else x + of_luma * (made - x)
+        taken = made - x
+        grey = luma(taken)
+        return x + of_luma * grey + of_chroma * (taken - grey)  # what is left beside luma is that of Cb and Cr
 
 
 def luma(x: Tensor) -> Tensor:
@@ -344,28 +353,29 @@ def run_in_tiles(
     fp32. Raises `InputError` where that does not help, `ModelError` where the result has another shape.
     """
 
-    def run(part: Tensor) -> Tensor:
+    def run(part: Tensor, *maps: Tensor) -> Tensor:
         arriving = device.type == "cuda" and part.device.type == "cpu"
         if arriving:  # from pinned memory the copy does not hold up this thread
             part = part.contiguous().pin_memory()
         source = as_float(part.to(device, non_blocking=arriving))
         height, width = source.shape[2:]
         shown = through.shown(source)
-        whole = mirror(shown, padded(height, multiple), padded(width, multiple))
-        made = finite_result(through, whole.contiguous(memory_format=torch.channels_last), dtype)
+        whole, *besides = (mirror(one, padded(height, multiple), padded(width, multiple)) for one in (shown, *maps))
+        made = finite_result(through, whole.contiguous(memory_format=torch.channels_last), dtype, *besides)
         made = made[:, :, : through.scale * height, : through.scale * width]
         return as_pixels(through.given_back(made, source), x.dtype, x.device)
 
     side = padded(max(1, tile // through.scale) if halo is not None else max(x.shape[2:]), multiple)
-    return run_tiled(run, x, side, padded(halo or 0, multiple), scale=through.scale)
+    return run_tiled(run, x, side, padded(halo or 0, multiple), *through.maps, scale=through.scale)
 
 
-def finite_result(through: Applied, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns what `through` makes of `x` in `dtype`, or in fp32 where that is not finite."""
+def finite_result(through: Applied, x: Tensor, dtype: torch.dtype, *maps: Tensor) -> Tensor:
+    """Returns what `through` makes of `x`, and of the same part of its maps, in `dtype`, or in fp32 where that is not
+    finite."""
     expected = (x.shape[0], through.out, through.scale * x.shape[2], through.scale * x.shape[3])
     for precision in dict.fromkeys((dtype, torch.float32)):
         with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
-            made = through.apply(x)
+            made = through.apply(x, *maps)
         if not isinstance(made, Tensor) or made.shape != expected:  # it might broadcast, or be cut to fit
             what = list(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
             wanted = "a tensor of the same shape" if expected == x.shape else f"a tensor of shape {list(expected)}"

@@ -23,6 +23,9 @@ from ..shards import parse as parse_shard
 from ..stream import MEMORY
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from ..tiles import Window
 
 TaskName = Literal["denoise", "compress", "decompress", "features", "score", "upscale", "colorize"]
@@ -37,6 +40,17 @@ def _require(sound: bool, message: str) -> None:
 
 def _require_quality(quality: int) -> None:
     _require(quality in range(1, 101), f"quality must be a whole number of 1..100, not {quality!r}")
+
+
+Pages = Literal["all", "first"] | int
+
+
+def _page(pages: Pages | None) -> int | None:
+    """Returns the one page that is meant, from 1; None for all pages, and where none is named. Raises `UsageError`."""
+    number = 1 if pages == "first" else pages
+    sound = number in (None, "all") or (type(number) is int and number >= 1)
+    _require(sound, f"pages must be all, first or a number from 1, not {pages!r}")
+    return number if isinstance(number, int) else None
 
 
 # -- options of tasks ----------------------------------------------------------------------------------------
@@ -65,12 +79,11 @@ def _check_bounds(options: object) -> None:
     """Raises `UsageError` where an option made by `option` lies outside of what it states."""
     for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
         value, about = getattr(options, one.name), one.metadata
-        if value is None or "help" not in about:
-            continue
         if isinstance(one.default, float) and type(value) is int and abs(value) < 1 << 53:
             value = float(value)  # 0 and 0.0 are one option, and one recipe
             object.__setattr__(options, one.name, value)
-        if value == one.default:
+        bounded = any(about.get(name) is not None for name in ("at_least", "at_most", "choices"))
+        if not bounded or value is None or value == one.default:
             continue
         low, high, choices = about["at_least"], about["at_most"], about["choices"]
         _require(choices is None or value in choices, f"{one.name} must be one of {choices}, not {value!r}")
@@ -82,7 +95,7 @@ def _check_bounds(options: object) -> None:
 
 
 @dataclass(frozen=True)
-class EncodingOptions:
+class FormatOptions:
     """How image files are written."""
 
     format: str | None = None
@@ -117,23 +130,88 @@ class EncodingOptions:
 
 
 @dataclass(frozen=True)
-class DenoiseOptions(EncodingOptions):
-    """The options of the task denoise."""
+class EncodingOptions(FormatOptions):
+    """What all image-to-image tasks take: which pages are read, and how image files are written."""
 
-    sigma: float | str = option("auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it.")
-    """The level of the noise in 8-bit units, or "auto" to estimate it."""
-    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
-    """0 leaves the picture as it is, 1 removes all the noise."""
+    pages: Pages | None = None
+    """Of files of several pages or frames: "all" (with files that are written), "first", or the number of one. None
+    refuses such files."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
-            sigma = 0.0 if self.sigma == "auto" else float(self.sigma)
-        except (TypeError, ValueError):
-            sigma = -1.0
-        _require(0 <= sigma <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {self.sigma!r}")
-        if self.sigma != "auto":  # "25" and 25 are one option
-            object.__setattr__(self, "sigma", sigma)
+        _page(self.pages)
+
+    @property
+    def page(self) -> int | None:
+        """The one page that `pages` names, if it does."""
+        return _page(self.pages)
+
+
+@dataclass(frozen=True)
+class DenoiseOptions(EncodingOptions):
+    """The options of the task denoise."""
+
+    sigma: float | str | Any = option(  # noqa: RUF009  # `Any` is an array, which nothing changes
+        "auto", "The level of the noise in 8-bit units (0 to 255), or auto to estimate it."
+    )
+    """The level of the noise in 8-bit units, or "auto" to estimate it; or a map of it, an array or a tensor `[H,W]`,
+    for pictures of that size."""
+    strength: float = option(1.0, "0 leaves the images as they are, 1 removes all the noise.", at_least=0, at_most=1)
+    """0 leaves the picture as it is, 1 removes all the noise."""
+    chroma_strength: float | None = option(
+        None, "The same for colours alone (Cb and Cr of BT.601), which show noise more than detail.", at_least=0,
+        at_most=1, shown_default="as --strength",
+    )  # fmt: skip
+    """The strength for chroma, Cb and Cr of BT.601, where it is to differ from that for luma; None for `strength`."""
+    residual: str | os.PathLike[str] | None = option(  # noqa: RUF009
+        None, "Also write to this folder what was taken away from each image, stretched around grey."
+    )
+    """A folder for pictures of what was taken away, one for each file."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self.sigma, "ndim", 0):
+            object.__setattr__(self, "sigma", _sigma_map(self.sigma))
+        else:
+            object.__setattr__(self, "sigma", _sigma_level(self.sigma))
+        _require(self.residual is None or bool(os.fspath(self.residual)), "residual: an empty name is no folder")
+
+    @property
+    def strengths(self) -> tuple[float, float]:
+        """The strengths for luma and for chroma."""
+        return self.strength, self.strength if self.chroma_strength is None else self.chroma_strength
+
+    @property
+    def measures(self) -> bool:
+        """Whether the level of the noise is to be estimated."""
+        return isinstance(self.sigma, str)
+
+
+def _sigma_level(sigma: Any) -> float | str:
+    """Returns a level as a number: "25" and 25 are one option. Raises `UsageError`."""
+    try:
+        level = 0.0 if isinstance(sigma, str) and sigma == "auto" else float(sigma)
+    except (TypeError, ValueError):
+        level = -1.0
+    _require(0 <= level <= 255, f"sigma must be 'auto' or a number of 0..255 (8-bit units), not {sigma!r}")
+    return "auto" if isinstance(sigma, str) and sigma == "auto" else level
+
+
+def _sigma_map(given: Any) -> np.ndarray:
+    """Returns a map of levels as float32 `[H,W]`. Raises `UsageError`."""
+    import numpy as np
+
+    if hasattr(given, "detach"):  # a tensor, perhaps on a GPU or of a type that numpy does not know
+        given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given
+    sigma = np.asarray(given)
+    shape = "x".join(map(str, sigma.shape))
+    _require(sigma.ndim == 2 and sigma.size > 0, f"a map of sigma must be [H,W], not an array of {shape}")
+    numbers = np.issubdtype(sigma.dtype, np.integer) or np.issubdtype(sigma.dtype, np.floating)
+    _require(numbers, f"a map of sigma must hold numbers, not {sigma.dtype}")
+    inside = bool(((sigma >= 0) & (sigma <= 255)).all())  # which NaN is not
+    _require(inside, "a map of sigma must hold numbers of 0..255 (8-bit units)")
+    return sigma.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -185,8 +263,11 @@ class CompressOptions:
     """1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent."""
     measure: bool = False
     """Whether the latent is decoded again for PSNR, SSIM and, where its package is there, SSIMULACRA2."""
+    pages: Pages | None = None
+    """As that of `EncodingOptions`."""
 
     def __post_init__(self) -> None:
+        _page(self.pages)
         _require_quality(self.level)
         targets = {name: getattr(self, name) for name in TARGETS}
         given = {name: value for name, value in targets.items() if value is not None}
@@ -201,6 +282,11 @@ class CompressOptions:
         score = self.target_ssimulacra2
         _require(score is None or score <= 100, f"target_ssimulacra2 must be a number of 0..100, not {score!r}")
         _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
+
+    @property
+    def page(self) -> int | None:
+        """The one page that `pages` names, if it does."""
+        return _page(self.pages)
 
     @property
     def level(self) -> int:
@@ -226,7 +312,7 @@ SCALES: dict[str | float, int] = {1: 1, "1": 1, "1/1": 1, **{
 
 
 @dataclass(frozen=True)
-class DecompressOptions(EncodingOptions):
+class DecompressOptions(FormatOptions):
     """The options of the task decompress."""
 
     kind: Kind = "pil"
@@ -235,6 +321,8 @@ class DecompressOptions(EncodingOptions):
     """The part that is decoded: x and y of its upper left corner, width and height, in pixels. None for all of it."""
     scale: str | float = 1
     """1, "1/2", "1/4" or "1/8", or the same as a number: the size of what comes back, of the means of squares."""
+    join: bool = False
+    """Whether the latent files of all pages of a file become one file again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -373,7 +461,7 @@ class FileOptions(SelectionOptions):
         return _bytes(self.report_size)
 
 
-TaskOptions = EncodingOptions | CompressOptions | FeaturesOptions | ScoreOptions
+TaskOptions = FormatOptions | CompressOptions | FeaturesOptions | ScoreOptions
 
 OPTIONS: dict[str, type[TaskOptions]] = {
     "denoise": DenoiseOptions,
@@ -406,6 +494,7 @@ def options_of(task: str) -> type[Any]:
 OF_THE_CALL = (
     "source", "sources", "task", "out", "model", "device", "dtype", "progress", "dry_run", "estimate", "kind",
     "allow_empty", "json", "json_file", "quiet", "verbose", "help",
+    "compared", "sample",
 )  # fmt: skip
 """What calls of `process` and of the command line take besides options."""
 
@@ -472,8 +561,11 @@ class DenoiseWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
-    sigma: float | str
+    sigma: float | str | np.ndarray | Tensor
     strength: float
+    pages: Pages | None
+    chroma_strength: float | None
+    residual: str | os.PathLike[str] | None
 
 
 class CompressWords(RunWords, total=False):
@@ -486,6 +578,7 @@ class CompressWords(RunWords, total=False):
     max_bytes: int | None
     effort: int
     measure: bool
+    pages: Pages | None
 
 
 class DecompressWords(RunWords, total=False):
@@ -495,6 +588,7 @@ class DecompressWords(RunWords, total=False):
     image_quality: int | Mapping[str, int] | None
     crop: tuple[int, int, int, int] | None
     scale: str | float
+    join: bool
 
 
 class UpscaleWords(RunWords, total=False):
@@ -502,6 +596,7 @@ class UpscaleWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    pages: Pages | None
     scale: int | None
 
 
@@ -510,6 +605,7 @@ class ColorizeWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    pages: Pages | None
     strength: float
 
 
