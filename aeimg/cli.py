@@ -386,7 +386,7 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
               "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
     about |= {"failed": len(summary.failed), "files": summary.files}
-    write_atomic(file, json.dumps(about, indent=1).encode())
+    write_atomic(file, json.dumps(about, indent=1, default=os.fspath).encode())  # options may be paths
 
 
 def _plain(name: object) -> str:

@@ -233,21 +233,26 @@ def run_of(request, models, small, tmp_path):
     return request.param, {"upscale": "doubled", "colorize": "reddish"}[request.param], tmp_path
 
 
-def test_a_run_has_a_report_a_manifest_sentences_and_json(run_of):
+def test_a_run_has_a_report_a_manifest_sentences_and_json(run_of, caplog):
     task, model, folder = run_of
     call = (task, folder / "in", folder / "out", "--model", model, "--dtype", "fp32")
-    done = run(*call, "--report", folder / "page.html", "--json", "-v")
+    done = run(*call, "--report", folder / "page.html", "--json", folder / "a.json", "-v")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    found = json.loads((folder / "a.json").read_text())
     size = (80, 60) if task == "upscale" else (40, 30)
     assert [(one["width"], one["height"], one["model"]) for one in found["files"]] == [(*size, f"{model}-1")] * 2
     page = (folder / "page.html").read_text()
-    assert page.count("data:image") >= 4 and "a.png" in page and f"{model}-1" in page
-    again = json.loads(run(*call, "--json").stdout)
+    shown = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    assert [row[0] for row in shown["rows"]] == ["a.png", "b.png"]
+    assert [one["size"] for one in shown["galleries"]] == [list(size)] * 2
+    assert all({"before", "after"} <= set(one["crops"]) for one in shown["galleries"])
+    assert run(*call, "--json", folder / "a.json").exit_code == 0
+    again = json.loads((folder / "a.json").read_text())
     assert (again["done"], again["skipped"]) == (0, 2)
     with Image.open(folder / "out" / "b.png") as image:
         assert (image.size, image.mode) == (size, "L" if task == "upscale" else "RGB")
-    assert f"{size[0]}x{size[1]}, {task} by {model}-1" in done.stderr
+    said = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert sum(f"a.png: {size[0]}x{size[1]}, {task} by {model}-1" in line for line in said) == 1, said
 
 
 def test_a_run_takes_shards_and_urls(run_of):
