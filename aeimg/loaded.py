@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 import numpy as np
@@ -99,7 +99,8 @@ class _LoadedModel:
 
         Raises `UsageError` where the device is unknown or missing.
         """
-        return type(self)(*self._arguments(), str(device), self._asked[2])
+        kind: Callable[..., Self] = type(self)
+        return kind(*self._arguments(), str(device), self._asked[2])
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), (*self._arguments(), *self._asked[1:]), self.models)

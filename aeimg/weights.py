@@ -300,7 +300,7 @@ def _unfilled() -> AbstractContextManager[object]:
                 return args[0] if args else kwargs["tensor"]
             return func(*args, **(kwargs or {}))
 
-    return Unfilled()  # type: ignore[no-untyped-call]
+    return Unfilled()
 
 
 @contextmanager
