@@ -32,6 +32,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .comparison import Comparison, compare
     from .contract import ImageTask
     from .engine import Summary, process
     from .loaded import LoadedCodec, LoadedDenoiser, LoadedImageModel, load
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AeimgError",
     "ChecksumMismatch",
+    "Comparison",
     "DataError",
     "EncodingOptions",
     "ImageRunner",
@@ -66,6 +68,7 @@ __all__ = [
     "UsageError",
     "WrongWeights",
     "__version__",
+    "compare",
     "load",
     "option",
     "process",
@@ -84,6 +87,7 @@ _LAZY = {
     "EncodingOptions": "tasks.options", "option": "tasks.options",
     **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
     "verify": "verification",
+    **dict.fromkeys(("compare", "Comparison"), "comparison"),
 }  # fmt: skip
 
 

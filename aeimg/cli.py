@@ -125,9 +125,12 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(_plain(error)) from error
         except AeimgError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_plain(error)) from error
+        except click.ClickException as error:  # which may quote an argument
+            error.message = _plain_lines(error.message)  # type: ignore[misc]  # final to click, which only reads it
+            raise
         except KeyboardInterrupt:
             _say("interrupted; what was written is whole")
             sys.exit(130)
@@ -158,6 +161,19 @@ class _Crop(click.ParamType):
         except (TypeError, ValueError):
             self.fail(f"{value!r} is not x,y,width,height in pixels, like 1024,512,400,300", param, ctx)
         return x, y, width, height
+
+
+class _Pages(click.ParamType):
+    """`all`, `first`, or the number of a page."""
+
+    name = "all|first|number"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in ("all", "first"):
+            return value
+        if not value.isascii() or not value.isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is neither all nor first nor the number of a page, from 1", param, ctx)
+        return int(value)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "AEIMG"})
@@ -197,7 +213,7 @@ class _Model(click.ParamType):
 
 def _need_sources(ctx: click.Context, param: click.Parameter, out: str) -> str:
     """Refuses a call with one name only, which the parser takes for OUT."""
-    if not ctx.params.get("sources"):
+    if not (ctx.params.get("sources") or ctx.params.get("compared")):
         message = f"after SOURCES, name where the results go, as in: {ctx.command_path} in/ out/"
         raise click.MissingParameter(message, ctx, param)
     return out
@@ -282,10 +298,39 @@ _FOR_FILES = _with(
 )
 """The options of the tasks that write files."""
 
+_COMPARE = _with(
+    click.option(
+        "--compare",
+        "compared",
+        multiple=True,
+        is_eager=True,  # without it, OUT is needed
+        metavar="OPTION=A,B,...",
+        help="Run a few of the images with each of these values, as in strength=0.4,0.7,1 or model=A,B, and print the "
+        "means; --report writes a page to see them side by side. There is no OUT, and no result is kept. Repeat it "
+        "to combine options.",
+    ),
+    click.option(
+        "--sample",
+        type=click.IntRange(1),
+        default=8,
+        show_default=True,
+        help="With --compare: take so many images, evenly chosen.",
+    ),
+)
+"""The options of the tasks whose settings can be compared."""
+
 _IMAGE_QUALITY = click.option(
     "--image-quality",
     type=_Levels(),
     help="Set the quality of JPEG, WebP and AVIF files: 90, or jpg=90,avif=60. [default: 95]",
+)
+
+
+_PAGES = click.option(
+    "--pages",
+    type=_Pages(),
+    help="Of files of several pages or frames (TIFF, GIF, animated PNG, WebP, AVIF), take all, the first, or the one "
+    "of this number. [default: such files are refused]",
 )
 
 
@@ -301,6 +346,10 @@ def _run(
     **options: Any,
 ) -> None:
     """Runs `process` over files, and prints what it did."""
+    compared, sample = options.pop("compared", ()), options.pop("sample", 0)
+    if compared:
+        _compare((*sources, out), task, compared, sample=sample, quiet=quiet, json_file=json_file)
+        return
     from .engine import Interrupted
     from .engine import process as typed
     from .urls import redacted
@@ -335,6 +384,100 @@ def _run(
         raise KeyboardInterrupt
     if summary.failed or not (summary.files or summary.elsewhere or allow_empty):
         sys.exit(1)
+
+
+def _compare(
+    sources: tuple[str, ...], task: str, compared: tuple[str, ...], *, sample: int, quiet: bool, json_file: Path | None
+) -> None:
+    """Runs `compare`, and prints the means of each setting."""
+    from .comparison import compare
+    from .paths import write_atomic
+    from .urls import redacted
+
+    if "-" in sources:
+        raise UsageError("--compare is for files and folders, not for standard input")
+    if json_file is not None:
+        _check_json(json_file, "aeimg")
+    settings = _settings_of(task, compared)
+    options = _given_beside(("compared", "sample", "sources", "out", "quiet", "verbose", "json_file", "allow_empty"))
+    found = compare(list(sources), task, settings, sample=sample, progress=not quiet, **options)
+    _print_failed(found.failed)
+    if not quiet:
+        _print(_plain_lines(_means_table(found.means)))
+        _say(
+            f"{task}: {len(found.settings)} settings on {found.pictures} of {found.found} images, {found.seconds:.1f} s"
+        )
+        if "report" in options:
+            _say(_plain(f"report: {options['report']}"))
+    if json_file is not None:
+        about = {"aeimg": __version__, "task": task, "sources": [redacted(one) for one in sources],
+                 "settings": settings, "means": found.means, "files": found.files}  # fmt: skip
+        write_atomic(json_file, json.dumps(about, indent=1).encode())
+    if found.failed or not found.pictures:
+        sys.exit(1)
+
+
+def _given_beside(others: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the options of the command that were given, without the `others`: defaults are left to the call."""
+    ctx = click.get_current_context()
+    left = (click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
+    return {
+        name: value
+        for name, value in ctx.params.items()
+        if name not in others and ctx.get_parameter_source(name) not in left
+    }
+
+
+def _settings_of(task: str, texts: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Returns what --compare names: option -> values, in the option's type. Raises `UsageError`."""
+    from .tasks.options import options_of
+
+    kinds = typing.get_type_hints(options_of(task))
+    settings: dict[str, list[Any]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not values.strip():
+            raise UsageError(f"--compare takes an option and its values, like quality=30,50,70, not {text!r}")
+        if name in settings:
+            raise UsageError(f"--compare names {name} twice; give all of its values at once")
+        kind = kinds.get(name, str)
+        settings[name] = [_value_of(kind, value.strip(), name) for value in values.split(",")]
+    return settings
+
+
+def _value_of(kind: Any, text: str, name: str) -> Any:
+    """Returns the value of an option of that type, which may be one of several. Raises `UsageError`."""
+    kinds = set(typing.get_args(kind) or (kind,))
+    if bool in kinds:
+        try:
+            return click.BOOL.convert(text, None, None)
+        except click.BadParameter as error:
+            raise UsageError(f"{name}: {error.message}") from error
+    for number in (int, float):
+        if number in kinds:
+            with contextlib.suppress(ValueError):
+                return number(text)
+    if str not in kinds:
+        raise UsageError(f"{name}: {text!r} is not a number")
+    return text
+
+
+def _means_table(means: list[dict[str, Any]]) -> str:
+    """Returns the means of each setting as a table."""
+    names = [
+        name for name in dict.fromkeys(name for row in means for name in row) if name not in ("setting", "pictures")
+    ]
+    lines = [["setting", *(name.replace("_", " ") for name in names)]]
+    for row in means:
+        cells = (
+            "" if name not in row else _size(row[name]) if name == "bytes_out" else f"{row[name]:.4g}" for name in names
+        )
+        lines.append([row["setting"], *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
@@ -428,7 +571,7 @@ def _print_summary(summary: Summary, task: str, *, quiet: bool, dry: bool) -> No
         _say(_summary_line(summary, task))
 
 
-def _print_failed(failed: Sequence[tuple[Place, str]], what: str = "failed") -> None:
+def _print_failed(failed: Sequence[tuple[Place | str, str]], what: str = "failed") -> None:
     for path, reason in failed:
         _say(_plain(f"{what}: {path}: {reason.removeprefix(f'{path}: ')}"))
 
@@ -523,6 +666,8 @@ def _image_command(task: ImageTask) -> click.Command:
         "--format", help="Write files of this format: png, jpg, webp, tiff, ... [default: that of the source]"
     )
     @_IMAGE_QUALITY
+    @_PAGES
+    @_COMPARE
     @_FOR_FILES
     def command(sources: tuple[str, ...], out: str, **options: Any) -> None:
         _run(sources, out, task.name, **options)
@@ -608,6 +753,8 @@ def run_task() -> None:
     help="Decode each latent again, and print the mean PSNR and, where its package is installed, SSIMULACRA2 (--json "
     "lists them and SSIM for each file).",
 )
+@_PAGES
+@_COMPARE
 @_FOR_FILES
 def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Compress the images in SOURCES into latent files (.aei) in the folder OUT.
@@ -632,6 +779,11 @@ def compress(sources: tuple[str, ...], out: str, **options: Any) -> None:
 )
 @click.option("--scale", type=click.Choice(["1/2", "1/4", "1/8"]), help="Make the pictures smaller: thumbnails.")
 @_IMAGE_QUALITY
+@click.option(
+    "--join",
+    is_flag=True,
+    help="Put the pages that compress --pages all has made of one file into one file again: a TIFF, or an animation.",
+)
 @_FOR_FILES
 def decompress(sources: tuple[str, ...], out: str, **options: Any) -> None:
     """Turn the latent files in SOURCES back into images in the folder OUT.
@@ -910,11 +1062,11 @@ def models(task: str | None, long: bool, as_json: bool) -> None:
         _print(_plain_lines(table_of_models(rows)))
     else:
         for row in rows:
-            _print(row.pop("name"))
+            _print(_plain(row.pop("name")))
             for key, value in row.items():
-                _print(f"    {key:12}  {value}")
+                _print(_plain(f"    {key:12}  {value}"))
     for error in broken:
-        _say(f"broken: {error}")
+        _say(_plain(f"broken: {error}"))
 
 
 TRAINED = (
@@ -1009,7 +1161,7 @@ def train(
             recipe["labels"] = tuple(int(label) for label in labels.split(","))
         except ValueError as error:
             raise UsageError(f"--labels takes whole numbers like 1,5,6, not {labels!r}") from error
-    run(task, data, out, log=_log, recipe=recipe, **options)
+    run(task, data, out, log=_log, recipe=recipe, progress=True, **options)
 
 
 class _Measured(click.Choice[str]):
@@ -1024,6 +1176,26 @@ class _Measured(click.Choice[str]):
         return value if value in plugged_tasks() else super().convert(value, param, ctx)
 
 
+def _measured(what: str, data: Path, effort: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures of a bench run."""
+    from . import bench as benches
+
+    few = {key: options[key] for key in ("device", "progress")}
+    if what == "denoise":
+        return benches.bench_denoise(data, **options)
+    if what == "engine":
+        if options.pop("model") is not None:
+            raise UsageError("--model is not an option of engine")
+        return benches.bench_engine(data, **options)
+    if what == "anomaly":
+        return benches.bench_anomaly(data, **few)
+    if what == "textbooks":
+        return benches.bench_textbooks(data, **few)
+    if what == "compress":
+        return benches.bench_compress(data, **options, effort=effort or 1)
+    return benches.bench_images(what, data, **options)
+
+
 @main.command()
 @click.argument("what", type=_Measured())
 @click.argument("data", type=PATH)
@@ -1032,11 +1204,29 @@ class _Measured(click.Choice[str]):
 @click.option(
     "--card", is_flag=True, help="Also write the figures into the card of the weights file that --model names."
 )
+@click.option(
+    "--plot",
+    "plot_file",
+    type=PATH,
+    help="Also draw the figures of compress (rate against quality) or denoise (PSNR against speed) into this file "
+    "(.svg or .png).",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress bar.")
+@click.option("--report", "page_file", type=PATH, help="Also write the figures and the plot to this page (.html).")
 @click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
 @click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
-def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: Any) -> None:
+def bench(
+    what: str,
+    data: Path,
+    json_file: Path | None,
+    card: bool,
+    plot_file: Path | None,
+    page_file: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Measure a model, and others beside it, on the images in DATA.
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
@@ -1044,37 +1234,54 @@ def bench(what: str, data: Path, json_file: Path | None, card: bool, **options: 
     distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
     that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
     that do not ship.
+
+    `aeimg plot` draws the figures of --json later.
     """
     from . import bench as benches
     from .paths import write_atomic
 
     if json_file is not None:
         _check_json(json_file, "task")
+    if plot_file is not None:
+        if what not in ("compress", "denoise"):
+            raise UsageError(f"there is no plot of {what}; compress and denoise have one")
+        benches.check_plot(plot_file)
+    if page_file is not None:
+        benches.check_bench_page(page_file)
+    options["progress"] = not quiet
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")
     effort = options.pop("effort")
     if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
-    if what == "denoise":
-        figures = benches.bench_denoise(data, **options)
-    elif what == "engine":
-        if options.pop("model") is not None:
-            raise UsageError("--model is not an option of engine")
-        figures = benches.bench_engine(data, **options)
-    elif what == "anomaly":
-        figures = benches.bench_anomaly(data, device=options["device"])
-    elif what == "textbooks":
-        figures = benches.bench_textbooks(data, device=options["device"])
-    elif what == "compress":
-        figures = benches.bench_compress(data, **options, effort=effort or 1)
-    else:
-        figures = benches.bench_images(what, data, **options)
+    figures = _measured(what, data, effort, options)
     _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())
     if card:
         benches.write_card(weights, data, figures)
+    if plot_file is not None:
+        benches.write_plot(figures, plot_file)
+    if page_file is not None:
+        benches.write_page(figures, page_file, benches.table(figures))
+
+
+@main.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+def plot(source: Path, out: Path) -> None:
+    """Draw figures into the picture OUT (.svg or .png): those that `aeimg bench compress --json` or `aeimg bench
+    denoise --json` wrote to SOURCE, or the loss curve of the weights file SOURCE.
+
+    The same figures give the same SVG, byte for byte. A file that is there already is written over only where it is
+    such a picture.
+    """
+    from . import bench as benches
+
+    benches.check_plot(out)
+    benches.write_plot(benches.read_figures(source), out)
+    _say(_plain(f"plot: {out}"))
 
 
 @main.command()
@@ -1086,7 +1293,7 @@ def demo(out: Path) -> None:
     """
     from .report import run_demo
 
-    _print(run_demo(out))
+    _print(run_demo(out, progress=True))
 
 
 @main.command("help")

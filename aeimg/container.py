@@ -25,11 +25,14 @@ upper case may not. The sections of version 1:
        as u32 numerator, u32 denominator
     n  name of the source file, without folders, UTF-8
     f  format of the source file, as Pillow names it
+    p  page, of a source file of several: 8 bytes that all its pages share and others do not (the first of a BLAKE2b of
+       the file), varint number, from 1, varint number of pages; then, of a frame of an animation, u32 microseconds for
+       which it is shown, u16 how many times the animation is played (0 for without end)
 
-The longer side in I is at most 2^16 times the shorter one. Either S, or I, M and P are there. With S, nothing but `n`
-and `f` accompanies it: the stored file carries its own metadata. All metadata together, inflated, is at most 16 MiB. A
-reader checks the CRC first, so that a damaged file is refused whole. What that can't catch, a decoder that decodes
-otherwise than the encoder did, the model's own data must: the built-in codec's holds a CRC of the symbols.
+The longer side in I is at most 2^16 times the shorter one. Either S, or I, M and P are there. With S, nothing but `n`,
+`f` and `p` accompanies it: the stored file carries its own metadata. All metadata together, inflated, is at most 16
+MiB. A reader checks the CRC first, so that a damaged file is refused whole. What that can't catch, a decoder that
+decodes otherwise than the encoder did, the model's own data must: the built-in codec's holds a CRC of the symbols.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ from typing import IO, BinaryIO
 
 from .errors import ChecksumMismatch, InvalidLatent, TruncatedLatent, UnsupportedVersion
 from .metadata import COLOUR_CHUNKS, MAX_METADATA, TEXT_CHUNKS, Metadata, Unit, as_resolution, rational
+from .multipage import MANY, Page
 from .paths import open_regular, size_of
 
 MAGIC = b"\x89AEI"
@@ -76,6 +80,7 @@ class Coded:
     metadata: Metadata = field(default_factory=Metadata)
     name: str = ""
     format: str = ""
+    page: Page | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Stored:
     data: bytes
     name: str = ""
     format: str = ""
+    page: Page | None = None
 
 
 def _varint(value: int) -> bytes:
@@ -129,6 +135,7 @@ def write(latent: Coded | Stored) -> bytes:
             (b"P", bytes([latent.quality]) + latent.data),
         ]
     sections += [(b"n", latent.name.encode("utf-8", "replace") or None), (b"f", latent.format.encode() or None)]
+    sections += [(b"p", _packed_page(latent.page))]
     body = b"".join(tag + _varint(len(payload)) + payload for tag, payload in sections if payload is not None)
     whole = MAGIC + bytes([VERSION]) + body
     return whole + struct.pack("<I", zlib.crc32(whole))
@@ -223,6 +230,45 @@ def _packed_resolution(about: Metadata) -> bytes | None:
     return struct.pack("<B4I", UNITS.index(stated.unit), *(n for part in parts for n in part.as_integer_ratio()))
 
 
+PAGE_ID = 8
+"""The length of `Page.source`, in bytes."""
+
+
+def _packed_page(page: Page | None) -> bytes | None:
+    if page is None:
+        return None
+    shown = b"" if page.duration is None else struct.pack("<IH", page.duration, page.loops)
+    return page.source[:PAGE_ID].ljust(PAGE_ID, b"\0") + _varint(page.number) + _varint(page.count) + shown
+
+
+def _unpacked_page(packed: bytes | None, name: str) -> Page | None:
+    """The mirror of `_packed_page`. Raises `InvalidLatent`."""
+    if packed is None:
+        return None
+    number, at = _read_varint(packed, min(PAGE_ID, len(packed)), name)
+    count, at = _read_varint(packed, at, name)
+    if not 1 <= number <= count <= MANY or len(packed) - at not in (0, 6):
+        raise InvalidLatent(f"{name}: its place among the pages of its file is none")
+    duration, loops = struct.unpack_from("<IH", packed, at) if at < len(packed) else (None, 0)
+    return Page(number, count, duration, loops, packed[:PAGE_ID])
+
+
+def read_page(path: str | os.PathLike[str]) -> Page | None:
+    """The place of a latent file's picture among the pages of its source, if that had several; all other sections are
+    passed over. Raises `InvalidLatent`, and `UnreadableImage` as `read_file` does."""
+    with open_regular(path) as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise InvalidLatent(f"{path}: not a latent file of aeimg")
+        file.seek(5)
+        while len(head := file.read(6)) == 6:  # as in `outline`
+            length, at = _read_varint(head, 1, str(path))
+            start = file.seek(at - len(head), os.SEEK_CUR)
+            if head[:1] == b"p" and length < 64:
+                return _unpacked_page(file.read(length), str(path))
+            file.seek(start + length)
+    return None
+
+
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a latent file, for `read`. Raises `InvalidLatent` for any other file before it is read whole, and
     `UnreadableImage` for what can't be read or is no regular file."""
@@ -303,8 +349,9 @@ def read(data: bytes, name: str = "the latent file") -> Coded | Stored:
 def _parsed(found: dict[str, bytes], name: str) -> Coded | Stored:
     try:
         about = {"name": found.get("n", b"").decode(), "format": found.get("f", b"").decode()}
+        page = _unpacked_page(found.get("p"), name)
         if "S" in found:
-            return Stored(found["S"], **about)
+            return Stored(found["S"], **about, page=page)
         for tag in "IMP":
             if tag not in found:
                 raise InvalidLatent(f"{name}: section {tag!r} is missing")
@@ -328,6 +375,7 @@ def _parsed(found: dict[str, bytes], name: str) -> Coded | Stored:
             found.get("A"),
             _unpacked(found, name),
             **about,
+            page=page,
         )  # fmt: skip
     except UnicodeDecodeError as error:
         raise InvalidLatent(f"{name}: holds text that is not UTF-8") from error

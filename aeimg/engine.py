@@ -25,13 +25,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from . import container, pages, paths, shards
+from . import container, page_runs, pages, paths, shards
 from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
 from .loaded import TensorTask, process_one, value_of
-from .manifest import Manifest, State, record_of, stamp
+from .manifest import Manifest, Record, State, digest, record_of, stamp
 from .progress import Progress
 from .stream import Outcome, Task, stream
 from .tasks import declared
@@ -45,8 +45,8 @@ from .tasks.options import (
     DecompressWords,
     DenoiseOptions,
     DenoiseWords,
-    EncodingOptions,
     FileOptions,
+    FormatOptions,
     RunOptions,
     RunWords,
     ScoreWords,
@@ -54,7 +54,7 @@ from .tasks.options import (
     UpscaleWords,
     parse,
 )
-from .tasks.pictures import FileSource, Opened, Result, before_and_after, is_one, is_path, suffix_of
+from .tasks.pictures import Opened, Result, before_and_after, is_one, is_path, suffix_of
 from .tasks.residuals import Residual, Residuals
 from .tasks.score import Score, Strangeness
 from .urls import Status
@@ -385,6 +385,11 @@ def process(
                 (compress).
             measure: Decode what was encoded, for PSNR, SSIM and, where its package is there, SSIMULACRA2 in the
                 summary (compress, with `out`).
+            pages: Of files of several pages or frames (TIFF, animations): "all", with `out`, "first", or the number of
+                one; None refuses them. `compress` makes a latent file of each, `name-0001.aei` and so on; the others
+                write all pages into one file again (image-to-image tasks, compress).
+            join: With `out`, the latent files of all pages of a file become one file again: a TIFF, or an animation
+                (decompress).
             percentile: Of the errors of the training images; a picture above it counts as strange (score).
             kind: What decompress returns: "pil", "numpy", "tensor" or "bytes".
             crop: (x, y, width, height) of the part that decompress returns, in pixels of the picture: what it holds of
@@ -450,6 +455,8 @@ def process(
         return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
     if dry_run:
         raise UsageError("a dry run is for files: name their folder with out=")
+    if getattr(own, "pages", None) == "all" or getattr(own, "join", False):
+        raise UsageError("all pages of a file, and join, are for files: name their folder with out=")
     if isinstance(own, DenoiseOptions) and own.residual is not None:
         raise UsageError("residual is for runs over files: name their folder with out=")
     return _from_memory(source, task, made, run, files)
@@ -603,7 +610,7 @@ class _ToFiles:
 
     def estimate(self, job: paths.Job) -> int:
         """Returns what the task estimates."""
-        return self.task.estimate(FileSource(job.source, job.target.suffix))
+        return self.task.estimate(page_runs.source_of(job))
 
     def prepare(self, job: paths.Job) -> _FileItem:
         """Reads the file and prepares it as the task does."""
@@ -612,7 +619,7 @@ class _ToFiles:
             source, status = paths.renewed(job.source)
         except OSError as error:
             raise InputError(f"{job.source}: can't be read ({error.strerror})") from error
-        item = self.task.prepare(FileSource(source, job.target.suffix))
+        item = self.task.prepare(page_runs.source_of(job, source))
         return _FileItem(job, status, item, item.opened, time.monotonic() - began)
 
     def key(self, item: _FileItem) -> Hashable:
@@ -627,30 +634,61 @@ class _ToFiles:
             item.seconds += (time.monotonic() - began) / len(items)
         return results
 
-    def finish(self, item: _FileItem, raw: Any) -> _Written:
-        """Finishes as the task does, and writes the file."""
+    def finish(self, item: _FileItem, raw: Any) -> _Written | Result[Any]:
+        """Finishes as the task does, and writes the file, unless it is one page of several that `join` will write."""
         began = time.monotonic()
         job, source = item.job, item.opened.data or b""
         result = self.task.finish(item.item, raw)
+        if isinstance(job, page_runs.PartJob):
+            if job.number == 1:
+                self._show(item, raw, result.record())
+            return result
         data: bytes = result.value
         record = {"seconds": 0.0, **result.record()}
         lost = () if data is item.opened.data else left_out(item.opened.picture, job.target.suffix)
         if not self.dry:
-            made = record_of(self.recipe, item.status, source, data)
+            made = record_of(self.recipe, item.status, item.opened.digest or digest(source), data)
             if self.residuals is not None:
                 residual: Residual = getattr(result, "residual")  # noqa: B009  # which only denoise has
                 written, notes = self.residuals.write(job, made, residual)
                 record |= {"residual": str(written), "residual_gain": round(residual.gain, 3)}
                 lost = (*lost, *notes)
-            if self.manifest is not None:
-                self.manifest.add(job, made)
-            paths.write_atomic(job.target, data)
+            self._write(job, made, data)
         if lost:
             record["warnings"] = [*record.get("warnings", ()), *lost]
         record["seconds"] = round(item.seconds + time.monotonic() - began, 4)
+        if page := item.opened.picture.page:
+            record |= {"page": page.number, "pages": page.count}
+        self._show(item, raw, record)
+        share = job.count if isinstance(job, page_runs.PageJob) else 1
+        return _Written(len(source) // share, len(data), record, result.sentence())
+
+    def join(
+        self, job: page_runs.JointJob, task: Task[Any, Any, Any, Any], own: TaskOptions, run: RunOptions
+    ) -> Outcome[paths.Job, _Written]:
+        """Runs all pages of a job through `task`, which is this one, and writes the file that holds them."""
+        began = time.monotonic()
+        try:
+            source, status = paths.renewed(job.source)
+            joined = page_runs.join(replace(job, source=source), task, own, run)
+            if not self.dry:
+                self._write(job, record_of(job.recipe(self.recipe), status, joined.source, joined.data), joined.data)
+        except Exception as error:  # as in `stream`, whatever goes wrong with one job is that job's outcome
+            return Outcome(job, error=error)
+        record = {"seconds": round(time.monotonic() - began, 4), **joined.record}
+        size = page_runs.size_of(job) or 0
+        return Outcome(job, _Written(size, len(joined.data), record, joined.sentence), work=joined.pixels)
+
+    def _show(self, item: _FileItem, raw: Any, record: dict[str, Any]) -> None:
+        """Puts a picture into the album of the report, if there is one."""
         if self.album is not None:
-            self.album.add(str(job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
-        return _Written(len(source), len(data), record, result.sentence())
+            self.album.add(str(item.job.target), *before_and_after(item.item, raw), rank=pages.rank(record))
+
+    def _write(self, job: paths.Job, record: Record, data: bytes) -> None:
+        """Writes a result, of which the manifest knows before it is there."""
+        if self.manifest is not None:
+            self.manifest.add(job, record)
+        paths.write_atomic(job.target, data)
 
 
 class _FileRun:
@@ -757,6 +795,10 @@ class _FileRun:
         jobs, alone = self._jobs(sources, out)
         if alone and (self.files.watch or self.shard is not None):
             raise UsageError(f"{out}: watch and shard are for folders, and this is one file")
+        if self.files.watch and getattr(self.own, "join", False):
+            raise UsageError(
+                "join needs all pages of a file, and watch does each latent file as it comes: leave one out"
+            )
         manifest = None if alone else Manifest(out, "" if self.shard is None else self.shard.name)
         recipe: str = self.task.recipe()
         to_files = _ToFiles(self.task, manifest, recipe, self._residuals(sources, out, jobs, recipe), dry=dry)
@@ -766,6 +808,8 @@ class _FileRun:
         """Returns where the run writes what was taken away; None where nobody asks for it. Raises `UsageError`."""
         if not isinstance(self.own, DenoiseOptions) or self.own.residual is None:
             return None
+        if self.own.pages == "all":
+            raise UsageError("residual is for files of one page, and pages are to be all: name one page")
         if self.files.watch or self.shard is not None:
             given = "watch" if self.files.watch else "shard"
             raise UsageError(f"residual and {given} do not go together: run with one of them, then with the other")
@@ -778,9 +822,12 @@ class _FileRun:
         passed_over: Counter[str] = Counter()
         jobs, alone, found = _plan(sources, self.name, out, self.own, self.files, passed_over)
         self.summary.passed_over = dict(passed_over.most_common())
-        if self.shard is None:
+        jobs = page_runs.expand(jobs, self.own)
+        if self.shard is None or alone:
             return jobs, alone
-        mine = [job for one, job in zip(found, jobs, strict=not alone) if self.shard.takes(one.relative)]
+        # All pages of a file are for one shard; of pages in latent files, the first says which.
+        places = {one.path: one.relative for one in found}
+        mine = [job for job in jobs if self.shard.takes(places[job.source])]
         self.summary.elsewhere = len(jobs) - len(mine)
         return mine, alone
 
@@ -797,7 +844,8 @@ class _FileRun:
         todo, manifest, residuals = [], to_files.manifest, to_files.residuals
         for job in jobs:
             if manifest is not None:
-                state = manifest.state(job, to_files.recipe, renew=renew)
+                one = job.recipe(to_files.recipe) if isinstance(job, page_runs.JointJob) else to_files.recipe
+                state = manifest.state(job, one, renew=renew)
             else:
                 state = State.FOREIGN if paths.exists(job.target) else State.MISSING
             if self.files.if_exists == "error" and state is not State.MISSING:
@@ -817,8 +865,8 @@ class _FileRun:
         left = {id(job): job for job in todo}
         late: list[Outcome[paths.Job, _Written]] = []
         shown = Progress(self.name, len(todo), wanted=progress)
-        watched = shown.watched(to_files, todo, lambda job: _bytes_of(job.source), self.run.jobs)
-        outcomes = _stream(todo, watched, self.run, late)
+        watched = shown.watched(to_files, todo, page_runs.size_of, self.run.jobs)
+        outcomes = self._outcomes(todo, to_files, late, watched)
         try:
             for outcome in outcomes:
                 self._account(outcome, left)
@@ -835,6 +883,24 @@ class _FileRun:
             self.summary.planned = len(left)
             for job in left.values():
                 self._note(job, "planned")
+
+    def _outcomes(
+        self,
+        todo: list[paths.Job],
+        to_files: _ToFiles,
+        late: list[Outcome[paths.Job, _Written]] | None = None,
+        watched: Task[paths.Job, Any, Any, Any] | None = None,
+    ) -> Generator[Outcome[paths.Job, _Written], None, None]:
+        """Yields the outcomes of the jobs: first of those of one picture, then of those of several, one by one.
+
+        `watched` is `to_files`, with somebody who looks on.
+        """
+        page_runs.want(todo)
+        alone = [job for job in todo if not isinstance(job, page_runs.JointJob)]
+        yield from _stream(alone, watched or to_files, self.run, late)
+        for job in todo:
+            if isinstance(job, page_runs.JointJob):
+                yield to_files.join(job, watched or to_files, self.own, self.run)
 
     def _account(self, outcome: Outcome[paths.Job, _Written], left: dict[int, paths.Job]) -> None:
         """Enters what became of a job into the summary, once."""
@@ -859,7 +925,8 @@ class _FileRun:
         pixels = {}
         for job in jobs:
             try:
-                pixels[job] = _declared(job.source, self.name) * getattr(self.task, "scale", 1) ** 2
+                count = job.count if isinstance(job, page_runs.JointJob) else 1
+                pixels[job] = count * _declared(job.source, self.name) * getattr(self.task, "scale", 1) ** 2
             except (AeimgError, OSError):
                 continue  # the run will report it
         return pixels
@@ -868,9 +935,9 @@ class _FileRun:
         """Returns the seconds and bytes that the jobs would take, by those of a few, spread evenly."""
         able = list(pixels)
         chosen = [able[index] for index in np.linspace(0, len(able) - 1, min(SAMPLE, len(able))).astype(int)]
-        list(_stream(chosen[:1], tried, self.run))
+        list(self._outcomes(chosen[:1], tried))
         began = time.monotonic()
-        outcomes = [one for one in _stream(chosen[1:] or chosen, tried, self.run) if one.error is None]
+        outcomes = [one for one in self._outcomes(chosen[1:] or chosen, tried) if one.error is None]
         seconds, seen = time.monotonic() - began, sum(outcome.work for outcome in outcomes)
         scale = sum(pixels.values()) / seen if seen else 0.0
         made = sum(outcome.result().bytes_out for outcome in outcomes)
@@ -898,8 +965,8 @@ def _plan(
     """Returns the jobs, whether `out` is the one file to write rather than a folder, and otherwise the files that were
     found. Counts what it passes over."""
     latent = paths.LATENT_SUFFIX if task == "compress" else None
-    wanted = latent or (own.suffix if isinstance(own, EncodingOptions) else None)
-    kept = task == "decompress" and isinstance(own, EncodingOptions) and own.format == "keep"
+    wanted = latent or (own.suffix if isinstance(own, FormatOptions) else None)
+    kept = task == "decompress" and isinstance(own, FormatOptions) and own.format == "keep"
 
     @functools.cache
     def suffix(path: paths.Place) -> str:

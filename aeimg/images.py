@@ -3,8 +3,9 @@
 Pixels are numpy arrays, 1 channel (grey) or 3 (RGB), uint8, uint16 or float32 in [0,1]; alpha is kept
 apart, in the same dtype, and nothing is multiplied by it. Pictures are upright: the EXIF orientation is applied on
 reading. What Pillow would cut to 8 bits without a word goes through imagecodecs (PNG, AVIF, JPEG 2000), tifffile (TIFF)
-and pillow-heif (HEIF), and fills the range of 16 bits, whatever its depth was. Several frames are refused by name; what
-is converted (CMYK, 1 bit, associated alpha) or left out (gain maps, further views) is said in the notes.
+and pillow-heif (HEIF), and fills the range of 16 bits, whatever its depth was. Of a file of several pages or frames one
+is read, which the caller must name (`ImageFile`); `encode_pages` writes them into one file again. What is converted
+(CMYK, 1 bit, associated alpha) or left out (gain maps, further views) is said in the notes.
 `docs/metadata.md` says what each format keeps.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import io
 import math
@@ -29,6 +31,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from . import metadata
 from .errors import AeimgError, InvalidLatent, OutputError, UnreadableImage, UnsupportedImage, UsageError
 from .metadata import Metadata
+from .multipage import Page, Place, page_of, places
 from .paths import open_regular, size_of
 from .pixels import (
     UPRIGHT,
@@ -85,6 +88,8 @@ class Picture:
     """Name of the file it was read from, without folders."""
     notes: tuple[str, ...] = ()
     """What reading it changed, for the user to know."""
+    page: Page | None = None
+    """Its place among the pages of its file; None where it is the only one."""
 
     @property
     def width(self) -> int:
@@ -207,24 +212,76 @@ def read_plane(data: bytes, shape: tuple[int, int], dtype: np.dtype, name: str) 
     return read_picture(data, name).pixels[0]
 
 
-def read_picture(data: bytes, name: str = "the image") -> Picture:
-    """The picture in the bytes of an image file. Raises `UnreadableImage` or `UnsupportedImage`, with `name`."""
-    notes = []
-    try:
-        image = open_image(io.BytesIO(data), name)
-    except UnreadableImage as error:
-        if isinstance(error.__cause__, UnidentifiedImageError) and metadata.byte_order(data):
-            return _tiff_beyond_pillow(data, name)
-        without = metadata.avif_without_exif(data) if data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1") else None
-        if without is None:
-            raise
-        image, data = open_image(io.BytesIO(without), name), without
-        notes.append("its EXIF data was left out: it is damaged")
-    with image, _damage(name):
-        _refuse_size_and_frames(image, name)
-        found = metadata.read(image, data)
-        found.notes += notes
-        deep = _deep_decoder(name, image, data)
+def read_picture(data: bytes, name: str = "the image", page: int | None = None) -> Picture:
+    """The picture in the bytes of an image file; see `ImageFile.picture`."""
+    with contextlib.closing(ImageFile(data, name)) as file:
+        return file.picture(page)
+
+
+class ImageFile:
+    """An image file in memory, whose pages can be read one after the other."""
+
+    def __init__(self, data: bytes, name: str = "the image") -> None:
+        """Reads the headers. Raises `UnreadableImage` or `UnsupportedImage`."""
+        self.data, self.name = data, name
+        self.image: Image.Image | None = None
+        self.notes: list[str] = []
+        try:
+            self.image = open_image(io.BytesIO(data), name)
+        except UnreadableImage as error:
+            beyond = isinstance(error.__cause__, UnidentifiedImageError) and metadata.byte_order(data)
+            avif = data[4:12] in (b"ftypavif", b"ftypavis", b"ftypmif1")
+            without = metadata.avif_without_exif(data) if avif and not beyond else None
+            if without is not None:
+                self.image, self.data = open_image(io.BytesIO(without), name), without
+                self.notes.append("its EXIF data was left out: it is damaged")
+            elif not beyond:  # what is beyond Pillow is a TIFF
+                raise
+        with _damage(name):
+            self.places = places(self.image, self.data, name)
+
+    def close(self) -> None:
+        """Lets go of the decoder."""
+        if self.image is not None:
+            self.image.close()
+
+    def picture(self, number: int | None = None) -> Picture:
+        """The page of that number, from 1; None is for a file of one page. Raises `UnreadableImage` or
+        `UnsupportedImage`."""
+        count = len(self.places)
+        if number is None and count > 1:
+            raise UnsupportedImage(
+                f"{self.name}: {count} frames or pages; compress and tasks from image to image take --pages all, "
+                "first or a number"
+            )
+        if number is not None and not 1 <= number <= count:
+            raise UnsupportedImage(f"{self.name}: has {count} pages, and none of number {number}")
+        place = self.places[(number or 1) - 1]
+        with _damage(self.name):
+            picture = _tiff_beyond_pillow(self.data, self.name, place) if self.image is None else self._read(place)
+            if number is None or count == 1:
+                return picture
+            page = Page(number, count, source=self._identity)
+            return replace(picture, page=page if self.image is None else page_of(self.image, page))
+
+    @functools.cached_property
+    def _identity(self) -> bytes:
+        return hashlib.blake2b(self.data, digest_size=8).digest()
+
+    def _read(self, place: Place) -> Picture:
+        image, data, name = self.image, self.data, self.name
+        assert image is not None
+        if place.frame < image.tell() and image.format != "TIFF":  # some decoders go wrong when they go back
+            image.close()
+            image = self.image = open_image(io.BytesIO(data), name)
+        if place.frame != image.tell():
+            image.seek(place.frame)
+        _refuse_size(image.width * image.height, name)
+        found = metadata.read(image, data, place.at)
+        found.notes += self.notes
+        if image.format == "PNG" and getattr(image, "default_image", False):
+            found.notes.append("its picture for programs that show no animation was left out")
+        deep = _deep_decoder(name, image, data, place)
         if deep is None:
             return _shallow_picture(image, found, data, name)
         planes = deep(found.notes)
@@ -242,8 +299,16 @@ def _of_size(planes: Array, height: int, width: int, name: str) -> Array:
 def from_pil(image: Image.Image, name: str = "the image") -> Picture:
     """A Pillow image, which is not changed, as a `Picture`. Raises `UnreadableImage` or `UnsupportedImage`."""
     with _damage(name):
-        _refuse_size_and_frames(image, name)
-        return _shallow_picture(image, metadata.read(image), None, name)
+        _refuse_size(image.width * image.height, name)
+        at = None
+        if getattr(image, "n_frames", 1) > 1:
+            found = places(image, metadata.tiff_bytes(image, None) if image.format == "TIFF" else None, name)
+            if len(found) > 1:
+                raise UnsupportedImage(f"{name}: {len(found)} frames or pages; give a copy() of the one that is meant")
+            if found[0].frame != image.tell():
+                raise UnsupportedImage(f"{name}: stands at a thumbnail; seek({found[0].frame}) leads to its picture")
+            at = found[0].at
+        return _shallow_picture(image, metadata.read(image, directory=at), None, name)
 
 
 @contextlib.contextmanager
@@ -259,19 +324,12 @@ def _damage(name: str) -> Iterator[None]:
         raise UnreadableImage(f"{name}: damaged or incomplete ({error})") from error
 
 
-def _refuse_size_and_frames(image: Image.Image, name: str) -> None:
-    frames = getattr(image, "n_frames", 1)
-    _refuse(image.width * image.height, 1 if image.format == "MPO" else frames, name)  # further views are no frames
-
-
-def _refuse(pixels: int, frames: int, name: str) -> None:
+def _refuse_size(pixels: int, name: str) -> None:
     if pixels > pixel_limit():
         raise UnreadableImage(
             f"{name}: declares {pixels / 1e6:.0f} megapixels, more than the "
             f"{pixel_limit() / 1e6:.0f} that are taken for honest; raise PIL.Image.MAX_IMAGE_PIXELS for larger ones"
         )
-    if frames > 1:
-        raise UnsupportedImage(f"{name}: {frames} frames or pages are not handled yet; split it first")
 
 
 def _picture(image: Image.Image, planes: Array, found: metadata.Found, data: bytes | None) -> Picture:
@@ -301,21 +359,24 @@ Deep = Callable[[list[str]], Array]
 """Decodes a file to planes `[C,H,W]`, uint16, and adds notes to a list."""
 
 
-def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Deep | None:
+def _deep_decoder(name: str, image: Image.Image, data: bytes, place: Place) -> Deep | None:
     """What decodes more than 8 bits, which Pillow cuts to 8 without a word; None for all it keeps."""
     if image.format == "PNG" and len(data) > 25 and data[24] == 16:  # IHDR: bit depth, colour type (0 is grey)
+        if getattr(image, "is_animated", False):
+            raise UnsupportedImage(f"{name}: animated PNG of 16 bits is not handled; convert it to 8 bits")
         if data[25] != 0 or "transparency" in image.info:
             return lambda _: planar(_imagecodecs("png_decode", data))
     elif image.format == "TIFF":
-        return _deep_tiff(name, data)
+        return _deep_tiff(name, data, place)
     elif image.format == "AVIF":
         bits = _avif_bits(data)
         if bits > 8:
-            return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data)), bits)
+            index = {"index": place.frame} if getattr(image, "is_animated", False) else {}
+            return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data, **index)), bits)
     elif image.format == "JPEG2000":
         return _deep_jpeg2000(name, data)
     elif image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
-        return lambda _: _deep_heif(data, image.info["bit_depth"])
+        return lambda _: _deep_heif(data, image.info["bit_depth"], place.frame)
     elif image.format == "JXL" and _imagecodecs("jpegxl_decode", data).dtype != np.uint8:  # of unknown depth
         raise UnsupportedImage(f"{name}: JPEG XL of more than 8 bits is not handled; convert it to PNG or TIFF")
     elif image.format == "PPM" and image.mode == "RGB":
@@ -325,13 +386,13 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes) -> Deep | None:
     return None
 
 
-def _imagecodecs(function: str, data: bytes) -> Array:
-    return np.asarray(getattr(importlib.import_module("imagecodecs"), function)(data))
+def _imagecodecs(function: str, data: bytes, **options: int) -> Array:
+    return np.asarray(getattr(importlib.import_module("imagecodecs"), function)(data, **options))
 
 
-def _deep_tiff(name: str, data: bytes) -> Deep | None:
+def _deep_tiff(name: str, data: bytes, place: Place) -> Deep | None:
     """As `_deep_decoder`, for TIFF; None where nothing has more than 8 bits, and for 32 bits, which Pillow reads."""
-    tags = metadata.read_directory(data)
+    tags = metadata.read_directory(data, place.at)
     depths, kinds, photometric = tags.numbers(258) or [1], set(tags.numbers(339)) or {1}, tags.numbers(262)
     if (max(depths) <= 8 and kinds != {2}) or (max(depths) == 32 and kinds != {3}):
         return None
@@ -344,7 +405,7 @@ def _deep_tiff(name: str, data: bytes) -> Deep | None:
     extras = tags.numbers(338) or ([2] if len(depths) in (2, 4) else [])
 
     def decode(notes: list[str]) -> Array:
-        values = importlib.import_module("tifffile").imread(io.BytesIO(data), key=0)
+        values = importlib.import_module("tifffile").imread(io.BytesIO(data), key=place.frame)
         apart = values.ndim == 3 and values.shape[:2] != size  # plane after plane
         planes = to_sixteen_bits(values if apart else planar(values), depths[0])
         if planes.shape[1:] != size:
@@ -354,24 +415,18 @@ def _deep_tiff(name: str, data: bytes) -> Deep | None:
     return decode
 
 
-def _tiff_beyond_pillow(data: bytes, name: str) -> Picture:
+def _tiff_beyond_pillow(data: bytes, name: str, place: Place) -> Picture:
     """A TIFF that Pillow can't open, if it is one: 12 bits of colour, WhiteIsZero of 16 bits, and others."""
-    with _damage(name):
-        tags = metadata.read_directory(data)
-        stand_in = Image.new("L", (1, 1))
-        stand_in.format = "TIFF"
-        stand_in.info |= {key: tags.entries[tag].data for key, tag in (("icc_profile", 34675), ("xmp", 700))
-                          if tag in tags.entries}  # fmt: skip
-        (height, *_), (width, *_) = tags.numbers(257), tags.numbers(256)
-        with importlib.import_module("tifffile").TiffFile(io.BytesIO(data)) as file:
-            _refuse(width * height, len(file.pages), name)
-        deep = _deep_tiff(name, data)
-        if deep is None:
-            raise UnsupportedImage(
-                f"{name}: TIFF of this kind is not handled; convert it to RGB or grey of 8 or 16 bits"
-            )
-        found = metadata.read(stand_in, data)
-        return _picture(stand_in, deep(found.notes), found, data)
+    tags = metadata.read_directory(data, place.at)
+    stand_in = Image.new("L", (1, 1))
+    stand_in.format = "TIFF"
+    (height, *_), (width, *_) = tags.numbers(257), tags.numbers(256)
+    _refuse_size(width * height, name)
+    deep = _deep_tiff(name, data, place)
+    if deep is None:
+        raise UnsupportedImage(f"{name}: TIFF of this kind is not handled; convert it to RGB or grey of 8 or 16 bits")
+    found = metadata.read(stand_in, data, place.at)
+    return _picture(stand_in, deep(found.notes), found, data)
 
 
 def _tiff_planes(planes: Array, colours: int, extras: list[int], notes: list[str], *, white_is_zero: bool) -> Array:
@@ -409,8 +464,8 @@ def _deep_jpeg2000(name: str, data: bytes) -> Deep | None:
     return lambda _: to_sixteen_bits(planar(_imagecodecs("jpeg2k_decode", data)), bits)
 
 
-def _deep_heif(data: bytes, bits: int) -> Array:
-    file = importlib.import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+def _deep_heif(data: bytes, bits: int, frame: int) -> Array:
+    file = importlib.import_module("pillow_heif").open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)[frame]
     return to_sixteen_bits(planar(np.asarray(file) >> (16 - bits)), bits)  # it fills up with zeros
 
 
@@ -531,17 +586,11 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
     `image_quality`: 1..100 for JPEG, WebP and AVIF (default 95, with full chroma in JPEG; alpha is lossless). Raises
     `UsageError` for an unknown suffix and `OutputError` where the format can't hold the picture (alpha, 16 bits, size).
     """
-    kind = WRITABLE.get(suffix.lower())
+    kind = check_format(picture, suffix)
     name = picture.name or "the image"
-    if kind is None:
-        raise UsageError(f"{suffix}: not a format that aeimg writes; use one of {', '.join(sorted(WRITABLE))}")
-    if picture.alpha is not None and kind not in KEEPS_ALPHA:
-        raise OutputError(f"{name}: {kind} can't hold its transparency; use --format png")
-    if picture.pixels.dtype == np.uint16 and kind not in KEEPS_16_BITS:
-        raise OutputError(f"{name}: {kind} can't hold its 16 bits; use --format png or tiff")
     try:
         if kind == "TIFF":
-            return _encode_tiff(picture)
+            return metadata.tiff_file([tiff_page(picture)])
         if kind == "PNG":
             return _encode_png(picture)
         if kind == "BMP":
@@ -551,6 +600,20 @@ def encode_picture(picture: Picture, suffix: str, *, image_quality: int | None =
         return _encode_lossy(picture, kind, 95 if image_quality is None else image_quality)
     except (OSError, ValueError, struct.error) as error:
         raise OutputError(f"{name}: can't be written as {kind} ({error})") from error
+
+
+def check_format(picture: Picture, suffix: str) -> str:
+    """Pillow's name of the format that `suffix` stands for. Raises `UsageError` where aeimg does not write that,
+    `OutputError` where it can't hold the alpha or the depth of the picture."""
+    kind = WRITABLE.get(suffix.lower())
+    name = picture.name or "the image"
+    if kind is None:
+        raise UsageError(f"{suffix}: not a format that aeimg writes; use one of {', '.join(sorted(WRITABLE))}")
+    if picture.alpha is not None and kind not in KEEPS_ALPHA:
+        raise OutputError(f"{name}: {kind} can't hold its transparency; use --format png")
+    if picture.pixels.dtype == np.uint16 and kind not in KEEPS_16_BITS:
+        raise OutputError(f"{name}: {kind} can't hold its 16 bits; use --format png or tiff")
+    return kind
 
 
 def _saved(picture: Picture, kind: str, **options: object) -> bytes:
@@ -580,14 +643,20 @@ def _encode_png(picture: Picture, **options: object) -> bytes:
     return metadata.png_with_metadata(data, picture.metadata)
 
 
-def _encode_tiff(picture: Picture) -> bytes:
-    """A TIFF in one deflated strip, in the byte order of its EXIF data. Pillow can't write 16 bits, nor keep EXIF data
-    byte for byte; tifffile knows no EXIF directories."""
+def tiff_page(picture: Picture, order: str | None = None) -> tuple[metadata.Directory, bytes]:
+    """The picture as a page of a TIFF, in one deflated strip; for `metadata.tiff_file`. Pillow can't write 16 bits, nor
+    keep EXIF data byte for byte; tifffile knows no EXIF directories.
+
+    `order` is the byte order of the pages before it, "<" or ">"; None takes that of the EXIF data. Raises `OutputError`
+    where the format, or the order, can't hold the picture.
+    """
     if picture.pixels.dtype == np.uint16 and picture.mode == "LA":  # which few programs read, Pillow not among them
         raise OutputError(f"{picture.name or 'the image'}: TIFF of 16 bits can't hold grey with alpha; use png")
     planes = picture.planes
     samples = np.atleast_3d(interleaved(planes if planes.dtype == np.uint16 else to_eight_bits(planes)))
-    directory = metadata.tiff_metadata(picture.metadata)
+    directory = metadata.tiff_metadata(picture.metadata, order or "<")
+    if directory.order != (order or directory.order):
+        raise OutputError(f"{picture.name or 'the image'}: the EXIF data of its pages differ in their byte order")
     strip = zlib.compress(
         samples.astype(samples.dtype.newbyteorder(">" if directory.order == ">" else "<")).tobytes(), 6
     )
@@ -602,7 +671,11 @@ def _encode_tiff(picture: Picture) -> bytes:
         directory.put(tag, kind, *values)
     if count > colours:
         directory.put(338, short, 2)  # the extra sample is alpha that nothing was multiplied with
-    return metadata.tiff_file(directory, strip)
+    if picture.page is not None:
+        directory.put(254, long, 2)
+        if picture.page.count < 1 << 16:
+            directory.put(297, short, picture.page.number - 1, picture.page.count)
+    return directory, strip
 
 
 def encode_lossless(picture: Picture) -> bytes:

@@ -84,10 +84,10 @@ class Record:
         return replace(self, size=size, mtime=mtime, ctime=ctime, version=version)
 
 
-def record_of(recipe: str, status: os.stat_result | Status, source: bytes, result: bytes) -> Record:
-    """Returns the record of a result that was made of a file with that status and content."""
+def record_of(recipe: str, status: os.stat_result | Status, source: str, result: bytes) -> Record:
+    """Returns the record of a result that was made of a file with that status, whose `digest` is `source`."""
     size, mtime, ctime, version = stamp(status)
-    return Record(recipe, size, mtime, digest(source), len(result), digest(result), ctime, version)
+    return Record(recipe, size, mtime, source, len(result), digest(result), ctime, version)
 
 
 def stamp(status: os.stat_result | Status) -> tuple[int, int, int | None, str | None]:

@@ -506,10 +506,11 @@ def _cut_thumbnail(tiff: bytearray, order: str, at: int) -> None:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(image: Image.Image, data: bytes | None = None) -> Found:
+def read(image: Image.Image, data: bytes | None = None, directory: int | None = None) -> Found:
     """What came with `image`, which was opened from the file `data`, or which a caller made or opened.
 
-    The image is not changed. Whatever is damaged is left out, and a note says so.
+    Of a TIFF, `directory` is where that of the page lies; None for the first one. The image is not changed. Whatever is
+    damaged is left out, and a note says so.
     """
     found = Found()
     parts: _Parts = {}
@@ -521,7 +522,7 @@ def read(image: Image.Image, data: bytes | None = None) -> Found:
         lambda: _of_info(image), lambda: _exif_of_info(image), lambda: _colour_of_info(image)
     ]  # fmt: skip
     if kind == "TIFF":
-        readers.append(lambda: _of_tiff(image, data, found.notes))
+        readers.append(lambda: _of_tiff(image, data, directory, found.notes))
     if data is not None and kind in of_file:
         readers.append(lambda: of_file[kind](data))
     for reader in readers:
@@ -749,7 +750,7 @@ def _as_profile(iptc: bytes) -> bytes:
 
 # Of a TIFF's tags, those that describe the picture; the others describe how that file was laid out.
 _TIFF_TAGS = (269, 270, 271, 272, 282, 283, 285, 296, 305, 306, 315, 316, 18246, 33432, *range(40091, 40096))
-_IPTC, _PHOTOSHOP = 33723, 34377
+_IPTC, _PHOTOSHOP, _ICC, _XMP = 33723, 34377, 34675, 700
 
 
 def tiff_bytes(image: Image.Image, data: bytes | None) -> bytes | None:
@@ -778,11 +779,11 @@ def _stated_by_pillow(image: Image.Image) -> bytes | None:
     return kept.tobytes() if kept else None
 
 
-def _of_tiff(image: Image.Image, data: bytes | None, notes: list[str]) -> _Parts:
+def _of_tiff(image: Image.Image, data: bytes | None, at: int | None, notes: list[str]) -> _Parts:
     file = tiff_bytes(image, data)
     if file is None:
         return {"exif": _stated_by_pillow(image)}
-    whole = read_directory(file)
+    whole = read_directory(file, at)
     if whole.damaged:
         notes.append(_DAMAGED.format(len(whole.damaged)))
     described = {tag: whole.entries[tag] for tag in (*_TIFF_TAGS, ORIENTATION) if tag in whole.entries}
@@ -791,7 +792,9 @@ def _of_tiff(image: Image.Image, data: bytes | None, notes: list[str]) -> _Parts
     records = iptc.data if iptc else _iptc_of(photoshop.data) if photoshop else None
     if records and iptc and iptc.kind == 4 and records[0] != 0x1C and records[3:4] == b"\x1c":  # written as integers
         records = b"".join(records[n : n + 4][::-1] for n in range(0, len(records), 4))
-    return {"exif": as_exif(kept), "iptc": records, "resolution": None}
+    # Not those of Pillow, which may be of the page before.
+    icc, xmp = (whole.entries[tag].data if tag in whole.entries else None for tag in (_ICC, _XMP))
+    return {"exif": as_exif(kept), "iptc": records, "resolution": None, "icc": icc or None, "xmp": xmp or None}
 
 
 def _of_bmp(data: bytes) -> _Parts:
@@ -922,25 +925,36 @@ def bmp_with_resolution(data: bytes, metadata: Metadata) -> bytes:
 _LAYOUT_TAGS = (254, 255, 266, 301, *range(317, 326), 330, 338, 339, 340, 341, 347, *range(512, 533), 700, 34675)
 
 
-def tiff_metadata(metadata: Metadata) -> Directory:
-    """What of `metadata` stands in the first directory of a TIFF file, in the byte order of the EXIF data."""
-    directory = of_exif(metadata.exif) if metadata.exif else Directory()
+def tiff_metadata(metadata: Metadata, order: str = "<") -> Directory:
+    """What of `metadata` stands in the directory of a TIFF's page, in the byte order of the EXIF data; in `order` where
+    there are none."""
+    directory = of_exif(metadata.exif) if metadata.exif else Directory(order)
     for tag in _LAYOUT_TAGS:
         directory.entries.pop(tag, None)
     if metadata.resolution is not None:
         put_resolution(directory, metadata.resolution)
     if metadata.icc:
-        directory.put_bytes(34675, 7, metadata.icc)
+        directory.put_bytes(_ICC, 7, metadata.icc)
     if metadata.xmp:
-        directory.put_bytes(700, 1, metadata.xmp)
+        directory.put_bytes(_XMP, 1, metadata.xmp)
     if metadata.iptc:
         directory.put_bytes(_IPTC, 7, metadata.iptc)
     return directory
 
 
-def tiff_file(directory: Directory, strip: bytes) -> bytes:
-    """A TIFF file of a directory and of one strip of samples; the directory's tag 273 is set to where that lies."""
-    directory.put(273, 4, 0)
-    length = len(lay_out(directory, 8))
-    directory.put(273, 4, 8 + length + length % 2)
-    return _head(directory.order) + lay_out(directory, 8) + bytes(length % 2) + strip
+def tiff_file(pages: Iterable[tuple[Directory, bytes]]) -> bytes:
+    """A TIFF file of pages, each a directory and one strip of samples; all directories have one byte order. Their tag
+    273 is set to where the strip lies."""
+    out, link = bytearray(8), 4
+    for directory, strip in pages:
+        if len(out) == 8:
+            out[:] = _head(directory.order)
+        out += bytes(len(out) % 2)
+        at = len(out)
+        struct.pack_into(directory.order + "I", out, link, at)
+        directory.put(273, 4, 0)
+        length = len(lay_out(directory, at))
+        directory.put(273, 4, at + length + length % 2)
+        out += lay_out(directory, at) + bytes(length % 2) + strip
+        link = at + 2 + 12 * (len(directory.entries) + len(directory.below))  # where this one leads on
+    return bytes(out)

@@ -171,8 +171,8 @@ def _step_of(all_levels: Array) -> float:
 SQUARE, CELL = 4, 8
 """The side of the squares that are looked for again, in pixels; that of the cells that are counted, in squares."""
 REPEATED = 0.2
-"""Where this share of the squares occurs again, the picture holds no noise. Of noise fewer do: none of sigma 2, a tenth of
-a camera's that JPEG has smoothed."""
+"""Where this share of the squares occurs again, the picture holds no noise. Of noise fewer do: none of sigma 2, a tenth
+of a camera's that JPEG has smoothed."""
 REPEATED_IN_JPEG = 0.9
 """The same where JPEG has left its marks: it makes flat squares of smooth parts, noise may be left elsewhere."""
 

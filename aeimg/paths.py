@@ -539,11 +539,11 @@ def plan(
             key = _key(parent / candidate)
         taken.add(key)
         jobs.append(Job(one.path, below[parent] / candidate))
-    _refuse_overwriting(jobs)
+    refuse_overwriting(jobs)
     return jobs
 
 
-def _refuse_overwriting(jobs: Sequence[Job]) -> None:
+def refuse_overwriting(jobs: Sequence[Job]) -> None:
     """Raises `UsageError` where an output would lie on an input."""
 
     # By identity, as the same folder may have two names: links, bind mounts, another case.

@@ -45,6 +45,16 @@ class Meter:
         """When work was done,"""
         self.amounts: list[tuple[float, ...]] = [()]
         """and how much of each kind there was by then."""
+        self.warm = 0
+        """The place in these lists at which the warm-up was over."""
+
+    def begin(self, done: float) -> None:
+        """Takes note that so much was done before, which says nothing of the rate."""
+        self.amounts[0] = (done,)
+
+    def warmed_up(self) -> None:
+        """Takes note that the work begins to go as fast as it will."""
+        self.warm = len(self.times) - 1
 
     def reach(self, *amounts: float, weights: tuple[float, ...] = (1.0,), total: float | None = None) -> None:
         """Takes note that so much of each kind is done, and what there is in all, where that is known better now."""
@@ -76,17 +86,26 @@ class Meter:
         """Work per second; 0 where nothing is done yet.
 
         The first half of the time does not count: libraries warm up, the first files are read while the model waits.
+        Nor does a longer warm-up, once enough was done after it.
         """
         last = self.times[-1]
         start = bisect(self.times, self.began + (last - self.began) / 2) - 1
-        work = self._weighted(self.amounts[-1]) - self._weighted(self.amounts[start])
-        return max(work, 0.0) / max(last - self.times[start], 1e-9)
+        if self._between(self.warm, -1) >= AFTER_WARM_UP * self.total:
+            start = max(start, self.warm)
+        return max(self._between(start, -1), 0.0) / max(last - self.times[start], 1e-9)
+
+    def _between(self, start: int, end: int) -> float:
+        return self._weighted(self.amounts[end]) - self._weighted(self.amounts[start])
 
     @property
     def left(self) -> float | None:
         """How many seconds the rest takes at this rate; None where nothing is done yet."""
         rate = self.rate
         return max((self.total - self.done) / rate - (self.clock() - self.times[-1]), 0.0) if rate > 0 else None
+
+
+AFTER_WARM_UP = 0.05
+"""The share of the work that must be done after the warm-up, so that the rate is taken from that time alone."""
 
 
 def duration(seconds: float) -> str:
@@ -115,17 +134,18 @@ class Progress:
     def __init__(
         self,
         title: str,
-        count: int,
+        count: int | None,
         *,
         wanted: bool,
         item: str = "images",
         speed: tuple[str, float] | None = ("MP/s", 1e6),
+        lines: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`count` items are to be done, which are called `item`. `speed` names a unit of the rate, and says how much
-        work that is."""
+        """`count` items are to be done, which are called `item`; None where nobody knows how many. `speed` names a unit
+        of the rate, and says how much work that is. Without `lines` nothing is shown where there is no terminal."""
         self.title, self.count, self.item, self.speed = title, count, item, speed
-        self.meter = Meter(float(count), clock)
+        self.meter = Meter(1.0 if count is None else float(count), clock)
         self.through = 0
         """How many items are through."""
         self.failed = 0
@@ -135,9 +155,9 @@ class Progress:
         self.about = ""
         """What else the caller has to say."""
         terminal = sys.stderr is not None and sys.stderr.isatty()  # without a console, it is None
-        self.lines = wanted and count > 0 and not terminal
+        self.lines = wanted and lines and count != 0 and not terminal
         self.bar: tqdm[Any] | None = None
-        if wanted and count > 0 and terminal:
+        if wanted and count != 0 and terminal:
             self.bar = self._bar()
         self._last_line = clock()
         self._ended = threading.Event()
@@ -162,6 +182,11 @@ class Progress:
 
     # -- what the caller says ----------------------------------------------------------------------------------
 
+    def begin(self, done: float, total: float = 1.0) -> None:
+        """Takes note that so much work was done before, and how much there is in all."""
+        self.meter.total = total
+        self.meter.begin(done)
+
     def reach(self, done: float, total: float | None = None) -> None:
         """Takes note that so much work is done, and how much there is in all."""
         self.meter.reach(done, total=total)
@@ -180,18 +205,21 @@ class Progress:
         """Says what is being done now."""
         self.now = what
 
-    def each(self, items: Iterable[T], work: Callable[[T], float]) -> Iterator[T]:
-        """Yields the items; each counts as so much work once it is there."""
+    def each(self, items: Iterable[T], name: Callable[[T], str] = str) -> Iterator[T]:
+        """Yields the items, of which each counts 1, says what is being done by their names, and counts each once the
+        caller comes back for the next."""
         for one in items:
-            self.add(work(one))
+            self.doing(name(one))
             yield one
+            self.add(1)
+            self.step()
 
     # -- what is shown -----------------------------------------------------------------------------------------
 
     def words(self) -> str:
         """Returns how far it is: `3 of 9 images, 2.1 MP/s, 1 failed, 40 s left; a.jpg`."""
         meter = self.meter
-        parts = [f"{self.through:,} of {self.count:,} {self.item}"]
+        parts = [f"{self.through:,} {'' if self.count is None else f'of {self.count:,} '}{self.item}"]
         if self.bar is None:  # which shows it as well
             parts.append(f"{100 * meter.share:.0f}%")
         if self.about:
@@ -297,6 +325,8 @@ class Watched:
         self._bytes_read = 0.0
         self._pixels = dict.fromkeys(("prepare", "run", "finish"), 0.0)
         self._seconds = dict.fromkeys(("prepare", "run", "finish"), 0.0)
+        self._warm_up = dict.fromkeys(("prepare", "run", "finish"), (0.0, 0.0))
+        """Pixels and seconds of what each step did first, while libraries were loaded and memory was fetched."""
         self._under_way = 0.0
         """How many pixels of the batch that is being run are through."""
         self._lost = 0.0
@@ -332,7 +362,13 @@ class Watched:
 
         def reached(share: float) -> None:
             self._under_way = share * work
-            self._tell(self._clock() - began)
+            running = self._clock() - began
+            first = not self._warm_up["run"][0]
+            if first:
+                self._warm_up["run"] = self._under_way, running
+            self._tell(running)
+            if first:
+                self.progress.meter.warmed_up()
 
         names = getattr(items[0], "label", "")
         self.progress.doing(names if len(items) == 1 or not names else f"{names} and {len(items) - 1} more")
@@ -345,7 +381,10 @@ class Watched:
                 raise
             finally:
                 self._under_way = 0.0
+        first = not self._warm_up["run"][0]
         self._count("run", work, self._clock() - began)
+        if first:
+            self.progress.meter.warmed_up()
         return results
 
     def finish(self, item: Any, raw: Any) -> Any:
@@ -360,6 +399,8 @@ class Watched:
         with self._lock:
             self._pixels[step] += work
             self._seconds[step] += seconds if work else 0
+            if not self._warm_up[step][0]:
+                self._warm_up[step] = (work, seconds) if work else (0.0, 0.0)
         self._tell()
 
     def _tell(self, running: float = 0.0) -> None:
@@ -371,7 +412,7 @@ class Watched:
             total = pixels["prepare"] + density * self._unread
         pixels["run"] += self._under_way
         seconds["run"] += running
-        costs = {step: seconds[step] / pixels[step] if pixels[step] > 0 else None for step in pixels}
+        costs = {step: self._cost(step, pixels[step], seconds[step]) for step in pixels}
         prepare = (costs["prepare"] or 0.0) / self.jobs
         run = costs["run"] if costs["run"] is not None else prepare * RUN_SHARE / (1 - RUN_SHARE)
         finish = costs["finish"]
@@ -380,6 +421,13 @@ class Watched:
         if whole > 0:
             weights = (prepare / whole, run / whole, finish / whole)
             self.progress.meter.reach(*pixels.values(), weights=weights, total=total)
+
+    def _cost(self, step: str, pixels: float, seconds: float) -> float | None:
+        """Returns the seconds that a step takes for a pixel, without its warm-up, where it has done more than that."""
+        first, warm_up = self._warm_up[step]
+        if pixels > first > 0 and seconds > warm_up:
+            return (seconds - warm_up) / (pixels - first)
+        return seconds / pixels if pixels > 0 else None
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from .errors import AeimgError, DataError, InputError, ModelError, UsageError
 from .images import encode_picture, from_pil, open_image
 from .metrics import bits_per_pixel, psnr
 from .paths import LATENT_SUFFIX, Place, find, is_folder, located, open_regular, write_atomic
-from .urls import Url, is_url, redacted
+from .progress import Progress
+from .urls import is_url, redacted
 
 # -- info and models ----------------------------------------------------------------------------------------------
 
@@ -89,11 +90,8 @@ def tabulate(rows: Iterable[Mapping[str, Any]], sort: str = "file") -> str:
 
 def _describe_file(path: Place) -> dict[str, Any]:
     """Returns what a latent file or a weights file states of itself."""
-    try:
-        with open_regular(path) if isinstance(path, Url) else open(path, "rb") as file:
-            is_latent = file.read(len(container.MAGIC)) == container.MAGIC
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from error
+    with open_regular(path) as file:
+        is_latent = file.read(len(container.MAGIC)) == container.MAGIC
     if is_latent:
         return _describe_latent(str(path), container.read_file(path))
     if path.suffix == ".safetensors" and isinstance(path, Path):
@@ -130,6 +128,10 @@ def _describe_latent(name: str, data: bytes) -> dict[str, Any]:
         about |= {"mode": "coded", "model": latent.label, "weights": latent.digest.hex(), "quality": latent.quality,
                   "width": width, "height": height, "pixels": pixels, "bits_per_channel": latent.depth}  # fmt: skip
     about["bits_per_pixel"] = round(bits_per_pixel(len(data), width, height), 4)
+    if (page := latent.page) is not None:
+        about |= {"page": page.number, "pages": page.count}
+        if page.duration is not None:
+            about |= {"milliseconds": page.duration / 1000, "loops": page.loops}
     return about | {"source": latent.name, "source_format": latent.format, "sections": sizes}
 
 
@@ -222,10 +224,11 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 DEMO_SIGMA = 25.0
 
 
-def run_demo(out: Path) -> str:
+def run_demo(out: Path, *, progress: bool = False) -> str:
     """Adds noise to real photographs, denoises, compresses and decompresses them into the folder `out`.
 
-    Returns a table of figures as text. Raises `DataError` where the photographs are missing.
+    `progress` shows how far each of these steps is, on standard error. Returns a table of figures as text. Raises
+    `DataError` where the photographs are missing.
     """
     out = Path(out)
     originals = dict(_photographs())
@@ -235,7 +238,7 @@ def run_demo(out: Path) -> str:
         noisy = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
         for kind, image in (("original", pixels), ("noisy", noisy)):
             write_atomic(folders[kind] / f"{name}.png", encode_picture(from_pil(Image.fromarray(image)), ".png"))
-    again: dict[str, Any] = {"if_exists": "overwrite"}
+    again: dict[str, Any] = {"if_exists": "overwrite", "progress": progress}
     denoised = process(folders["noisy"], "denoise", out=folders["denoised"], **again)
     compressed = process(folders["original"], "compress", out=folders["latents"], **again)
     decompressed = process(folders["latents"], "decompress", out=folders["decompressed"], **again)
@@ -247,16 +250,17 @@ def run_demo(out: Path) -> str:
     lines += ["", "latent files, beside JPEG and AVIF of at most the same size: bits per pixel and PSNR in dB",
               f"    {'':12}{'bpp':>8}{'aeimg':>8}{'JPEG':>8}{'AVIF':>8}"]  # fmt: skip
     strips = []
-    for name, pixels in originals.items():
-        size = (folders["latents"] / f"{name}.aei").stat().st_size
-        ours = _pixels(folders["decompressed"] / f"{name}.png")
-        jpeg, avif = (_best_under(size, pixels, kind) for kind in ("JPEG", "AVIF"))
-        bpp = bits_per_pixel(size, pixels.shape[1], pixels.shape[0])
-        scores = "".join(f"{psnr(x, pixels):8.2f}" if x is not None else f"{'-':>8}" for x in (ours, jpeg, avif))
-        lines.append(f"    {name:12}{bpp:8.3f}{scores}")
-        noisy, clean = (_pixels(folders[f] / f"{name}.png") for f in ("noisy", "denoised"))
-        strips.append(_strip({"original": pixels, "noisy": noisy, "denoised": clean,
-                              "latent": ours, "JPEG, same size": jpeg, "AVIF, same size": avif}))  # fmt: skip
+    with Progress("demo: JPEG and AVIF of the same size", len(originals), wanted=progress, speed=None) as shown:
+        for name, pixels in shown.each(originals.items(), lambda one: one[0]):
+            size = (folders["latents"] / f"{name}.aei").stat().st_size
+            ours = _pixels(folders["decompressed"] / f"{name}.png")
+            jpeg, avif = (_best_under(size, pixels, kind) for kind in ("JPEG", "AVIF"))
+            bpp = bits_per_pixel(size, pixels.shape[1], pixels.shape[0])
+            scores = "".join(f"{psnr(x, pixels):8.2f}" if x is not None else f"{'-':>8}" for x in (ours, jpeg, avif))
+            lines.append(f"    {name:12}{bpp:8.3f}{scores}")
+            noisy, clean = (_pixels(folders[f] / f"{name}.png") for f in ("noisy", "denoised"))
+            strips.append(_strip({"original": pixels, "noisy": noisy, "denoised": clean,
+                                  "latent": ours, "JPEG, same size": jpeg, "AVIF, same size": avif}))  # fmt: skip
     write_atomic(out / "comparison.png", _png(np.concatenate(strips)))
     lines += ["", f"pictures: {out / 'comparison.png'}, and the folders beside it"]
     failed = [*denoised.failed, *compressed.failed, *decompressed.failed]

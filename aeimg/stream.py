@@ -11,10 +11,12 @@ and turns whatever goes wrong with one item into that item's outcome.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import sys
 from collections import deque
-from collections.abc import Generator, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,6 +25,25 @@ BATCH_WORK = 4 << 20
 """The items of a batch hold no more work than this together, unless one item alone does. Pixels, for images."""
 MEMORY = 2 << 30
 """How many bytes the items on their way may hold, where nothing else is said."""
+
+
+LARGE = 16 << 20
+"""Before an item of more bytes is let in, what earlier ones have freed is given back to the system."""
+
+
+@functools.cache
+def _trim() -> Callable[[int], object]:
+    """Returns glibc's `malloc_trim`; elsewhere, what does nothing."""
+    try:
+        trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, another system
+        return id
+    return trim
+
+
+def _give_back() -> None:
+    """Gives memory that was freed back to the system: glibc keeps much of it, for each thread that has used some."""
+    _trim()(0)
 
 
 class Item(Protocol):
@@ -176,6 +197,8 @@ def stream(
                     more = waiting is not None
                 if waiting is None or (slots and held + waiting.nbytes > memory):
                     break
+                if waiting.nbytes > LARGE:
+                    _give_back()
                 waiting.future = pool.submit(task.prepare, waiting.source)
                 held += waiting.nbytes
                 slots.append(waiting)
@@ -184,17 +207,23 @@ def stream(
                 return
             batch = _gather(slots, task, batch_size)
             if batch:
-                for slot, raw in zip(batch, _run(task, [slot.item for slot in batch]), strict=True):
-                    if isinstance(raw, Exception):
-                        slot.end(error=raw)
-                    else:
-                        slot.future = pool.submit(task.finish, slot.item, raw)
+                _hand_on(batch, task, pool)
             elif slots[0].outcome is None:
                 wait([slot.future for slot in slots if slot.future is not None], return_when=FIRST_COMPLETED)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         if late is not None:
             late += _ended(slots)
+
+
+def _hand_on(batch: list[_Slot], task: Task[Any, Any, Any, Any], pool: ThreadPoolExecutor) -> None:
+    """Runs a batch and lets threads finish it. Nothing here refers to the results any more when it returns: a large one
+    would stay in memory until the next batch has run."""
+    for slot, raw in zip(batch, _run(task, [slot.item for slot in batch]), strict=True):
+        if isinstance(raw, Exception):
+            slot.end(error=raw)
+        else:
+            slot.future = pool.submit(task.finish, slot.item, raw)
 
 
 def _estimate(task: Task[S, Any, Any, Any], source: S) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import aeimg
 from aeimg import container, registry
 from aeimg.cli import main
 from aeimg.metrics import psnr
@@ -374,6 +376,21 @@ def test_a_small_autoencoder_is_trained_and_used(tmp_path, photograph):
     done = run("train", "vanilla", tmp_path / "in" / "0.png", "-o", tmp_path / "w.safetensors")
     assert done.exit_code == 1
     assert "1 usable images, at least 10" in done.output
+
+
+def test_info_on_a_pipe_is_an_error_and_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.aei")
+    done = CliRunner().invoke(main, ["info", str(tmp_path / "a.aei")])
+    assert done.exit_code == 1
+    assert "is no regular file" in done.output
+
+
+def test_errors_and_models_can_not_command_the_terminal(tmp_path):
+    run = CliRunner().invoke
+    aeimg.register("bad\x1b[2Jname", lambda: None, task="denoise")
+    for call in (["models"], ["info", "x\x1b[2Jy"], ["denoise", "x\x1b[2Jy", "out"], ["x\x1b[2Jy"],
+                 ["compress", "a", "b", "--quality", "x\x1b[2Jy"]):  # fmt: skip
+        assert "\x1b" not in run(main, call).output, call
 
 
 def test_verbose_is_a_sentence_for_each_file(folder, caplog):

@@ -9,6 +9,7 @@ the seed, and is to become a test of its own in `test_forged.py` or `test_hostil
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import struct
@@ -222,6 +223,8 @@ def latents(small) -> list[bytes]:
     image.getexif()[270] = "a cat"
     made = [process(rgba, "compress", model=model, quality=20) for model in (None, "vanilla", "conv", "variational")]
     made += [process(image, "compress"), container.write(container.Stored(process(image, "compress")))]
+    page = container.Page(2, 3, 40_000, 5, b"12345678")
+    made += [container.write(dataclasses.replace(container.read(latent), page=page)) for latent in (made[1], made[-1])]
     golden = (Path(__file__).parent / "golden").glob("*.aei")
     return [*made, *(path.read_bytes() for path in sorted(golden) if path.stat().st_size < 20_000)]
 

@@ -81,6 +81,7 @@ def test_every_kind_of_import_is_seen(code, tmp_path, monkeypatch):
 LINES, PARAMETERS = 60, 7
 DOORS = {
     "engine.process",
+    "comparison.compare",
     "explore.features",
     "explore.sample",
     "explore.score",

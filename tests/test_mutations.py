@@ -107,9 +107,9 @@ def test_a_small_file_that_declares_150_megapixels_takes_little_memory(sound, tm
 
     latent = container.read(sound[0])
     assert isinstance(latent, container.Coded)
-    side = 12_288  # 6x6 tiles
-    index = struct.pack("<II", 8, 0) * 36
-    forged = container.write(replace(latent, width=side, height=side, data=index + bytes(8 * 36), alpha=None))
+    side, tiles = 12_288, 12 * 12
+    index = struct.pack("<II", 8, 0) * tiles
+    forged = container.write(replace(latent, width=side, height=side, data=index + bytes(8 * tiles), alpha=None))
     (tmp_path / "good").write_bytes(sound[0])
     (tmp_path / "forged").write_bytes(forged)
     command = [sys.executable, "-c", FORGED, str(tmp_path / "good"), str(tmp_path / "forged")]

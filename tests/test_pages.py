@@ -15,7 +15,7 @@ from PIL import Image
 
 import aeimg
 from aeimg.errors import UsageError
-from aeimg.pages import Album, rank, report_page
+from aeimg.pages import Album, means_by_setting, rank, report_page
 from aeimg.pages.album import error_map
 from aeimg.pages.report import link
 
@@ -74,6 +74,19 @@ def test_an_error_map_holds_the_mean_difference_of_each_block():
     after[:, 4, 6] = 8
     after[:, 0, 0] = 16
     assert error_map(before, after, 2).tolist() == [[4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 8]]
+
+
+def test_means_by_setting_count_pictures_that_have_the_figure_at_every_setting():
+    def row(setting: str, number: int, picture: str, **about) -> dict:
+        return {"setting": setting, "number": number, "picture": picture, **about}
+
+    rows = [row("b", 1, "x", psnr=30.0, bytes_out=10), row("a", 0, "x", psnr=20.0, bytes_out=1),
+            row("b", 1, "y", psnr=None, bytes_out=20), row("a", 0, "y", psnr=90.0, bytes_out=2),
+            row("b", 1, "z", status="failed"), row("a", 0, "z", psnr=50.0, bytes_out=500)]  # fmt: skip
+    assert means_by_setting(rows) == [
+        {"setting": "a", "psnr": 20.0, "pictures": 2, "bytes_out": 3},
+        {"setting": "b", "psnr": 30.0, "pictures": 2, "bytes_out": 30},
+    ]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -253,6 +266,34 @@ def test_the_viewer_slides_zooms_and_shows_residual_and_map(browser, page_file):
     assert page.locator("#name").text_content() == "bad.png" and "failed" in page.locator("#missing").text_content()
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
+    assert visit.complaints == []
+
+
+def test_two_settings_of_a_picture_are_chosen_for_its_slider(browser, tmp_path):
+    album = Album(1 << 20, 2, variants=3, maps=True)
+    ramp = np.broadcast_to(np.linspace(0, 200, 300, dtype=np.uint8), (3, 240, 300))
+    rows = []
+    for number in range(3):
+        for name in ("a", "b"):
+            setting = f"quality {number}"
+            rows.append({"input": f"in/{name}.png", "picture": name, "setting": setting, "number": number,
+                         "psnr": 30.0 + number - (name == "b"), "bytes_out": 1000 + number})  # fmt: skip
+            album.add(name, ramp, ramp + np.uint8(10 + number), rank=rank(rows[-1]), label=setting)
+    file = tmp_path / "compared.html"
+    file.write_bytes(report_page(rows, album, {"task": "compress"}, folder=tmp_path))
+    visit = Visit(browser, file)
+    page = visit.page
+    assert visit.names() == ["b.png"] * 3 + ["a.png"] * 3  # the worst picture first, its settings in their order
+    cells = page.locator("table.settings tbody tr >> nth=1").locator("th, td").all_text_contents()
+    assert cells == ["quality 1", "2.0 kB", "30.5"]
+    page.click("#rows tr >> nth=1")
+    for side, label in (("left", "quality 0"), ("right", "quality 2")):
+        page.select_option(f"#{side}", label)
+        assert page.locator(f"#tag-{side}").text_content() == label
+    assert page.locator("#left option").all_text_contents() == ["Before", "quality 0", "quality 1", "quality 2"]
+    first, second = (page.locator(f"img#{one}").get_attribute("src") for one in ("first", "second"))
+    assert first != second and "PSNR 31.00" in page.locator("#facts").text_content()
+    assert page.evaluate("document.getElementById('first').naturalWidth") > 0
     assert visit.complaints == []
 
 

@@ -81,9 +81,8 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_time_left_is_right_within_30_percent_after_a_tenth(name):
-    sizes, costs, warm_up = RUNS[name]
+def followed(sizes, costs, warm_up):
+    """What the time left was said to be while these pictures went through: times, shares of the work, seconds."""
     clock, told = Clock(), []
     progress = Progress("denoise", len(sizes), wanted=False, clock=clock)
     task = Slow(clock, *(SECOND * cost for cost in costs), warm_up)
@@ -95,7 +94,23 @@ def test_the_time_left_is_right_within_30_percent_after_a_tenth(name):
         for item, raw in zip(items, watched.run(items), strict=True):
             watched.finish(item, raw)
     assert progress.meter.share == pytest.approx(1, abs=0.01)
-    begin, end = 100.0, clock.now
+    return told, clock.now
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 2.0, 10.0, 40.0, 120.0])
+@pytest.mark.parametrize("side", [500, 1000])
+def test_however_long_the_warm_up_is_the_time_left_is_right_after_a_tenth_of_the_work(warm_up, side):
+    told, end = followed([side * side] * 120, (0.05, 1.0, 0.1), warm_up)
+    later = [(now, share, left) for now, share, left in told if 0.1 < share < 0.9]
+    assert len(later) > 10
+    for now, share, left in later:
+        assert left == pytest.approx(end - now, rel=0.3), f"after {share:.0%}"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_time_left_is_right_within_30_percent_after_a_tenth(name):
+    told, end = followed(*RUNS[name])
+    begin = 100.0
     later = [(now, left) for now, share, left in told if (now - begin) > 0.1 * (end - begin) and share < 0.9]
     assert len(later) > 10
     for now, left in later:
@@ -191,6 +206,32 @@ def test_lines_go_above_the_bar(terminal):
         progress.beside(said.append)("a line")
         assert progress.bar is not None
     assert said == ["a line"]
+
+
+def test_each_item_counts_once_the_next_is_asked_for_and_is_named(terminal):
+    with Progress("bench", 2, wanted=True, item="points", speed=None) as progress:
+        seen = [(one, progress.through, progress.meter.share, progress.now) for one in progress.each(["a", "b"])]
+        assert seen == [("a", 0, 0.0, "a"), ("b", 1, 0.5, "b")]
+        assert progress.words().startswith("2 of 2 points")
+
+
+def test_work_of_an_unknown_number_of_items_that_was_begun_before(terminal):
+    clock = Clock()
+    with Progress("train", None, wanted=True, item="steps", speed=None, clock=clock) as progress:
+        progress.begin(0.5)
+        for share in (0.6, 0.7):
+            clock.now += 10
+            progress.reach(share)
+            progress.step()
+        assert progress.meter.left == pytest.approx(30)
+        assert progress.words() == "2 steps, 30 s left"
+
+
+def test_nothing_is_shown_without_a_terminal_where_no_lines_are_wanted():
+    assert not Progress("train", 5, wanted=True, lines=False).shown
+
+
+def test_no_bar_where_it_is_not_wanted():
     assert Progress("train", 5, wanted=False).beside(print) is print
 
 

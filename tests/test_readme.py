@@ -30,6 +30,7 @@ SHELLS = ("bash", "console", "sh", "shell")
 
 def command_lines(text: str) -> list[str]:
     """The calls of aeimg in the code of a page, without comments, pipes and redirections."""
+    text = re.sub(r"\\\n\s*", " ", text)  # a line that goes on on the next one
     fenced = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
     code = re.findall(r"^    (.*)$", fenced.sub("", text), re.M)
     code += [line for kind, block in fenced.findall(text) if kind in SHELLS for line in block.splitlines()]

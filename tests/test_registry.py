@@ -388,3 +388,30 @@ def test_loading_weights_does_not_import_the_compiler_of_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr  # which would take 1.4 seconds and 150 MB
+
+
+class _Own:
+    """The built-in codec under another label."""
+
+    def __init__(self, label, digest):
+        self._codec = registry.get(None, "compress", torch.device("cpu"))
+        self.label, self.digest = label, digest
+
+    def to(self, device):
+        return self
+
+    def __getattr__(self, name):
+        return getattr(self._codec, name)
+
+
+def test_a_latent_finds_a_registered_codec_by_its_label_and_no_other(small):
+    aeimg.register("own-1", lambda: _Own("own-1", b"12345678"), task="compress")
+    latent = aeimg.process(small, "compress", model="own-1", quality=50)
+    assert aeimg.process(latent, "decompress", kind="numpy").shape == small.shape
+    aeimg.unregister("own-1")
+    aeimg.register("own-1", lambda: _Own("own-1", b"87654321"), task="compress")
+    with pytest.raises(aeimg.WrongWeights, match="these weights are"):
+        aeimg.process(latent, "decompress")
+    aeimg.unregister("own-1")
+    with pytest.raises(aeimg.WrongWeights, match="own-1"):
+        aeimg.process(latent, "decompress")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -91,6 +92,30 @@ def test_pairs_are_reported_by_camera(tmp_path, photograph):
     assert {camera: row["pairs"] for camera, row in figures["cameras"].items()} == {"all": 3, "one": 2, "two": 1}
     assert figures["cameras"]["all"]["gain"] > 3
     assert "two" in bench.table(figures)
+
+
+def test_a_denoiser_of_ones_own_is_measured_beside_those_that_ship(tmp_path, photograph):
+    class Idle(torch.nn.Module):
+        task, multiple, halo, label = "denoise", 1, 0, "idle-1"
+
+        def forward(self, x, sigma):
+            return x
+
+    aeimg.register("idle", Idle)
+    Image.fromarray(photograph[:64, :64]).save(tmp_path / "a.png")
+    figures = bench.bench_denoise(tmp_path, model="idle", sigmas=(25,), side=64)
+    mine, shipped = figures["sigmas"]["25"], figures["shipped"]["sigmas"]["25"]
+    assert mine["noisy"] == shipped["noisy"] and shipped["known"] > mine["known"] + 6
+    rows = [line.split() for line in bench.table(figures).splitlines()]
+    assert [f"{shipped['known']:.2f}" in row for row in rows if row[:1] == ["shipped"]][:2] == [True, False]
+    bench.write_plot(figures, tmp_path / "p.svg")
+    for kind, rows_of in (("clean", slice(0, 64)), ("noisy", slice(1, 65))):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(photograph[rows_of, :64]).save(tmp_path / kind / "one_a.png")
+    figures = bench.bench_denoise(tmp_path, model="idle")
+    assert figures["cameras"]["one"]["gain"] == 0
+    rows = [line.split() for line in bench.table(figures).splitlines()]
+    assert [row[0] for row in rows[2:]] == ["all", "shipped", "one", "shipped"]
 
 
 def test_the_engine_is_measured_against_its_parts(tmp_path, photograph):

@@ -7,7 +7,8 @@ bench_engine     how near a run over files comes to what its parts need
 bench_anomaly    how well small autoencoders distinguish other digits from their own
 bench_textbooks  the textbooks' figures for what is not shipped
 
-A set of figures is a dictionary that JSON can hold; `table` draws it.
+A set of figures is a dictionary that JSON can hold; `table` makes text of it, `write_plot` a plot, and `write_page` a
+page.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .compress import bench_compress
 from .denoise import bench_denoise
 from .engine import bench_engine
 from .images import bench_images
+from .page import check_bench_page, write_page
+from .plot import check_plot, has_plot, read_figures, write_plot
 from .setting import Figures
 from .textbooks import bench_anomaly, bench_textbooks
 
@@ -31,8 +34,14 @@ __all__ = [
     "bench_engine",
     "bench_images",
     "bench_textbooks",
+    "check_bench_page",
+    "check_plot",
+    "has_plot",
+    "read_figures",
     "table",
     "write_card",
+    "write_page",
+    "write_plot",
 ]
 
 _TABLES = {

@@ -21,6 +21,7 @@ from PIL import Image
 
 from .. import metrics
 from ..engine import process
+from ..progress import Progress
 from .setting import Chosen, Figures, circumstances, images_in
 
 Array = np.ndarray
@@ -132,7 +133,7 @@ def _measured(images: Sequence[Array], decoded: Iterable[Array], chosen: Sequenc
 
 
 def _points(
-    code: Callable[[int], Coded], levels: Sequence[int], images: Sequence[Array], chosen: Sequence[str]
+    code: Callable[[int], Coded], levels: Iterable[int], images: Sequence[Array], chosen: Sequence[str]
 ) -> Figures:
     points, encode, decode = [], 0.0, 0.0
     for level in levels:
@@ -140,7 +141,7 @@ def _points(
         encode, decode = encode + seconds[0], decode + seconds[1]
         bpp = [metrics.bits_per_pixel(len(f), x.shape[1], x.shape[0]) for f, x in zip(files, images, strict=True)]
         points.append({"quality": level, "bpp": float(np.mean(bpp)), **_measured(images, decoded, chosen)})
-    total = len(levels) * sum(x.shape[0] * x.shape[1] for x in images) / 1e6
+    total = len(points) * sum(x.shape[0] * x.shape[1] for x in images) / 1e6
     return {"points": points, "encode": total / encode, "decode": total / decode}
 
 
@@ -182,6 +183,7 @@ def bench_compress(
     qualities: Sequence[int] = QUALITIES,
     effort: int = 1,
     peers: Sequence[str] | None = None,
+    progress: bool = False,
 ) -> Figures:
     """Rate-distortion points, BD-rates and speeds of aeimg and its peers on the images in `data`.
 
@@ -192,6 +194,7 @@ def bench_compress(
         device, dtype, effort: as for `process`.
         qualities: those of aeimg.
         peers: names in `PEERS`; None takes all that this machine can run.
+        progress: whether a progress bar is shown on standard error, or a line now and then.
 
     Returns:
         A dictionary that JSON can hold; `table` draws it. `codecs` maps each codec to its `points` (quality, bpp and a
@@ -211,10 +214,12 @@ def bench_compress(
     for name in PEERS if peers is None else peers:
         if PEERS[name].available:
             codecs[name] = (PEERS[name].settings, _theirs(images, PEERS[name]), PEERS[name].qualities)
-    rows = {
-        name: {"settings": settings, **_points(code, levels, images, chosen)}
-        for name, (settings, code, levels) in codecs.items()
-    }
+    rows = {}
+    count = sum(len(levels) for *_, levels in codecs.values())
+    with Progress("bench compress", count, wanted=progress, item="points", speed=None) as shown:
+        for name, (settings, code, levels) in codecs.items():
+            through = shown.each(levels, lambda level, name=name: f"{name}, quality {level}")  # type: ignore[misc]
+            rows[name] = {"settings": settings, **_points(code, through, images, chosen)}
     bd_rates(rows, chosen)
     return {
         "task": "compress",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,12 +17,15 @@ from ..errors import DataError
 from ..metrics import psnr, ssim
 from ..paths import find_images
 from ..pixels import to_eight_bits
+from ..progress import Progress
 from .setting import Chosen, Figures, circumstances, images_in
 
 if TYPE_CHECKING:
     from torch import nn
 
 P = TypeVar("P", Image.Image, np.ndarray)
+SHIPPED = "shipped"
+"""What tables call what aeimg chooses among the denoisers that come with it, beside a model that is measured."""
 
 
 def _dncnn() -> nn.Module:
@@ -138,6 +141,7 @@ def bench_denoise(
     dtype: str = "auto",
     sigmas: Sequence[float] = (15, 25, 50),
     side: int = 1024,
+    progress: bool = False,
 ) -> Figures:
     """RGB PSNR of a denoiser, or of what `aeimg denoise` chooses, and its speed on one thread.
 
@@ -148,40 +152,69 @@ def bench_denoise(
     Args:
         data: a folder of images, taken as 8-bit RGB; or one with `noisy/` and `clean/`, whose pairs are measured
             instead.
-        model: a registered denoiser or a weights file; None lets aeimg choose for each image.
+        model: a registered denoiser or a weights file; None lets aeimg choose for each image. With one, what
+            aeimg would choose is measured as well, as `shipped`.
         limit: only the first so many images.
         device, dtype: as for `process`.
         sigmas: levels of white noise, in 8-bit units.
         side: of the square that speed is measured on, in pixels.
+        progress: whether a progress bar is shown on standard error, or a line now and then.
     """
-    chosen = Chosen(model=model, device=device, dtype=dtype)
+    every = [Chosen(model=one, device=device, dtype=dtype) for one in ([None] if model is None else [model, None])]
     if (Path(data) / "noisy").is_dir() and (Path(data) / "clean").is_dir():
-        return _bench_pairs(Path(data), limit, chosen)
+        paths = find_images(Path(data) / "noisy")[:limit]
+        with Progress("bench denoise", len(every) * len(paths), wanted=progress, item="pairs", speed=None) as shown:
+            first, *rest = [_bench_pairs(Path(data), paths, one, shown) for one in every]
+        return {**first, **({"shipped": rest[0]} if rest else {})}
     images = [x for _, x in images_in(data, limit)]
     grey = [np.asarray(Image.fromarray(x).convert("L")) for x in images]
-    denoiser = _Denoiser(chosen)
     largest = max(images, key=lambda x: x.shape[0] * x.shape[1])
     repeats = (-(-side // largest.shape[0]), -(-side // largest.shape[1]), 1)
     square = np.tile(largest, repeats)[:side, :side].astype(np.float32) / 255
-    return {
-        "task": "denoise",
-        "images": len(images),
-        "sigmas": {f"{sigma:g}": denoiser.white_noise(images, grey, sigma) for sigma in sigmas},
-        "jpeg75": denoiser.jpeg(images),
-        "clean": denoiser.clean(images),
-        **_denoising_speeds(square, chosen),
-        **circumstances("denoise", model, device, dtype),
+    parts = len(every) * (len(sigmas) + 3)
+    with Progress("bench denoise", parts, wanted=progress, item="measurements", speed=None) as shown:
+        first, *rest = [
+            {
+                "images": len(images),
+                **_measured(one, images, grey, sigmas, square, shown),
+                **circumstances("denoise", **one),
+            }
+            for one in every
+        ]
+    return {"task": "denoise", **first, **({"shipped": rest[0]} if rest else {})}
+
+
+def _measured(
+    chosen: Chosen,
+    images: list[np.ndarray],
+    grey: list[np.ndarray],
+    sigmas: Sequence[float],
+    square: np.ndarray,
+    shown: Progress,
+) -> Figures:
+    """The figures of one denoiser, each of which counts as one item of the progress."""
+    denoiser = _Denoiser(chosen)
+    runs: dict[str, Callable[[], dict[str, Any]]] = {
+        "jpeg75": lambda: {"jpeg75": denoiser.jpeg(images)},
+        "clean": lambda: {"clean": denoiser.clean(images)},
+        "speed": lambda: _denoising_speeds(square, chosen),
     }
+    who = "" if chosen["model"] is None else f" of {chosen['model']}"
+    figures: Figures = {"sigmas": {}}
+    for sigma in shown.each(sigmas, lambda sigma: f"sigma {sigma:g}{who}"):
+        figures["sigmas"][f"{sigma:g}"] = denoiser.white_noise(images, grey, sigma)
+    for name in shown.each(runs, lambda name: f"{name}{who}"):
+        figures |= runs[name]()
+    return figures
 
 
-def _bench_pairs(data: Path, limit: int | None, chosen: Chosen) -> Figures:
+def _bench_pairs(data: Path, paths: Sequence[Path], chosen: Chosen, shown: Progress) -> Figures:
     """PSNR and SSIM against the clean ones of real noisy images, by camera: what their names begin with, up to `_`."""
-    paths = find_images(data / "noisy")[:limit]
     if not paths:
         raise DataError(f"{data}: no images to measure on")
-    results = process(iter(paths), "denoise", **chosen)
+    results = zip(paths, process(iter(paths), "denoise", **chosen), strict=True)
     rows: dict[str, list[tuple[float, ...]]] = {}
-    for path, result in zip(paths, results, strict=True):
+    for path, result in shown.each(results, lambda pair: pair[0].name):
         noisy, clean = (np.asarray(Image.open(data / kind / path.name).convert("RGB")) for kind in ("noisy", "clean"))
         pair = [(psnr(y, clean), ssim(y, clean)) for y in (noisy, np.asarray(result))]
         row = tuple(value for figures in pair for value in figures)
@@ -194,9 +227,9 @@ def _bench_pairs(data: Path, limit: int | None, chosen: Chosen) -> Figures:
         cameras[camera] = {"pairs": len(rows[camera]), **figures, "gain": figures["auto"] - figures["noisy"]}
     return {
         "task": "denoise",
-        "images": len(paths),
+        "images": cameras["all"]["pairs"],
         "cameras": cameras,
-        **circumstances("denoise", chosen["model"], chosen["device"], chosen["dtype"]),
+        **circumstances("denoise", **chosen),
     }
 
 
@@ -206,20 +239,34 @@ def table(figures: Figures) -> str:
         lines = [f"{figures['images']} pairs, real noise; RGB PSNR in dB, SSIM"]
         lines.append(f"{'camera':>12}{'pairs':>8}{'noisy':>8}{'auto':>8}{'gain':>8}{'SSIM':>8}{'auto':>8}")
         for camera, row in figures["cameras"].items():
-            values = f"{row['noisy']:8.2f}{row['auto']:8.2f}{row['gain']:+8.2f}"
-            lines.append(f"{camera:>12}{row['pairs']:8}{values}{row['noisy_ssim']:8.3f}{row['auto_ssim']:8.3f}")
+            lines.append(_camera_row(camera, row))
+            if "shipped" in figures:
+                lines.append(_camera_row(SHIPPED, figures["shipped"]["cameras"][camera]))
         return "\n".join(lines)
     lines = [f"{figures['images']} images; RGB PSNR in dB"]
     lines.append(f"{'white noise':>12}{'noisy':>10}{'known':>10}{'auto':>10}{'grey':>10}")
-    for sigma, row in figures["sigmas"].items():
-        lines.append(f"{sigma:>12}" + "".join(f"{row[key]:10.2f}" for key in ("noisy", "known", "auto", "grey")))
-    jpeg, clean = figures["jpeg75"], figures["clean"]
-    lines.append(f"{'25, JPEG 75':>12}{jpeg['noisy']:10.2f}{'':10}{jpeg['auto']:10.2f}")
-    lines.append(
-        f"Clean images come back at {clean['psnr']:.2f} dB. The mean of the channel that changes most shifts by"
-    )
-    lines.append(f"{clean['shift']:.3f} of 255 on average over the images, by {clean['largest_shift']:.3f} at most.")
-    lines.append("")
-    speeds = ", ".join(f"{name} {speed:.2f}" for name, speed in figures["one_thread_mps"].items())
-    lines.append(f"megapixels/s on one thread: {speeds}; in fp32 {figures['times_dncnn']:.1f} times DnCNN")
+    every = [("", figures), *([(SHIPPED, figures["shipped"])] if "shipped" in figures else [])]
+    for sigma in figures["sigmas"]:
+        for who, own in every:
+            row = own["sigmas"][sigma]
+            lines.append(
+                f"{who or sigma:>12}" + "".join(f"{row[key]:10.2f}" for key in ("noisy", "known", "auto", "grey"))
+            )
+    for who, own in every:
+        jpeg = own["jpeg75"]
+        lines.append(f"{who or '25, JPEG 75':>12}{jpeg['noisy']:10.2f}{'':10}{jpeg['auto']:10.2f}")
+    for who, own in every:
+        clean, speeds = own["clean"], ", ".join(f"{name} {speed:.2f}" for name, speed in own["one_thread_mps"].items())
+        lines += [
+            *(["", f"{who} with aeimg:"] if who else []),
+            f"Clean images come back at {clean['psnr']:.2f} dB. The mean of the channel that changes most shifts by",
+            f"{clean['shift']:.3f} of 255 on average over the images, by {clean['largest_shift']:.3f} at most.",
+            "",
+            f"megapixels/s on one thread: {speeds}; in fp32 {own['times_dncnn']:.1f} times DnCNN",
+        ]
     return "\n".join(lines)
+
+
+def _camera_row(name: str, row: dict[str, float]) -> str:
+    values = f"{row['noisy']:8.2f}{row['auto']:8.2f}{row['gain']:+8.2f}"
+    return f"{name:>12}{row['pairs']:8}{values}{row['noisy_ssim']:8.3f}{row['auto_ssim']:8.3f}"

@@ -18,6 +18,7 @@ from ..engine import make_task, process
 from ..errors import DataError
 from ..loaded import load
 from ..paths import find_images
+from ..progress import Progress
 from ..stream import Task, stream
 from ..tasks.options import OPTIONS
 from ..tasks.pictures import FileSource, PictureItem, Result
@@ -48,10 +49,10 @@ class _Steps(Generic[S, M, R]):
         return 0
 
 
-def _timed(sources: Sequence[S], steps: _Steps[S, M, R]) -> tuple[float, list[R]]:
+def _timed(sources: Sequence[S], steps: _Steps[S, M, R], shown: Progress) -> tuple[float, list[R]]:
     """Seconds, and the values of what did not fail."""
     began = time.perf_counter()
-    outcomes = list(stream(sources, steps, memory=64 << 30))
+    outcomes = list(shown.each(stream(sources, steps, memory=64 << 30), lambda _: ""))
     return time.perf_counter() - began, [outcome.result() for outcome in outcomes if outcome.error is None]
 
 
@@ -79,8 +80,9 @@ def _whole_run(paths: Sequence[Path], task: str, device: str, dtype: str) -> flo
 
 
 def bench_engine(
-    data: Path, *, task: str = "denoise", limit: int | None = None, device: str = "auto", dtype: str = "auto"
-) -> Figures:
+    data: Path, *, task: str = "denoise", limit: int | None = None, device: str = "auto", dtype: str = "auto",
+    progress: bool = False,
+) -> Figures:  # fmt: skip
     """How near a run over files comes to what its parts need: 1 is nothing lost.
 
     `busy`: the time that reading, model and writing take when each is done by itself, for all images in `data` and with
@@ -93,11 +95,22 @@ def bench_engine(
     paths = find_images(Path(data))[:limit]
     if not paths:
         raise DataError(f"{data}: no images to measure on")
+    steps = 3 * len(paths) + len(paths) * _repeats(paths)
+    with Progress("bench engine", steps, wanted=progress, item="images", speed=None) as shown:
+        return _figures(paths, task, device, dtype, shown)
+
+
+def _repeats(paths: Sequence[Path]) -> int:
+    """How often the images are taken so that they are a hundred."""
+    return -(-100 // len(paths))
+
+
+def _figures(paths: Sequence[Path], task: str, device: str, dtype: str, shown: Progress) -> Figures:
     sources = [FileSource(path, ".png") for path in paths]
     whole: Task[FileSource, PictureItem, object, Result[bytes]] = make_task(task, None, device, dtype, OPTIONS[task]())
     whole.run([whole.prepare(sources[0])])  # loading and warming up is not part of the speed
-    reading, items = _timed(sources, _Steps(whole.prepare, whole.key, _as_they_are, _raw))
-    running, made = _timed(items, _Steps(_as_it_is, whole.key, whole.run, _raw))
+    reading, items = _timed(sources, _Steps(whole.prepare, whole.key, _as_they_are, _raw), shown)
+    running, made = _timed(items, _Steps(_as_it_is, whole.key, whole.run, _raw), shown)
     results = {item.picture.name: result for item, result in zip(items, made, strict=True)}
 
     def known(batch: list[PictureItem]) -> list[object]:
@@ -106,7 +119,7 @@ def bench_engine(
     def size(item: PictureItem, raw: object) -> int:
         return len(whole.finish(item, raw).value)
 
-    writing, _ = _timed(items, _Steps(_as_it_is, whole.key, known, size))
+    writing, _ = _timed(items, _Steps(_as_it_is, whole.key, known, size), shown)
     wall = _whole_run(paths, task, device, dtype)
     each = 2 * (reading + writing) / len(items)
 
@@ -114,8 +127,8 @@ def bench_engine(
         time.sleep(each * len(batch))
         return known(batch)
 
-    often = sources * -(-100 // len(sources))
-    asleep, done = _timed(often, _Steps(whole.prepare, whole.key, sleep, size))
+    often = sources * _repeats(paths)
+    asleep, done = _timed(often, _Steps(whole.prepare, whole.key, sleep, size), shown)
     return {
         "task": "engine",
         "run": task,

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..engine import make_task, process
 from ..errors import UsageError
+from ..progress import Progress
 from ..tasks import declared
 from ..tasks.image import Evaluation, ImageRunner
 from ..tasks.options import options_of
@@ -18,7 +19,7 @@ from .setting import Chosen, Figures, circumstances, images_in
 
 def bench_images(
     task: str, data: Path, *, model: str | None = None, limit: int | None = None, device: str = "auto",
-    dtype: str = "auto",
+    dtype: str = "auto", progress: bool = False,
 ) -> Figures:  # fmt: skip
     """Figures of an image-to-image task on the images in `data`, beside what needs no network.
 
@@ -35,10 +36,11 @@ def bench_images(
     originals = [x[: x.shape[0] // by * by, : x.shape[1] // by * by] for _, x in images_in(data, limit)]
     inputs = [how.degrade(x, by) for x in originals]
     chosen = Chosen(model=model, device=device, dtype=dtype)
-    _run(task, inputs[:1], chosen)  # loading and warming up is not part of the speed
-    began = time.perf_counter()
-    results = _run(task, inputs, chosen)
-    seconds = time.perf_counter() - began
+    with Progress(f"bench {task}", len(inputs), wanted=progress, speed=None) as shown:
+        _run(task, inputs[:1], chosen)  # loading and warming up is not part of the speed
+        began = time.perf_counter()
+        results = _run(task, inputs, chosen, shown)
+        seconds = time.perf_counter() - began
     pixels = sum(x.shape[0] * x.shape[1] for x in results)
     made = {task: results, **{name: [run(x, by) for x in inputs] for name, run in how.baselines.items()}}
     return {
@@ -55,10 +57,12 @@ def bench_images(
     }
 
 
-def _run(task: str, inputs: list[np.ndarray], chosen: Chosen) -> list[np.ndarray]:
+def _run(task: str, inputs: list[np.ndarray], chosen: Chosen, shown: Progress | None = None) -> list[np.ndarray]:
     found = declared.find(task)
     assert found is not None
     results = process(inputs, found, **chosen)
+    if shown is not None:
+        results = shown.each(results, lambda _: "")
     return [np.broadcast_to(np.atleast_3d(x), (*x.shape[:2], 3)) for x in results]
 
 

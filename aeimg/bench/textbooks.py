@@ -9,6 +9,7 @@ import numpy as np
 
 from ..engine import process
 from ..metrics import roc_auc
+from ..progress import Progress
 from ..training import train
 from ..training.datasets import Digits
 from ..training.objective import Config
@@ -20,7 +21,9 @@ def _nothing(line: str) -> None:
     pass
 
 
-def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str = "auto") -> Figures:
+def bench_anomaly(
+    data: Path, *, width: int = 32, steps: int = 3000, device: str = "auto", progress: bool = False
+) -> Figures:
     """How well a `vanilla` autoencoder of one digit tells the others apart: area under the ROC curve, for each digit.
 
     `data` holds idx files; the last fifth is the test. Scores are `aeimg score`'s; beside it, those of principal
@@ -30,20 +33,22 @@ def bench_anomaly(data: Path, *, width: int = 32, steps: int = 3000, device: str
     test = every.split()
     images, labels = every.images[test], every.labels[test]
     rows: dict[str, dict[str, float]] = {}
-    for digit in sorted(set(labels.tolist())):
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "one.safetensors"
-            config, recipe = {"widths": (width,)}, {"labels": (digit,)}
-            train("vanilla", data, out, steps=steps, config=config, recipe=recipe, device=device, log=_nothing)
-            scored = process(iter(images), "score", model=out, device=device)
-            errors = np.array([one.score for one in scored])
-        one = Digits(data, (digit,))
-        one.split()
-        left = component_errors(one.images[: one.training], images, width)
-        inside = labels == digit
-        rows[str(digit)] = {
-            "vanilla": roc_auc(errors[inside], errors[~inside]), "components": roc_auc(left[inside], left[~inside])
-        }  # fmt: skip
+    digits = sorted(set(labels.tolist()))
+    with Progress("bench anomaly", len(digits), wanted=progress, item="digits", speed=None) as shown:
+        for digit in shown.each(digits, lambda digit: f"digit {digit}"):
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "one.safetensors"
+                config, recipe = {"widths": (width,)}, {"labels": (digit,)}
+                train("vanilla", data, out, steps=steps, config=config, recipe=recipe, device=device, log=_nothing)
+                scored = process(iter(images), "score", model=out, device=device)
+                errors = np.array([one.score for one in scored])
+            one = Digits(data, (digit,))
+            one.split()
+            left = component_errors(one.images[: one.training], images, width)
+            inside = labels == digit
+            rows[str(digit)] = {
+                "vanilla": roc_auc(errors[inside], errors[~inside]), "components": roc_auc(left[inside], left[~inside])
+            }  # fmt: skip
     return {
         "task": "anomaly",
         "images": len(images),
@@ -73,15 +78,16 @@ UNSHIPPED: dict[str, tuple[str, Config]] = {
 """What is trained, by its name in the table -> the key of `TEXTBOOKS`, and the config where it is not the default."""
 
 
-def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = None) -> Figures:
+def bench_textbooks(data: Path, *, device: str = "auto", steps: int | None = None, progress: bool = False) -> Figures:
     """Held-out figures of `UNSHIPPED`, each trained on the idx files in `data`; and of as many principal components as
     `linear` (all digits) and `deep2d` (its three) have code values.
 
     Of `deep2d` also how far apart its digits lie: the share of held-out ones whose nearest neighbour is of their kind.
     """
     runs = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, (key, config) in UNSHIPPED.items():
+    shown = Progress("bench textbooks", len(UNSHIPPED), wanted=progress, item="autoencoders", speed=None)
+    with tempfile.TemporaryDirectory() as folder, shown:
+        for name, (key, config) in shown.each(UNSHIPPED.items(), lambda one: one[0]):
             out = Path(folder) / f"{name}.safetensors"
             card = train(key, data, out, steps=steps, config=config, device=device, log=_nothing).card
             runs[name] = {key: card[key] for key in ("held_out", "steps", "seed", "commit", "device")}

@@ -84,6 +84,8 @@ class Gallery:
     """The same for the difference to the source, `GAIN` times, about middle grey."""
     maps: dict[str, bytes] = field(default_factory=dict)
     """The same for the map of the error over the whole picture."""
+    drawing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while the small pictures are drawn, so that the results of one picture share a window."""
 
     @property
     def size(self) -> int:
@@ -130,6 +132,14 @@ class Album:
             return
         with self._lock:
             gallery = self.galleries.setdefault(name, Gallery(shown.shape[2], shown.shape[1]))
+        with gallery.drawing:
+            self._draw(gallery, before, after, rank, label)
+
+    def _draw(self, gallery: Gallery, before: Array | None, after: Array | None, rank: Rank, label: str) -> None:
+        """Adds a result to the gallery of its picture."""
+        shown = after if after is not None else before
+        assert shown is not None
+        with self._lock:
             window, takes = gallery.window, self._crops.takes(rank)
         if not gallery.thumbnail:
             data = _thumbnail(shown, self.thumbnail_side)

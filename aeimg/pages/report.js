@@ -196,6 +196,13 @@
     return found;
   }
 
+  function tell(row) { // the figures and notes of the result that is shown on the right
+    $("facts").textContent = data.columns.map((column, n) => [column.short || column.title, shown(row[VALUES][n], column)])
+      .filter(([, text]) => text).map(([title, text]) => `${title} ${text}`).join(" · ");
+    $("notes").replaceChildren(...row[NOTES].map((note) => make("li", "", note)));
+    $("notes").className = row[STATE] === "failed" ? "failed" : "";
+  }
+
   function draw() {
     const row = current, gallery = data.galleries[row[GALLERY]], found = sources(row);
     const label = $("right").value || row[LABEL];
@@ -222,6 +229,7 @@
       images[2].src = mode === "slider" ? [...found.values()][0] : picture(mode === "map" ? map : residual);
       images[2].alt = mode === "map" ? `Where ${row[NAME]} has changed, and how much` : mode === "residual" ? `What has changed in ${row[NAME]}, ${data.gain} times` : row[NAME];
     }
+    tell(data.rows.find((other) => row[GALLERY] >= 0 && other[GALLERY] === row[GALLERY] && other[LABEL] === label) || row);
     $("legend").hidden = mode !== "map";
     $("top").textContent = `${data.top} of 255 or more`;
     $("caption").textContent = mode === "map" ? `Mean difference to the source, ${label === "after" ? "" : `${label}, `}over the whole picture`
@@ -249,10 +257,6 @@
       $("right").value = found.has(row[LABEL]) ? row[LABEL] : names[names.length - 1];
     }
     $("name").textContent = row[NAME];
-    $("facts").textContent = data.columns.map((column, n) => [column.short || column.title, shown(row[VALUES][n], column)])
-      .filter(([, text]) => text).map(([title, text]) => `${title} ${text}`).join(" · ");
-    $("notes").replaceChildren(...row[NOTES].map((note) => make("li", "", note)));
-    $("notes").className = row[STATE] === "failed" ? "failed" : "";
     const links = row[LINKS].map((url, n) => [url, n ? "Result" : "Source"]).filter(([url, n]) => url && !(n === "Result" && row[STATE] === "failed")).map(([url, word]) => {
       const link = make("a", "", word);
       link.href = url;

@@ -94,7 +94,7 @@ def report_page(
     lie, to the pictures. Nothing else is needed: records that another process has written do as well.
     """
     about = {"task": "", "version": __version__, "seconds": None, "note": "", **(about or {})}
-    records = sorted(records, key=rank, reverse=True)
+    records = _in_order(records)
     columns = [column for column in COLUMNS if any(column["key"] in record for record in records)]
     names = {name: number for number, name in enumerate(album.galleries if album else {})}
     common = _common([str(record.get("input", "")) for record in records])
@@ -111,8 +111,21 @@ def report_page(
                   settings=_settings(records))  # fmt: skip
 
 
-def render(template: str, script: str, data: Mapping[str, Any], **words: Any) -> bytes:
-    """Returns a template of this package filled in, with its script, its style and `data` inside the page.
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """Returns the records, the worst first. Those of one picture, at several settings, stay together."""
+    worst: dict[Any, Rank] = {}
+    for record in records:
+        if "setting" in record:
+            worst[record["picture"]] = max(rank(record), worst.get(record["picture"], rank(record)))
+    if not worst:
+        return sorted(records, key=rank, reverse=True)
+    places = {picture: place for place, picture in enumerate(sorted(worst, key=lambda one: worst[one], reverse=True))}
+    return sorted(records, key=lambda record: (places[record["picture"]], record.get("number", 0)))
+
+
+def render(template: str, script: str | None, data: Mapping[str, Any], **words: Any) -> bytes:
+    """Returns a template of this package filled in, with its style and `data` inside the page; and with its script and
+    the slider's, where it has one.
 
     Raises `OutputError` where Jinja2 is missing, which torch brings along.
     """
@@ -129,12 +142,12 @@ def render(template: str, script: str, data: Mapping[str, Any], **words: Any) ->
         lstrip_blocks=True,
     )
     slider = _shipped("img-comparison-slider.js").partition("//# sourceMappingURL")[0]
-    scripts = [text.strip() for text in (slider, _shipped(script)) if text]
+    scripts = [] if script is None else [text.strip() for text in (slider, _shipped(script))]
     page = environment.get_template(template).render(
         style=Markup(_shipped("page.css") + _shipped("img-comparison-slider.css")),
         scripts=[Markup(text) for text in scripts],
         digests=[_digest(text) for text in scripts],
-        licence=_shipped("img-comparison-slider.LICENSE").strip(),
+        licence=_shipped("img-comparison-slider.LICENSE").strip() if scripts else "",
         data=Markup(_json(data)),
         plain=plain,
         **words,
@@ -237,7 +250,8 @@ def _summary(records: Sequence[Record], about: Mapping[str, Any]) -> list[tuple[
     states = Counter(record.get("status", "done") for record in records)
     if any("setting" in record for record in records):
         pictures = len({record.get("picture") for record in records})
-        shown = [(f"{pictures:,}", "pictures"), (f"{len(_settings(records)):,}", "settings")]
+        settings = len({record["setting"] for record in records if "setting" in record})
+        shown = [(f"{pictures:,}", "pictures"), (f"{settings:,}", "settings")]
         return [*shown, *([(f"{states['failed']:,}", "failed")] if states["failed"] else [])]
     shown = [(f"{states[state]:,}", word) for state, word in
              (("done", "done"), ("failed", "failed"), ("skipped", "skipped"), ("planned", "not begun"))
@@ -257,23 +271,42 @@ def _summary(records: Sequence[Record], about: Mapping[str, Any]) -> list[tuple[
     return shown
 
 
-def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Returns the means of each setting that is compared, in the order in which they were given."""
+def means_by_setting(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Returns the figures of each setting that is compared, in the order in which they were given.
+
+    A row has `setting`, `pictures`, the sum `bytes_out`, and the means of `FIGURES` and of `seconds`. Only pictures
+    count that have the figure at every setting; a figure that no picture has at all of them is left out.
+    """
+    order = sorted({(record.get("number", 0), record["setting"]) for record in records if "setting" in record})
+    values: dict[str, dict[Any, dict[str, float]]] = {}
+    for record in records:
+        for name in ("bytes_out", *FIGURES, "seconds"):
+            if "setting" in record and isinstance(record.get(name), int | float):
+                values.setdefault(name, {}).setdefault(record["picture"], {})[record["setting"]] = record[name]
     rows = []
-    for setting in sorted({record["setting"] for record in records if "setting" in record}, key=_place(records)):
-        own = [record for record in records if record.get("setting") == setting]
-        figures = {title: _mean(own, name) for name, title in FIGURES.items()}
-        size = sum(record.get("bytes_out", 0) for record in own)
-        rows.append({"setting": setting, "size": readable(size) if size else "", "figures": figures})
-    titles = [title for title in FIGURES.values() if any(row["figures"][title] is not None for row in rows)]
-    for row in rows:
-        row["figures"] = {title: row["figures"][title] for title in titles}
+    for _, setting in order:
+        row: dict[str, Any] = {"setting": setting}
+        for name, pictures in values.items():
+            own = [figures[setting] for figures in pictures.values() if len(figures) == len(order)]
+            if own and name == "bytes_out":
+                row |= {"pictures": len(own), "bytes_out": sum(own)}
+            elif own:
+                row[name] = sum(own) / len(own)
+        rows.append(row)
     return rows
 
 
-def _place(records: Sequence[Record]) -> Any:
-    places = {record["setting"]: record.get("number", 0) for record in records if "setting" in record}
-    return lambda setting: places[setting]
+def _settings(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Returns the table of means by setting: titles, and rows of cells, the name of the setting first."""
+    means = means_by_setting(records)
+    columns = [("bytes_out", "size in all"), *FIGURES.items(), ("seconds", "seconds")]
+    columns = [(name, title) for name, title in columns if any(name in row for row in means)]
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        return "" if name not in row else readable(row[name]) if name == "bytes_out" else f"{row[name]:.4g}"
+
+    rows = [[row["setting"], *(cell(row, name) for name, _ in columns)] for row in means]
+    return [title for _, title in columns], rows
 
 
 def _mean(records: Sequence[Record], name: str) -> float | None:

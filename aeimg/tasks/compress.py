@@ -151,10 +151,12 @@ class Compress:
     def recipe(self) -> str:
         """Returns what is equal for runs that make the same of the same input: by model and options."""
         o = self.options
-        chosen = {
+        chosen: dict[str, Any] = {
             "quality": o.level, "target_bpp": o.target_bpp, "target_psnr": o.target_psnr, "max_bytes": o.max_bytes,
             "target_ssimulacra2": o.target_ssimulacra2, "effort": o.effort,
         }  # fmt: skip
+        if o.pages is not None:
+            chosen["pages"] = o.pages
         models = [(self.model.label, self.model.digest.hex())]
         return digest(json.dumps(["Compress", models, chosen, str(self.dtype)], sort_keys=True, default=str).encode())
 
@@ -167,7 +169,7 @@ class Compress:
 
     def prepare(self, source: object) -> CompressItem:
         """Reads a picture and codes its alpha."""
-        opened = open_checked(source)
+        opened = open_checked(source, self.options.page)
         alpha = opened.picture.alpha
         if alpha is None:
             return CompressItem(opened, None)
@@ -303,6 +305,7 @@ class Compress:
                 metadata=picture.metadata,
                 name=picture.name,
                 format=picture.format,
+                page=picture.page,
             )
         )
 
@@ -417,13 +420,15 @@ def _measure(picture: Picture, decoded: Array) -> Fidelity:
 
 def _stored(item: CompressItem, most: int) -> Iterator[bytes]:
     """Yields lossless latent files of at most `most` bytes: of the source file itself, of the pixels."""
-    picture, source = item.picture, item.opened.data
+    picture = item.picture
+    source = None if picture.page is not None else item.opened.data  # which holds the other pages, too
     files: list[bytes] = []
     if source is not None and len(source) <= most:
         files.append(container.write(container.Stored(source, picture.name, picture.format)))
     plain = picture.pixels.dtype == np.uint8 or (picture.mode == "L" and picture.pixels.dtype == np.uint16)
     if plain and _flat(picture.pixels, most + 1):
-        files.append(container.write(container.Stored(encode_lossless(picture), picture.name, picture.format)))
+        pixels = encode_lossless(picture)
+        files.append(container.write(container.Stored(pixels, picture.name, picture.format, picture.page)))
     yield from (data for data in files if len(data) <= most)
 
 

@@ -158,10 +158,11 @@ class Decompress:
         latent = container.read(data, name)
 
         def opened(picture: Picture) -> Opened:
-            return Opened(picture, "file" if suffix else self.options.kind, source, data, suffix)
+            kind = self.options.kind if not isinstance(source, FileSource) else "file" if suffix else "picture"
+            return Opened(picture, kind, source, data, suffix)
 
         if isinstance(latent, container.Stored):
-            picture = replace(read_picture(latent.data, name), name=latent.name)
+            picture = replace(read_picture(latent.data, name), name=latent.name, page=latent.page)
             window = self.options.window(picture.width, picture.height, name)
             part = _is_part(window)
             return DecompressItem(
@@ -331,4 +332,4 @@ def _empty(latent: container.Coded, window: Window, name: str) -> Picture:
     size = (latent.height, latent.width)
     alpha = None if latent.alpha is None else _cut(read_plane(latent.alpha, size, zero.dtype, name), window)
     about, notes = sound(latent.metadata)
-    return Picture(empty, alpha, about, latent.format, latent.name, tuple(notes))
+    return Picture(empty, alpha, about, latent.format, latent.name, tuple(notes), latent.page)

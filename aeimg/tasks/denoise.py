@@ -213,6 +213,8 @@ class Denoise(ImageRunner):
         chosen = {
             "sigma": sigma, "strengths": o.strengths, "format": o.format, "image_quality": o.image_quality,
         }  # fmt: skip
+        if o.pages is not None:
+            chosen["pages"] = o.pages
         about = ["Denoise", PASSES, models, chosen, str(self.dtype)]
         return digest(json.dumps(about, sort_keys=True, default=str).encode())
 
@@ -220,7 +222,7 @@ class Denoise(ImageRunner):
 
     def prepare(self, source: object) -> DenoiseItem:
         """Reads a picture, measures its noise and chooses its denoiser."""
-        opened = open_checked(source)
+        opened = open_checked(source, self.options.page)
         picture = opened.picture
         choice = choose(picture.pixels, self.options.sigma, free=self.asked is None, format=picture.format)
         if choice.untouched:
@@ -355,7 +357,7 @@ def _copied(opened: Opened, options: DenoiseOptions) -> bytes | None:
     """Returns the bytes of the source file of an untouched picture, where its result is a file of the same format and
     nobody asks for a quality of it; otherwise None."""
     picture, data = opened.picture, opened.data
-    if data is None or opened.kind not in ("bytes", "file"):
+    if data is None or opened.kind not in ("bytes", "file") or picture.page is not None:  # which is but a part of it
         return None
     suffix = opened.suffix or options.suffix or suffix_of(picture.format)
     same = WRITABLE.get(suffix.lower()) == picture.format

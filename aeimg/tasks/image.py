@@ -176,7 +176,7 @@ class ImageRunner:
 
     def prepare(self, source: object) -> ImageItem:
         """Reads a picture. Raises `InputError` where the result would be larger than what aeimg reads."""
-        item = ImageItem(open_checked(source), self.scale, self.task.channels_out)
+        item = ImageItem(open_checked(source, self.options.page), self.scale, self.task.channels_out)
         if item.work > pixel_limit():
             raise InputError(
                 f"{item.label}: the result would have {item.work / 1e6:.0f} megapixels, more than the "

@@ -42,6 +42,17 @@ def _require_quality(quality: int) -> None:
     _require(quality in range(1, 101), f"quality must be a whole number of 1..100, not {quality!r}")
 
 
+Pages = Literal["all", "first"] | int
+
+
+def _page(pages: Pages | None) -> int | None:
+    """Returns the one page that is meant, from 1; None for all pages, and where none is named. Raises `UsageError`."""
+    number = 1 if pages == "first" else pages
+    sound = number in (None, "all") or (type(number) is int and number >= 1)
+    _require(sound, f"pages must be all, first or a number from 1, not {pages!r}")
+    return number if isinstance(number, int) else None
+
+
 # -- options of tasks ----------------------------------------------------------------------------------------
 
 
@@ -81,7 +92,7 @@ def _check_bounds(options: object) -> None:
 
 
 @dataclass(frozen=True)
-class EncodingOptions:
+class FormatOptions:
     """How image files are written."""
 
     format: str | None = None
@@ -113,6 +124,24 @@ class EncodingOptions:
     def suffix(self) -> str | None:
         """The suffix that `format` stands for; None to keep that of the source."""
         return None if self.format in (None, "keep") else f".{self.format}"
+
+
+@dataclass(frozen=True)
+class EncodingOptions(FormatOptions):
+    """What all image-to-image tasks take: which pages are read, and how image files are written."""
+
+    pages: Pages | None = None
+    """Of files of several pages or frames: "all" (with files that are written), "first", or the number of one. None
+    refuses such files."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _page(self.pages)
+
+    @property
+    def page(self) -> int | None:
+        """The one page that `pages` names, if it does."""
+        return _page(self.pages)
 
 
 @dataclass(frozen=True)
@@ -231,8 +260,11 @@ class CompressOptions:
     """1..9; from 2 on the encoder refines the latent, which takes longer and saves a few percent."""
     measure: bool = False
     """Whether the latent is decoded again for PSNR, SSIM and, where its package is there, SSIMULACRA2."""
+    pages: Pages | None = None
+    """As that of `EncodingOptions`."""
 
     def __post_init__(self) -> None:
+        _page(self.pages)
         _require_quality(self.level)
         targets = {name: getattr(self, name) for name in TARGETS}
         given = {name: value for name, value in targets.items() if value is not None}
@@ -245,6 +277,11 @@ class CompressOptions:
         score = self.target_ssimulacra2
         _require(score is None or score <= 100, f"target_ssimulacra2 must be a number of 0..100, not {score!r}")
         _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")
+
+    @property
+    def page(self) -> int | None:
+        """The one page that `pages` names, if it does."""
+        return _page(self.pages)
 
     @property
     def level(self) -> int:
@@ -270,7 +307,7 @@ SCALES: dict[str | float, int] = {1: 1, "1": 1, "1/1": 1, **{
 
 
 @dataclass(frozen=True)
-class DecompressOptions(EncodingOptions):
+class DecompressOptions(FormatOptions):
     """The options of the task decompress."""
 
     kind: Kind = "pil"
@@ -279,6 +316,8 @@ class DecompressOptions(EncodingOptions):
     """The part that is decoded: x and y of its upper left corner, width and height, in pixels. None for all of it."""
     scale: str | float = 1
     """1, "1/2", "1/4" or "1/8", or the same as a number: the size of what comes back, of the means of squares."""
+    join: bool = False
+    """Whether the latent files of all pages of a file become one file again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -417,7 +456,7 @@ class FileOptions(SelectionOptions):
         return _bytes(self.report_size)
 
 
-TaskOptions = EncodingOptions | CompressOptions | FeaturesOptions | ScoreOptions
+TaskOptions = FormatOptions | CompressOptions | FeaturesOptions | ScoreOptions
 
 OPTIONS: dict[str, type[TaskOptions]] = {
     "denoise": DenoiseOptions,
@@ -450,6 +489,7 @@ def options_of(task: str) -> type[Any]:
 OF_THE_CALL = (
     "source", "sources", "task", "out", "model", "device", "dtype", "progress", "dry_run", "estimate", "kind",
     "allow_empty", "json", "json_file", "quiet", "verbose", "help",
+    "compared", "sample",
 )  # fmt: skip
 """What calls of `process` and of the command line take besides options."""
 
@@ -518,6 +558,7 @@ class DenoiseWords(RunWords, total=False):
     image_quality: int | Mapping[str, int] | None
     sigma: float | str | np.ndarray | Tensor
     strength: float
+    pages: Pages | None
     chroma_strength: float | None
     residual: str | os.PathLike[str] | None
 
@@ -532,6 +573,7 @@ class CompressWords(RunWords, total=False):
     max_bytes: int | None
     effort: int
     measure: bool
+    pages: Pages | None
 
 
 class DecompressWords(RunWords, total=False):
@@ -541,6 +583,7 @@ class DecompressWords(RunWords, total=False):
     image_quality: int | Mapping[str, int] | None
     crop: tuple[int, int, int, int] | None
     scale: str | float
+    join: bool
 
 
 class UpscaleWords(RunWords, total=False):
@@ -548,6 +591,7 @@ class UpscaleWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    pages: Pages | None
     scale: int | None
 
 
@@ -556,6 +600,7 @@ class ColorizeWords(RunWords, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    pages: Pages | None
     strength: float
 
 

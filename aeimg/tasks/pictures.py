@@ -7,7 +7,9 @@ deliver       a picture -> the kind that the caller wants
 from __future__ import annotations
 
 import io
+import mmap
 import os
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 from ..errors import InputError, UnreadableImage, UsageError
 from ..images import (
     WRITABLE,
+    ImageFile,
     Picture,
     encode_picture,
     from_pil,
@@ -30,14 +33,18 @@ from ..images import (
     sample_size,
     to_pil,
 )
+from ..manifest import digest
+from ..metadata import byte_order
+from ..multipage import Place as PagePlace
+from ..multipage import places
 from ..paths import Place, located, open_regular, size_of
 from ..pixels import continued, from_array, from_tensor, padded, to_array, to_tensor
 from ..urls import Url, is_url
-from .options import EncodingOptions, Kind
+from .options import FormatOptions, Kind
 
 Array = np.ndarray
 
-Delivered = Image.Image | Array | Tensor | bytes
+Delivered = Image.Image | Array | Tensor | bytes | Picture
 """What a picture is given back as."""
 
 
@@ -47,8 +54,87 @@ class FileSource:
 
     path: Place
     """The file to read."""
-    suffix: str
-    """The suffix of the file to be written."""
+    suffix: str | None
+    """The suffix of the file to be written; None where the result is to be a `Picture`, which becomes a part of one."""
+
+
+class PagedFile:
+    """An image file of several pages, which threads read one by one.
+
+    It is in memory from the first page that is read to the last. Pages are decoded in about their order, because a
+    frame of an animation needs those before it.
+    """
+
+    def __init__(self, path: Place, places: list[PagePlace], size: int, samples: int) -> None:
+        """`size` is that of the file, `samples` those of a page whose place does not say how many bytes they take."""
+        self.path, self.places, self.size, self._samples = path, places, size, samples
+        self.wanted = 0
+        """How many of its pages are still to be read."""
+        self._turn = threading.Condition()
+        self._waiting: list[int] = []
+        self._busy = False
+        self._open: tuple[ImageFile, str] | None = None
+
+    def read(self, number: int) -> tuple[Picture, bytes, str]:
+        """Returns a page, the bytes of the file and their digest. Raises as `ImageFile.picture` does."""
+        with self._turn:
+            self._waiting.append(number)
+            self._turn.wait_for(lambda: not self._busy and min(self._waiting) == number)
+            self._busy = True
+        try:
+            if self._open is None:
+                data = read_file(self.path)
+                self._open = ImageFile(data, str(self.path)), digest(data)
+            file, found = self._open
+            return replace(file.picture(number), name=self.path.name), file.data, found
+        except BaseException:
+            self._open = None  # a decoder that has failed may be left anywhere in the file
+            raise
+        finally:
+            with self._turn:
+                self.wanted -= 1
+                if self.wanted <= 0:
+                    self._open = None
+                self._waiting.remove(number)
+                self._busy = False
+                self._turn.notify_all()
+
+    def estimate(self, number: int) -> int:
+        """Returns how many bytes a page will hold, by its header."""
+        return bytes_on_the_way(self.places[number - 1].samples or self._samples, self.size)
+
+
+def open_pages(path: Place) -> PagedFile | None:
+    """Returns an image file if it has several pages, by its headers; None for others, and for what can't be read. A
+    TIFF at a URL is fetched for it, since its headers may lie anywhere."""
+    samples = 0
+    try:
+        with open_regular(path) as file:
+            head, size = file.read(4096), size_of(file)
+            file.seek(0)
+            if byte_order(head[:4]) is None:
+                with open_image(file, str(path)) as image:
+                    found, samples = places(image, None, str(path)), _samples(image, head)
+            elif isinstance(path, Url):
+                found = places(None, read_file(path), str(path))
+            else:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                    found = places(None, data, str(path))
+    except Exception:  # each decoder has errors of its own; reading the file will report what is wrong
+        return None
+    return PagedFile(path, found, size, samples) if len(found) > 1 else None
+
+
+@dataclass(frozen=True)
+class PageSource:
+    """A page of an image file."""
+
+    file: PagedFile
+    """The file."""
+    number: int
+    """Which page, from 1."""
+    suffix: str | None
+    """As that of `FileSource`."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +143,17 @@ class Opened:
 
     picture: Picture
     """The pixels and what belongs to them."""
-    kind: Kind | Literal["file"]
-    """What the caller wants back; "file" stands for the bytes of a file with the suffix `suffix`."""
+    kind: Kind | Literal["file", "picture"]
+    """What the caller wants back; "file" stands for the bytes of a file with the suffix `suffix`, "picture" for a
+    `Picture`."""
     origin: object = None
     """What the caller gave."""
     data: bytes | None = None
     """The bytes of the source file, if it was one."""
     suffix: str | None = None
     """The suffix of the file to be written; None where that is for the options to say."""
+    digest: str = ""
+    """That of `data`, where it is known already."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +231,8 @@ def estimate(source: object) -> int:
         return bytes_on_the_way(_samples(source, b""), 0)
     if isinstance(source, bytes | bytearray):
         return estimate_file(io.BytesIO(source), len(source))
+    if isinstance(source, PageSource):
+        return source.file.estimate(source.number)
     path = source.path if isinstance(source, FileSource) else source
     if not isinstance(path, str | os.PathLike):
         return 0
@@ -246,12 +337,16 @@ def is_one(source: object) -> bool:
     return not several or is_path(source) or like_a_file
 
 
-def open_source(source: object) -> Opened:
-    """Opens anything that `process` takes as one picture. Raises `UsageError` for anything else."""
+def open_source(source: object, page: int | None = None) -> Opened:
+    """Opens anything that `process` takes as one picture; of files of several pages that `page`. Raises `UsageError`
+    for anything else."""
+    if isinstance(source, PageSource):
+        picture, data, found = source.file.read(source.number)
+        return Opened(picture, "file" if source.suffix else "picture", source, data, source.suffix, found)
     if isinstance(source, FileSource):
-        return replace(_open_path(source.path), kind="file", suffix=source.suffix)
+        return replace(_open_path(source.path, page), kind="file", suffix=source.suffix)
     if is_path(source):
-        return _open_path(source)
+        return _open_path(source, page)
     if isinstance(source, Image.Image):
         return Opened(from_pil(source), "pil", source)
     if isinstance(source, np.ndarray):
@@ -262,14 +357,14 @@ def open_source(source: object) -> Opened:
     if file is None:
         raise UsageError(f"a {type(source).__name__} is not something that aeimg takes as a picture")
     name, data = file
-    picture = read_picture(data, name) if name else read_picture(data)
+    picture = _one_page(data, name or "the image", page)
     in_memory = isinstance(source, bytes | bytearray | memoryview)
     return Opened(replace(picture, name=Path(name).name), "bytes" if in_memory else "pil", source, data)
 
 
-def open_checked(source: object) -> Opened:
+def open_checked(source: object, page: int | None = None) -> Opened:
     """Opens a source and refuses pictures without pixels and with values that are not finite. Raises `InputError`."""
-    opened = open_source(source)
+    opened = open_source(source, page)
     pixels, name = opened.picture.pixels, opened.picture.name or "the image"
     if not pixels[0].size:
         raise InputError(f"{name}: has no pixels")
@@ -278,10 +373,18 @@ def open_checked(source: object) -> Opened:
     return opened
 
 
-def _open_path(source: str | os.PathLike[Any]) -> Opened:
+def _open_path(source: str | os.PathLike[Any], page: int | None) -> Opened:
     path = located(source) if is_url(source) else os.fsdecode(source)
     data = read_file(path)
-    return Opened(replace(read_picture(data, str(path)), name=located(path).name), "pil", source, data)
+    return Opened(replace(_one_page(data, str(path), page), name=located(path).name), "pil", source, data)
+
+
+def _one_page(data: bytes, name: str, page: int | None) -> Picture:
+    picture = read_picture(data, name, page)
+    if picture.page is None:
+        return picture
+    note = f"only the {'frame' if picture.page.animated else 'page'} {page} of {picture.page.count} was read"
+    return replace(picture, notes=(*picture.notes, note))
 
 
 # -- batches -------------------------------------------------------------------------------------------------
@@ -325,8 +428,10 @@ class AnyShape:
 # -- giving back ---------------------------------------------------------------------------------------------
 
 
-def deliver(picture: Picture, opened: Opened, options: EncodingOptions) -> Delivered:
+def deliver(picture: Picture, opened: Opened, options: FormatOptions) -> Delivered:
     """Returns a picture as the kind that the caller wants."""
+    if opened.kind == "picture":
+        return picture
     if opened.kind == "pil":
         return to_pil(picture)
     if opened.kind in ("bytes", "file"):

@@ -32,16 +32,20 @@ def commit() -> str:
 
 
 def thinned_curve(journal: Journal, metric: str) -> dict[str, list[float | None]]:
-    """At most `CURVE_POINTS` evaluations: their steps, the mean training loss on the way to each, their `metric`."""
+    """At most `CURVE_POINTS` evaluations: their steps, the mean training loss on the way to each, their `metric`.
+
+    A metric that is called `loss` as well is entered as `held_out_loss`.
+    """
     rows = journal.evaluations
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(CURVE_POINTS, len(rows))).round().astype(int))
-    curve: dict[str, list[float | None]] = {"step": [], "loss": [], metric: []}
+    held_out = "held_out_loss" if metric == "loss" else metric
+    curve: dict[str, list[float | None]] = {"step": [], "loss": [], held_out: []}
     before = 0.0
     for row in (rows[n] for n in chosen):
         losses = [value for step, value in journal.losses if before < step <= row["step"]]
         curve["step"].append(row["step"])
         curve["loss"].append(rounded(sum(losses) / len(losses)) if losses else None)
-        curve[metric].append(rounded(row[metric]))
+        curve[held_out].append(rounded(row[metric]))
         before = row["step"]
     return curve
 

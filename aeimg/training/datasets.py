@@ -116,12 +116,12 @@ class Photographs:
                     if plots.is_curve(image):  # the curve of a run whose weights lie among the images
                         continue
                     width, height = image.size
-                    frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+                    if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:  # pages, or it and its thumbnail
+                        height, width = read_picture(read_file(path), str(path)).pixels.shape[1:]
             except InputError:
-                frames = 0
-            if frames != 1:
                 unreadable.append(path)
-            elif min(width, height) < min_side:
+                continue
+            if min(width, height) < min_side:
                 small.append(path)
             else:
                 self.paths.append(path)

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from .. import plots
 from ..errors import OutputError, TrainingDiverged
 from ..paths import write_atomic
-from ..progress import duration
+from ..progress import Progress, duration
 from ..weights import not_finite
 from .checkpoints import Called, Optimizers, save_checkpoint, tensors_of
 from .journal import BATCHES_AHEAD, Journal, Schedule, learning_rate_factor
@@ -188,6 +188,8 @@ class Loop:
     """How many steps in a row were left out."""
     window: dict[str, list[float]] = field(default_factory=dict)
     """The terms of the losses since the last line to the log."""
+    shown: Progress | None = None
+    """Where a bar shows how far the run is."""
     clocks: dict[str, float] = field(default_factory=dict)
     """When something was last done that is done every few seconds."""
 
@@ -200,6 +202,9 @@ class Loop:
     def run(self) -> None:
         """Does the steps that are left, evaluates the result, and leaves a checkpoint also where it is interrupted."""
         self.clocks = dict.fromkeys(("lines", "curves", "checkpoints"), time.monotonic())
+        if self.shown is not None:
+            self.shown.through = self.journal.step
+            self.shown.begin(self.schedule.progress(self.journal.step))
         try:
             self._do_steps()
         except BaseException:
@@ -231,6 +236,7 @@ class Loop:
                     continue
                 after = progress(batch.step + 1)
                 journal.record_loss(batch.step, terms["loss"], late=batch.late, progress=after)
+                self._show(after, terms["loss"])
                 if journal.next_evaluation <= after < 1 and journal.step - journal.last_evaluation() >= apart:
                     self.evaluate(after)
                 self._log_terms(batch.step, terms, after)
@@ -394,6 +400,13 @@ class Loop:
             share = f"{100 * progress:.0f}%"
             self.settings.log(f"step {step}, {minutes:.1f} min, {share}, {left} left: {described(means)}")
             self.window.clear()
+
+    def _show(self, progress: float, loss: float) -> None:
+        """Shows on the bar how far the run is, and its loss."""
+        if self.shown is not None:
+            self.shown.reach(progress, 1.0)
+            self.shown.about = f"loss {rounded(loss):g}"
+            self.shown.step()
 
     def _is_due(self, what: str, seconds: float) -> bool:
         """Whether `seconds` have passed since this was last true of `what`."""

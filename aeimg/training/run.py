@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import plots
 from ..devices import pick_device, pick_dtype
 from ..errors import AeimgError, InvalidWeights, OutputError, TrainingDiverged, UsageError
+from ..progress import Progress
 from ..registry import resolve
 from ..weights import LONGEST_NAME, Header, build, is_name, is_of, load_tensors, not_finite, save_weights
 from .card import commit, make_card
@@ -62,6 +63,7 @@ def train(
     dtype: str = "auto",
     seed: int = 0,
     log: Callable[[str], None] = print,
+    progress: bool = False,
 ) -> Header:
     """Trains a model and writes its weights. Returns the header of the weights file, whose card says how it went.
 
@@ -90,6 +92,7 @@ def train(
       device does so natively and the network gains by it.
     - `seed`: runs bounded by steps with the same seed, on the same machine, make the same weights.
     - `log`: takes the lines that say how the run goes.
+    - `progress`: whether a bar with the time left is shown on standard error, where that is a terminal.
 
     Raises `UsageError` for a call that makes no sense, `DataError` for too little data, `InvalidWeights` for a
     checkpoint or a start that can't be used, `OutputError` where a file can't be written, and `TrainingDiverged` where
@@ -99,7 +102,7 @@ def train(
         task=task, data=Path(data), outputs=Outputs.beside(Path(out), checkpoint, curve), minutes=minutes, steps=steps,
         patience=patience, resume=Path(resume) if resume else None, if_exists=if_exists, start=start, name=name,
         version=version, pairs=Path(pairs) if pairs else None, blind=blind, config=config or {}, recipe=recipe or {},
-        device=device, dtype=dtype, seed=seed, log=log,
+        device=device, dtype=dtype, seed=seed, log=log, progress=progress,
     )  # fmt: skip
     return Run(call).train()
 
@@ -127,6 +130,7 @@ class Call:
     dtype: str
     seed: int
     log: Callable[[str], None]
+    progress: bool
 
     @property
     def model_name(self) -> str:
@@ -249,7 +253,10 @@ class Run:
             self._log_comparisons(objective)
         if self.origin.label is not None and not loop.journal.evaluations:
             loop.evaluate(0.0)  # how good the weights are that it begins with
-        loop.run()
+        steps = objective.recipe.steps
+        with Progress("train", steps, wanted=call.progress, item="steps", speed=None, lines=False) as shown:
+            loop.settings, loop.shown = replace(loop.settings, log=shown.beside(call.log)), shown
+            loop.run()
         figures = loop.choose_weights()
         header = Header(
             architecture=objective.architecture,
