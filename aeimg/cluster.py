@@ -256,7 +256,7 @@ def _rows(rows: dict[int, bytes]) -> dict[str, Any]:
     return {"number": np.array(list(rows)), "row": np.array(list(rows.values()), object)}
 
 
-def _row(outcome: Outcome[paths.Job, _Written], gallery: pages.Gallery | None = None) -> bytes:
+def _row(outcome: Outcome[paths.Job, Any], gallery: pages.Gallery | None = None) -> bytes:
     """Returns what the driver has to know of a file: `error`, or `written` and `gallery`; and `work`."""
     if outcome.error is not None:
         return pickle.dumps({"error": reason(outcome.error)})
@@ -327,7 +327,10 @@ class Waiting:
         if self.asked is None:
             self.asked = self.ledger.state.remote()
         elif self.ray.wait([self.asked], timeout=0)[0]:
-            state = self.ray.get(self.asked)
+            try:
+                state = self.ray.get(self.asked)
+            except self.ray.exceptions.RayError as error:
+                raise ClusterError(f"ray: the actor that watches the workers is lost ({error})") from error
             if state[0] != self.state[0]:
                 self.seen()
             self.state, self.asked = state, None

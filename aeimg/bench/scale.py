@@ -191,7 +191,7 @@ def _steps(source: Path, out: Path, reading: Callable[[], float]) -> Iterator[tu
     status = os.stat(source)
     since()
     for job in jobs:
-        manifest.add(job, record_of(recipe, status, b"", os.fsencode(job.target.name)[:0]))
+        manifest.add(job, record_of(recipe, status, digest(os.fsencode(job.source.name)), b""))
     yield "add to the manifest", since()
     del manifest
     since()
