@@ -76,6 +76,13 @@ def oldest(session: nox.Session) -> None:
 
 
 @nox.session
+def ray(session: nox.Session) -> None:
+    """The tests of runs on a Ray cluster, which takes 510 MB and minutes: `nox` alone does not run them."""
+    install(session, ".[test,ray]")
+    session.run("pytest", "-m", "ray", *session.posargs)
+
+
+@nox.session
 def wheel(session: nox.Session) -> None:
     """Build the source distribution, the wheel from that, and use the wheel in an environment of its own."""
     install(session, *required("dev", "build"))

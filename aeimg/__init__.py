@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .errors import (
     AeimgError,
     ChecksumMismatch,
+    ClusterError,
     DataError,
     InputError,
     InvalidLatent,
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AeimgError",
     "ChecksumMismatch",
+    "ClusterError",
     "Comparison",
     "DataError",
     "EncodingOptions",

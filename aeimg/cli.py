@@ -277,6 +277,23 @@ _FOR_FILES = _with(
         metavar="I/N",
         help="Take only the I-th of N shares of the files; auto reads which from a Slurm array or a Kubernetes job.",
     ),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Work in this process, or on a Ray cluster: that of RAY_ADDRESS, or one on this machine.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        help="With --engine ray: load the model so many times. [default: once for each GPU, or each CPU but one]",
+    ),
+    click.option(
+        "--stall-timeout",
+        type=click.FloatRange(0, min_open=True),
+        help="With --engine ray: end with an error after so many seconds without progress. [default: 600]",
+    ),
     click.option("--watch", is_flag=True, help="Go on with files that appear, until Ctrl-C."),
     click.option(
         "--on-error",
@@ -355,6 +372,12 @@ def _run(
     from .urls import redacted
 
     process: Callable[..., Any] = typed  # the task, here a name that may be a plug-in's, says which options there are
+    if options.pop("engine") == "ray":
+        if out == "-":
+            raise UsageError("--engine ray is for files, and standard output is none")
+        from .distributed import process
+    elif options["workers"] is not None or options["stall_timeout"] is not None:
+        raise UsageError("--workers and --stall-timeout are for --engine ray")
 
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
@@ -481,7 +504,7 @@ def _means_table(means: list[dict[str, Any]]) -> str:
 
 
 _NOT_FOR_PIPES = ("include", "exclude", "follow_symlinks", "name", "dry_run", "estimate", "if_exists", "on_error",
-                  "shard", "watch", "report_size")  # fmt: skip
+                  "shard", "watch", "report_size", "workers", "stall_timeout")  # fmt: skip
 
 
 def _pipe(sources: tuple[str, ...], task: str, **options: Any) -> None:
@@ -529,7 +552,7 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
               "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
     about |= {"failed": len(summary.failed), "files": summary.files}
-    write_atomic(file, json.dumps(about, indent=1, default=os.fspath).encode())  # options may be paths
+    write_atomic(file, json.dumps(about, indent=1, default=str).encode())  # options may be paths
 
 
 def _plain(name: object) -> str:
@@ -1168,7 +1191,7 @@ class _Measured(click.Choice[str]):
     """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
 
     def __init__(self) -> None:
-        super().__init__(["denoise", "compress", "engine", "anomaly", "textbooks", "upscale", "colorize"])
+        super().__init__(["denoise", "compress", "engine", "scale", "anomaly", "textbooks", "upscale", "colorize"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from .registry import plugged_tasks
@@ -1176,17 +1199,21 @@ class _Measured(click.Choice[str]):
         return value if value in plugged_tasks() else super().convert(value, param, ctx)
 
 
-def _measured(what: str, data: Path, effort: int | None, options: dict[str, Any]) -> dict[str, Any]:
+def _measured(
+    what: str, data: Path, effort: int | None, simulated: int | None, options: dict[str, Any]
+) -> dict[str, Any]:
     """Returns the figures of a bench run."""
     from . import bench as benches
 
+    if simulated is not None:
+        return benches.simulate(simulated, data)
     few = {key: options[key] for key in ("device", "progress")}
     if what == "denoise":
         return benches.bench_denoise(data, **options)
-    if what == "engine":
+    if what in ("engine", "scale"):
         if options.pop("model") is not None:
-            raise UsageError("--model is not an option of engine")
-        return benches.bench_engine(data, **options)
+            raise UsageError(f"--model is not an option of {what}")
+        return (benches.bench_engine if what == "engine" else benches.bench_scale)(data, **options)
     if what == "anomaly":
         return benches.bench_anomaly(data, **few)
     if what == "textbooks":
@@ -1215,6 +1242,7 @@ def _measured(what: str, data: Path, effort: int | None, options: dict[str, Any]
 @click.option("--report", "page_file", type=PATH, help="Also write the figures and the plot to this page (.html).")
 @click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
 @click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
+@click.option("--simulate", type=click.IntRange(1), help="Instead, make so many empty files in DATA (scale only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 def bench(
@@ -1230,10 +1258,11 @@ def bench(
     """Measure a model, and others beside it, on the images in DATA.
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
-    the model. anomaly trains a small autoencoder on each of the digits in DATA (idx files) and measures how well it
-    distinguishes the others from it. upscale and colorize, and tasks of plug-ins that state how, are measured on inputs
-    that are made of the images, beside what needs no network. textbooks trains and measures the textbooks' autoencoders
-    that do not ship.
+    the model. scale measures Ray clusters of one and two workers beside the plain engine; with --simulate, what each
+    of very many files costs around its picture. anomaly trains a small autoencoder on each of the digits in DATA (idx
+    files) and measures how well it distinguishes the others from it. upscale and colorize, and tasks of plug-ins that
+    state how, are measured on inputs that are made of the images, beside what needs no network. textbooks trains and
+    measures the textbooks' autoencoders that do not ship.
 
     `aeimg plot` draws the figures of --json later.
     """
@@ -1252,10 +1281,12 @@ def bench(
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":
         raise UsageError("--card needs the weights file, by --model FILE.safetensors")
-    effort = options.pop("effort")
+    effort, simulated = options.pop("effort"), options.pop("simulate")
+    if simulated is not None and what != "scale":
+        raise UsageError("--simulate is an option of scale")
     if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
-    figures = _measured(what, data, effort, options)
+    figures = _measured(what, data, effort, simulated, options)
     _print(benches.table(figures))
     if json_file is not None:
         write_atomic(json_file, json.dumps(figures, indent=1).encode())

@@ -430,6 +430,26 @@ def process(
         ModelError: A model is missing or broken.
         OutputError: A result can't be written.
     """
+    task, own, run, files = checked(task, out, options, dry_run=dry_run, estimate=estimate)
+    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
+        device = str(source.device)
+    made = make_task(task, model, device, dtype, own)
+    if out is not None:
+        file_run = _FileRun(task, made, own, run, files)
+        return over_files(source, out, file_run, progress=progress, dry_run=dry_run, estimate=estimate)
+    if dry_run:
+        raise UsageError("a dry run is for files: name their folder with out=")
+    if getattr(own, "pages", None) == "all" or getattr(own, "join", False):
+        raise UsageError("all pages of a file, and join, are for files: name their folder with out=")
+    if isinstance(own, DenoiseOptions) and own.residual is not None:
+        raise UsageError("residual is for runs over files: name their folder with out=")
+    return _from_memory(source, task, made, run, files)
+
+
+def checked(
+    task: str | ImageTask, out: Name | None, options: Mapping[str, Any], *, dry_run: bool, estimate: bool
+) -> tuple[str, TaskOptions, RunOptions, FileOptions]:
+    """Returns the name of the task and the options of a call of `process`. Raises `UsageError` where it is wrong."""
     task = task.name if isinstance(task, ImageTask) else task
     if task not in TASKS and declared.find(task) is None:
         raise UsageError(f"unknown task {task!r}; use one of {', '.join([*TASKS, *declared.names()])}")
@@ -443,23 +463,18 @@ def process(
     if files.report is not None:
         _check_report(files, out, dry_run=dry_run)
         own = replace(own, measure=True) if isinstance(own, CompressOptions) else own
-    if device == "auto" and isinstance(source, Tensor) and source.device.type != "cpu":
-        device = str(source.device)
-    made = make_task(task, model, device, dtype, own)
-    if out is not None:
-        if not os.fspath(out):
-            raise UsageError("out: an empty name is no file or folder")
-        file_run = _FileRun(task, made, own, run, files)
-        names, out = _names(source), paths.located(out)
-        paths.check_output(out)
-        return file_run.plan(names, out, estimate=estimate) if dry_run else file_run.go(names, out, progress)
-    if dry_run:
-        raise UsageError("a dry run is for files: name their folder with out=")
-    if getattr(own, "pages", None) == "all" or getattr(own, "join", False):
-        raise UsageError("all pages of a file, and join, are for files: name their folder with out=")
-    if isinstance(own, DenoiseOptions) and own.residual is not None:
-        raise UsageError("residual is for runs over files: name their folder with out=")
-    return _from_memory(source, task, made, run, files)
+    return task, own, run, files
+
+
+def over_files(
+    source: object, out: Name, file_run: _FileRun, *, progress: bool, dry_run: bool, estimate: bool
+) -> Summary:
+    """Returns what a run over files did or, of a dry run, would do."""
+    if not os.fspath(out):
+        raise UsageError("out: an empty name is no file or folder")
+    names, place = _names(source), paths.located(out)
+    paths.check_output(place)
+    return file_run.plan(names, place, estimate=estimate) if dry_run else file_run.go(names, place, progress)
 
 
 def _check_report(files: FileOptions, out: Name | None, *, dry_run: bool) -> None:

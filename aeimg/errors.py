@@ -14,6 +14,7 @@
     ├── ModelError            a model is unknown, is broken, or its name is already taken
     │   ├── InvalidWeights        a weights file is damaged or does not say what it is
     │   └── TrainingDiverged      the weights of a training run are no longer finite
+    ├── ClusterError          a cluster can't do the work, or has not gone on for too long
     └── DataError             training or benchmark data is missing, too little or too small
 
 Each message names the file it is about and, where there is one, a way out.
@@ -76,6 +77,10 @@ class InvalidWeights(ModelError):
 
 class TrainingDiverged(ModelError):
     """The weights of a training run are no longer finite."""
+
+
+class ClusterError(AeimgError):
+    """A cluster can't do the work, or has not gone on for too long."""
 
 
 class DataError(AeimgError):

@@ -128,8 +128,9 @@ def _parsed(line: bytes) -> tuple[str, Record] | None:
 class Manifest:
     """The records of one output folder. Several threads, and several runs at once, may read it and add to it."""
 
-    def __init__(self, out: Place, shard: str = "") -> None:
-        """Reads all manifests of the folder `out`; records are added to that of `shard`, as in "3-of-16"."""
+    def __init__(self, out: Place, shard: str = "", *, read: bool = True) -> None:
+        """Reads all manifests of the folder `out`, unless it is only to add; records are added to that of `shard`, as
+        in "3-of-16"."""
         self.out = out
         self.path: Place = out / (f".aeimg-manifest-{shard}.jsonl" if shard else NAME)
         self._records: dict[str, Record | tuple[Record, ...]] = {}
@@ -138,7 +139,7 @@ class Manifest:
             self._file = _UrlFile(out, shard)
         else:
             self._file = _LocalFile(out, Path(self.path))
-        for line in self._file.lines():
+        for line in self._file.lines() if read else ():
             if (found := _parsed(line)) is not None:
                 self._remember(*found)
 

@@ -54,8 +54,7 @@ def verify(
     Args:
         sources: Latent files, folders, globs, `@list.txt`, URLs, or several of these.
         deep: Decode the symbols too, whose checksum shows that these weights on this machine read what the encoder
-            wrote, and the alpha channels and image files in the latent files. It needs the weights, and takes about a
-            third of the time of decompressing.
+            wrote, and the alpha channels and image files in the latent files. It needs the weights.
         model: With `deep`, the weights that the files were made with; None for those that they name.
         options: `include`, `exclude`, `follow_symlinks`, `jobs` and `memory`, as for `process`.
 

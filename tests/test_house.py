@@ -80,6 +80,7 @@ def test_every_kind_of_import_is_seen(code, tmp_path, monkeypatch):
 
 LINES, PARAMETERS = 60, 7
 DOORS = {
+    "distributed.process",
     "engine.process",
     "comparison.compare",
     "explore.features",

@@ -8,8 +8,10 @@ import os
 import pytest
 
 from aeimg import OutputError
+from aeimg.engine import make_task
 from aeimg.manifest import NAME, Manifest, Record, State, digest
 from aeimg.paths import Job
+from aeimg.tasks.options import parse
 
 
 @pytest.fixture
@@ -198,3 +200,16 @@ def test_records_with_values_of_a_wrong_kind_are_none(job, key, value):
     entry = json.loads(path.read_bytes().splitlines()[-1])
     path.write_text(json.dumps({**entry, key: value}))
     assert opened(job).state(job, "r1") is State.FOREIGN
+
+
+@pytest.mark.parametrize(
+    ("task", "whole", "fraction"),
+    [("denoise", {"strength": 0}, {"strength": 0.0}), ("denoise", {"strength": 1}, {"strength": 1.0}),
+     ("denoise", {"sigma": 25}, {"sigma": "25"}), ("compress", {"target_bpp": 1}, {"target_bpp": 1.0}),
+     ("compress", {"target_psnr": 30}, {"target_psnr": 30.0})],
+)  # fmt: skip
+def test_equal_numbers_are_one_recipe(task, whole, fraction):
+    def recipe(options):
+        return make_task(task, None, "cpu", "fp32", parse(task, options)[0]).recipe()
+
+    assert recipe(whole) == recipe(fraction)

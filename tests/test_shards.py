@@ -103,6 +103,24 @@ def test_shards_do_all_files_once_and_another_number_of_shards_redoes_nothing(fo
     assert (whole.done, whole.skipped, whole.elsewhere) == (0, 21, 0)
 
 
+def test_no_file_is_left_out_where_shards_list_different_files(folder, tmp_path, png):
+    out, done = tmp_path / "out", 0
+    for index in (1, 2, 3, 4):  # before each, files have come: shares cut from one sorted list would have moved
+        for number in range(5):
+            (folder / f"{index}-{number}.png").write_bytes(png(np.zeros((12, 12), np.uint8)))
+        done += run(folder, out, f"{index}/4").done
+    assert 20 < done < 40
+    assert sum(run(folder, out, f"{index}/4").done for index in (1, 2, 3, 4)) == 40 - done
+    names = {path.relative_to(folder) for path in folder.rglob("*.png")}
+    assert {path.relative_to(out) for path in out.rglob("*.png")} == names
+
+
+def test_two_shards_are_even_within_ten_percent_at_a_thousand_files_in_all():
+    for name in ("img_{:06}.jpg", "2024/{}/DSC{:05}.JPG", "{:x}.png"):
+        taken = sum(Shard(1, 2).takes(Path(name.format(number, number))) for number in range(1000))
+        assert abs(taken / 500 - 1) < 0.10
+
+
 def test_reports_are_merged_into_one_summary_and_one_exit_code(folder, tmp_path):
     (folder / "bad.png").write_bytes(b"no picture")
     out = tmp_path / "out"

@@ -4,6 +4,8 @@ bench_compress   rate-distortion points of aeimg and its peers on the same image
 bench_denoise    PSNR over noise levels, known and estimated, after JPEG, of real pairs; speed on one core
 bench_images     an image-to-image task, such as upscale or colorize, as it states its evaluation
 bench_engine     how near a run over files comes to what its parts need
+bench_scale      a Ray cluster of this machine beside the plain engine
+simulate         what each of very many files costs around its picture
 bench_anomaly    how well small autoencoders distinguish other digits from their own
 bench_textbooks  the textbooks' figures for what is not shipped
 
@@ -17,13 +19,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..weights import load_tensors, save_weights
-from . import compress, denoise, engine, images, textbooks
+from . import compress, denoise, engine, images, scale, textbooks
 from .compress import bench_compress
 from .denoise import bench_denoise
 from .engine import bench_engine
 from .images import bench_images
 from .page import check_bench_page, write_page
 from .plot import check_plot, has_plot, read_figures, write_plot
+from .scale import bench_scale, simulate
 from .setting import Figures
 from .textbooks import bench_anomaly, bench_textbooks
 
@@ -33,11 +36,13 @@ __all__ = [
     "bench_denoise",
     "bench_engine",
     "bench_images",
+    "bench_scale",
     "bench_textbooks",
     "check_bench_page",
     "check_plot",
     "has_plot",
     "read_figures",
+    "simulate",
     "table",
     "write_card",
     "write_page",
@@ -48,6 +53,7 @@ _TABLES = {
     "compress": compress.table,
     "denoise": denoise.table,
     "engine": engine.table,
+    "scale": scale.table,
     "anomaly": textbooks.anomaly_table,
     "textbooks": textbooks.table,
 }

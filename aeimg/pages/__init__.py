@@ -6,7 +6,7 @@ report   records and an album -> the page of a run over files, or of settings th
 
 from __future__ import annotations
 
-from .album import Album
+from .album import Album, Gallery
 from .report import check_page, means_by_setting, rank, render, report_page, write_report
 
-__all__ = ["Album", "check_page", "means_by_setting", "rank", "render", "report_page", "write_report"]
+__all__ = ["Album", "Gallery", "check_page", "means_by_setting", "rank", "render", "report_page", "write_report"]

@@ -108,7 +108,7 @@ class Album:
         result; `maps` says whether the difference to the source is an error, of which a map is drawn."""
         room = max(size - count * variants * RECORD_BYTES - (64 << 10), 0) / BASE64
         thumbnails = min(THUMBNAILS * room, count * 4096)
-        self.maps = maps
+        self.count, self.maps = count, maps
         self.galleries: dict[str, Gallery] = {}
         self._lock = threading.Lock()
         self._thumbnails = _Worst(thumbnails, lambda gallery: setattr(gallery, "thumbnail", b""))
@@ -155,6 +155,14 @@ class Album:
                 for some in ("crops", "residuals", "maps"):
                     getattr(gallery, some).update(getattr(part, some))
                 self._crops.add(rank, gallery, gallery.size - earlier)
+
+    def adopt(self, name: str, gallery: Gallery, rank: Rank) -> None:
+        """Adds the small pictures of a picture that another album, of the same size and count, has made."""
+        with self._lock:
+            self.galleries[name] = gallery
+            self._thumbnails.add(rank, gallery, len(gallery.thumbnail))
+            if gallery.window is not None:
+                self._crops.add(rank, gallery, gallery.size)
 
     def _window(self, before: Array | None, after: Array | None, shown: Array) -> Window:
         """Returns where a picture differs most from its source; the middle, where that is unknown."""

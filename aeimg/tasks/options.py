@@ -79,6 +79,9 @@ def _check_bounds(options: object) -> None:
     """Raises `UsageError` where an option made by `option` lies outside of what it states."""
     for one in fields(options):  # type: ignore[arg-type]  # it is a dataclass
         value, about = getattr(options, one.name), one.metadata
+        if isinstance(one.default, float) and type(value) is int and abs(value) < 1 << 53:
+            value = float(value)  # 0 and 0.0 are one option, and one recipe
+            object.__setattr__(options, one.name, value)
         bounded = any(about.get(name) is not None for name in ("at_least", "at_most", "choices"))
         if not bounded or value is None or value == one.default:
             continue
@@ -274,6 +277,8 @@ class CompressOptions:
         _require(len(given) <= 1, f"only one of {', '.join(targets)} can be the target, not {' and '.join(given)}")
         for name, value in given.items():
             _require(0 < value < math.inf, f"{name} must be a number above 0, not {value!r}")
+            if name != "max_bytes":  # 1 and 1.0 are one option, and one recipe
+                object.__setattr__(self, name, float(value))
         score = self.target_ssimulacra2
         _require(score is None or score <= 100, f"target_ssimulacra2 must be a number of 0..100, not {score!r}")
         _require(self.effort in range(1, 10), f"effort must be a whole number of 1..9, not {self.effort!r}")

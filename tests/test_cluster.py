@@ -1,0 +1,168 @@
+"""A Ray cluster does what one machine does: the same results, and nothing is lost, whatever dies."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import aeimg
+from aeimg import ClusterError, UsageError, distributed
+from aeimg.cli import main
+from aeimg.engine import Interrupted
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'aeimg[ray]'")
+pytest.importorskip("ray.data", reason="ray.data is not installed: pip install 'aeimg[ray]'")
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two CPUs: two workers leave one of them to tasks that read."""
+    ray.init(address="local", num_cpus=2, object_store_memory=200 << 20, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path, png):
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "in" / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(random.integers(0, 256, (24, 32), np.uint8)))
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    return tmp_path / "in"
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.png")}
+
+
+def without_times(summary: aeimg.Summary) -> list[dict]:
+    return [{key: value for key, value in record.items() if key not in ("seconds", "output")}
+            for record in summary.files]  # fmt: skip
+
+
+def test_a_cluster_gives_what_one_machine_gives_and_resumes_it(cluster, folder, tmp_path):
+    # A batch of several pictures may round a value in the middle the other way than one picture by itself does.
+    options = {"sigma": 20, "dtype": "fp32", "batch_size": 1}
+    one = aeimg.process(folder, "denoise", out=tmp_path / "one", **options)
+    page = tmp_path / "page.html"
+    several = distributed.process(folder, "denoise", out=tmp_path / "several", workers=2, report=page, **options)
+    assert contents(tmp_path / "several") == contents(tmp_path / "one") != {}
+    assert without_times(several) == without_times(one)
+    assert [str(path) for path, _ in several.failed] == [str(folder / "bad.png")]
+    assert (several.done, several.pixels, several.bytes_out) == (one.done, one.pixels, one.bytes_out)
+    assert page.read_bytes().count(b"data:image/webp") >= 12
+    assert not list(tmp_path.rglob("*.aeimg-part"))
+    again = aeimg.process(folder, "denoise", out=tmp_path / "several", **options)
+    assert (again.done, again.skipped) == (0, 12)
+    os.unlink(tmp_path / "several" / "0" / "0.png")
+    command = ["denoise", str(folder), str(tmp_path / "several"), "--sigma", "20", "--dtype", "fp32", "-b", "1"]
+    done = CliRunner().invoke(main, [*command, "--engine", "ray", "--workers", "2"])
+    assert done.exit_code == 1 and "1 done" in done.output and "11 skipped" in done.output, done.output
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+
+
+def workers() -> list[int]:
+    """The processes of actors that hold a model."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if line.startswith(b"ray::") and b"Worker" in line and b"MapBatches" in line:
+                found.append(int(entry.name))
+    return found
+
+
+def when_something_is_written(out: Path, do) -> threading.Thread:
+    def wait() -> None:
+        until = time.monotonic() + 300
+        while time.monotonic() < until:
+            if list(out.rglob("[0-9]*.png")):
+                do()
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are found in /proc")
+def test_nothing_is_lost_with_a_worker_that_is_killed(cluster, folder, tmp_path):
+    out, killed = tmp_path / "out", []
+
+    def kill() -> None:
+        for process in workers()[:1]:
+            os.kill(process, signal.SIGKILL)
+            killed.append(process)
+
+    thread = when_something_is_written(out, kill)
+    summary = distributed.process(folder, "denoise", out=out, workers=2, strength=0)
+    thread.join()
+    assert killed
+    assert (summary.done, len(summary.failed), summary.planned) == (12, 1, 0)
+    assert len(contents(out)) == 12
+    assert distributed.process(folder, "denoise", out=out, workers=2, strength=0.0).skipped == 12
+
+
+def test_an_interrupted_run_is_gone_on_with(cluster, folder, tmp_path):
+    out = tmp_path / "out"
+    thread = when_something_is_written(out, _thread.interrupt_main)
+    with pytest.raises(Interrupted) as caught:
+        distributed.process(folder, "denoise", out=out, workers=1, strength=0)
+    thread.join()
+    assert caught.value.summary.planned > 0
+    there = len(contents(out))
+    assert there > 0
+    rest = aeimg.process(folder, "denoise", out=out, strength=0)
+    assert rest.done + rest.skipped == 12 and len(rest.failed) == 1
+    assert rest.skipped > 0
+    assert len(contents(out)) == 12
+
+
+def test_a_job_that_can_not_go_on_ends_with_the_cause(cluster, folder, tmp_path):
+    class Holder:
+        def ready(self) -> bool:
+            return True
+
+    holder = ray.remote(num_cpus=2)(Holder).remote()
+    assert ray.get(holder.ready.remote())
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=r"nothing has gone on for 5 s: 2 of the 2 CPUs.* are taken"):
+        distributed.process(folder, "denoise", out=tmp_path / "out", workers=2, strength=0, stall_timeout=5)
+    assert time.monotonic() - began < 120
+    ray.kill(holder)
+
+
+def test_a_dataset_of_files_becomes_one_of_results(cluster, folder):
+    made = distributed.process(ray.data.read_binary_files(str(folder), include_paths=True), "denoise", workers=1,
+                               strength=0)  # fmt: skip
+    rows = {Path(row["path"]).name: row for row in made.take_all()}
+    assert len(rows) == 13
+    assert rows["bad.png"]["error"] and not rows["bad.png"]["bytes"]
+    wanted = aeimg.process((folder / "0" / "0.png").read_bytes(), "denoise", strength=0)
+    assert rows["0.png"]["bytes"] == wanted and '"width": 32' in rows["0.png"]["record"]
+
+
+def test_what_a_cluster_can_not_do_is_refused(cluster, folder):
+    with pytest.raises(UsageError, match="memory of this process"):
+        distributed.process(folder, "denoise", out="memory://out", strength=0)
+    with pytest.raises(UsageError, match="watch is for one machine"):
+        distributed.process(folder, "denoise", out="out", watch=True)
+    with pytest.raises(UsageError, match="at least 1"):
+        distributed.process(folder, "denoise", out="out", workers=0)

@@ -1,0 +1,69 @@
+"""What many files cost around their pictures is bounded, and the files of docs/scaling.md are sound."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from aeimg import bench
+from aeimg.cli import main
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text()
+
+
+def test_a_file_costs_less_than_a_millisecond_and_1600_bytes(tmp_path):
+    figures = bench.simulate(2000, tmp_path)
+    assert figures["seconds_per_file"] < 1e-3
+    assert 100 < figures["bytes_per_file"] < 1600
+    assert sum(figures["seconds"].values()) == pytest.approx(figures["seconds_per_file"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_and_refuses(tmp_path):
+    done = CliRunner().invoke(main, ["bench", "scale", str(tmp_path), "--simulate", "10"])
+    assert done.exit_code == 0 and "compare with the manifest" in done.output, done.output
+    done = CliRunner().invoke(main, ["bench", "engine", str(tmp_path), "--simulate", "10"])
+    assert done.exit_code == 2 and "option of scale" in done.output
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def test_the_scripts_of_the_page_are_sound(tmp_path):
+    scripts = [text for text in blocks("bash") if text.startswith("#!")]
+    assert len(scripts) == 1
+    for text in scripts:
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+        if (linter := shutil.which("shellcheck")) is not None:
+            subprocess.run([linter, "-"], input=text, text=True, check=True)
+
+
+def test_the_kubernetes_files_of_the_page_are_sound():
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    yaml = pytest.importorskip("yaml", reason="pyyaml is not installed")
+    found = [part for text in blocks("yaml") for part in yaml.safe_load_all(text)]
+    assert [part["kind"] for part in found] == ["Job"]
+    for part in found:
+        validate.validate(part, "1.29", strict=True)
+
+
+def test_what_the_page_says_of_cost_follows_from_what_was_measured():
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    denoise = json.loads((docs / "bench-denoise.json").read_bytes())
+    compress = json.loads((docs / "bench-compress.json").read_bytes())
+    ours = compress["codecs"]["aeimg"]
+    hours = {"denoise": 12e6 / denoise["one_thread_mps"]["auto"] / 3600,
+             "compress": 12e6 / ours["encode"] * compress["threads"] / 3600}  # fmt: skip
+    for task, million in hours.items():
+        row = re.search(rf"^\| `{task}` \| ([\d,]+) \| ([\d,]+) \|$", PAGE, re.M)
+        stated = [int(number.replace(",", "")) for number in row.groups()]
+        assert stated == [round(million), round(million * 1000, -1)], task
+    (middle,) = [point["bpp"] for point in ours["points"] if point["quality"] == 50]
+    assert f"take {12e12 * middle / 8 / 1e12:.2f} TB" in PAGE and f"billion {12e15 * middle / 8 / 1e12:.0f} TB" in PAGE
