@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, compare
     from .contract import ImageTask
     from .engine import Summary, process
-    from .loaded import LoadedCodec, LoadedDenoiser, load
+    from .loaded import LoadedCodec, LoadedDenoiser, LoadedImageModel, load
     from .registry import register, register_task, unregister, unregister_task
     from .tasks.image import ImageRunner
     from .tasks.options import EncodingOptions, option
@@ -58,6 +58,7 @@ __all__ = [
     "InvalidWeights",
     "LoadedCodec",
     "LoadedDenoiser",
+    "LoadedImageModel",
     "ModelError",
     "OutputError",
     "Summary",
@@ -84,6 +85,7 @@ __all__ = [
 _LAZY = {
     "process": "engine", "Summary": "engine", "ImageTask": "contract", "ImageRunner": "tasks.image",
     "load": "loaded", "LoadedCodec": "loaded", "LoadedDenoiser": "loaded",
+    "LoadedImageModel": "loaded",
     "EncodingOptions": "tasks.options", "option": "tasks.options",
     **dict.fromkeys(("register", "register_task", "unregister", "unregister_task"), "registry"),
     "verify": "verification",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import logging
 import os
 import time
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar, Unpack, overload
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -38,7 +38,6 @@ from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
 from .tasks.features import Features
-from .tasks.image import ImageRunner
 from .tasks.options import (
     ColorizeWords,
     CompressOptions,
@@ -363,8 +362,8 @@ def process(
             `@list.txt` (a file that lists them), or several of these. For one file, `out` may be the file to write.
         model: A registered name, the label of built-in weights, a weights file, or `spandrel:FILE` for a network of
             another project; None is the default for the task.
-        device: "auto", "cpu", "cuda", "mps". A tensor that is on a GPU is processed there, and never copied to the CPU
-            by denoise.
+        device: "auto", "cpu", "cuda", "mps". A tensor that is on a GPU is processed there, also in an iterable, and
+            image-to-image tasks never copy it to the CPU.
         dtype: "auto", "fp32", "bf16".
         progress: With `out`, show a progress bar on standard error, or a line now and then where that is no terminal.
         dry_run: With `out`, write nothing, and return in the summary what would be done.
@@ -490,10 +489,7 @@ def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, file
     if is_path(source) and paths.is_folder(os.fsdecode(source)):
         source = [one.path for one in paths.find(source, _suffixes(task), files.selection)]
     if isinstance(source, Tensor) and source.dim() == 4 and not isinstance(made, TensorTask):
-        results = [value_of(outcome.result()) for outcome in _stream(source, made, run)]
-        if isinstance(made, ImageRunner):
-            return torch.stack(results) if results else made.empty(source)
-        return results
+        return [value_of(outcome.result()) for outcome in _stream(source, made, run)]
     if is_one(source):
         return process_one(made, source, run.batch_size)
     if isinstance(source, Iterable) and not isinstance(source, Mapping):
@@ -512,11 +508,32 @@ def _stream(
 
 
 def _generate(sources: Iterable[object], task: AnyTask, run: RunOptions) -> Iterator[object]:
-    for outcome in _stream(sources, task, run):
-        if outcome.error is not None and run.on_error == "continue":
-            yield outcome.error
-        else:
-            yield value_of(outcome.result())
+    for elsewhere, some in itertools.groupby(sources, lambda one: _is_elsewhere(one) and isinstance(task, TensorTask)):
+        if elsewhere:
+            yield from _generate_there(some, task, run)
+            continue
+        for outcome in _stream(some, task, run):
+            if outcome.error is not None and run.on_error == "continue":
+                yield outcome.error
+            else:
+                yield value_of(outcome.result())
+
+
+def _is_elsewhere(source: object) -> bool:
+    """Whether a source is a tensor on another device than the CPU."""
+    return isinstance(source, Tensor) and source.device.type != "cpu"
+
+
+def _generate_there(tensors: Iterable[object], task: AnyTask, run: RunOptions) -> Iterator[object]:
+    """Yields the results of tensors, which stay on their device."""
+    for one in tensors:
+        try:
+            made = process_one(task, one, run.batch_size)
+        except Exception as error:  # as the stream has it
+            if run.on_error != "continue":
+                raise
+            made = error
+        yield made
 
 
 # -- files ---------------------------------------------------------------------------------------------------

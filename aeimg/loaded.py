@@ -1,6 +1,7 @@
 """`load()`: a model to hold, and to call often.
 
     load("denoise")    -> `LoadedDenoiser`: picture -> picture
+    load("upscale")    -> `LoadedImageModel`: the same, with the options of the task; so for every image-to-image task
     load("compress")   -> `LoadedCodec`: picture -> latent -> picture
 
 Each wraps a task of `tasks` whose model is loaded, and takes one picture through its steps in the caller's thread
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, Literal, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 import numpy as np
@@ -21,15 +22,16 @@ from PIL import Image
 from torch import Tensor
 
 from . import registry
-from .contract import MODEL_TASKS
+from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import ModelError, UsageError
 from .stream import Task
+from .tasks import declared
 from .tasks.compress import Compress
-from .tasks.declared import DENOISE
 from .tasks.decompress import Decompress
 from .tasks.denoise import Denoise
-from .tasks.options import CompressOptions, DecompressOptions, DenoiseOptions, Kind
+from .tasks.image import ImageRunner
+from .tasks.options import CompressOptions, DecompressOptions, DenoiseOptions, EncodingOptions, Kind, options_of
 from .tasks.pictures import Result, is_one, is_path
 
 log = logging.getLogger("aeimg")
@@ -74,7 +76,7 @@ class _LoadedModel:
     """What models to hold have in common."""
 
     task: str
-    """What the model is for: "denoise" or "compress"."""
+    """What the model is for: "denoise", "compress", or another image-to-image task."""
 
     def __init__(self, model: str | None, device: str, dtype: str) -> None:
         self._asked = (model, device, dtype)
@@ -88,16 +90,20 @@ class _LoadedModel:
         """Label and digest of the weights: `(("aeimg-codec-3", "0f..."),)`. A denoiser that chooses has several."""
         raise NotImplementedError
 
+    def _arguments(self) -> tuple[Any, ...]:
+        """What the class was called with, up to the device and the precision."""
+        return self._asked[:1]
+
     def to(self: Self, device: str | torch.device) -> Self:
         """Returns the same model on another device. This one stays where it is, so that both can be used.
 
         Raises `UsageError` where the device is unknown or missing.
         """
-        model, _, dtype = self._asked
-        return type(self)(model, str(device), dtype)
+        kind: Callable[..., Self] = type(self)
+        return kind(*self._arguments(), str(device), self._asked[2])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (type(self), *self._asked, self.models)
+        return _restored, (type(self), (*self._arguments(), *self._asked[1:]), self.models)
 
     def __copy__(self: Self) -> Self:
         return self  # it never changes
@@ -106,7 +112,7 @@ class _LoadedModel:
         return self
 
     def __repr__(self) -> str:
-        labels = ", ".join(label for label, _ in self.models)
+        labels = ", ".join(label for label, _ in self.models) or self.task
         return f"<{type(self).__name__} {labels} on {self.device} in {str(self.dtype).removeprefix('torch.')}>"
 
 
@@ -114,9 +120,9 @@ Weights = tuple[tuple[str, str], ...]
 """Label and digest of each of a model's weights."""
 
 
-def _restored(kind: type[Self], model: str | None, device: str, dtype: str, models: Weights) -> Self:
+def _restored(kind: type[Self], arguments: tuple[Any, ...], models: Weights) -> Self:
     """Returns the model that was pickled. Raises `ModelError` where this process has other weights by its name."""
-    made = kind(model, device, dtype)
+    made = kind(*arguments)
     if made.models != models:
         raise ModelError(
             f"the model was pickled with the weights {_named(models)}, and here its name stands for "
@@ -147,7 +153,7 @@ class LoadedDenoiser(_LoadedModel):
 
     def __init__(self, model: str | None = None, device: str = "auto", dtype: str = "auto") -> None:
         super().__init__(model, device, dtype)
-        self._task = Denoise(DENOISE, model, self.device, self.dtype, DenoiseOptions())
+        self._task = Denoise(declared.DENOISE, model, self.device, self.dtype, DenoiseOptions())
 
     @property
     def models(self) -> tuple[tuple[str, str], ...]:
@@ -202,6 +208,59 @@ class LoadedDenoiser(_LoadedModel):
         return clean
 
 
+class LoadedImageModel(_LoadedModel):
+    """A model of an image-to-image task to hold, of a plug-in's too: `model(picture)` returns the task's result.
+
+    It can be copied, pickled (by the names of task and model and the digest of the weights, which are not part of the
+    pickle), and called from several threads at once. Raises `UsageError`, `ModelError`.
+    """
+
+    def __init__(self, task: str, model: str | None = None, device: str = "auto", dtype: str = "auto") -> None:
+        super().__init__(model, device, dtype)
+        found = declared.find(task)
+        if found is None:
+            raise UsageError(f"unknown task {task!r}; use one of {', '.join(declared.names())}")
+        self.task = task
+        self._options = options_of(task)
+        self._task: ImageRunner = found.runner_class(found, model, self.device, self.dtype, self._options())
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return self.task, self._asked[0]
+
+    @property
+    def models(self) -> tuple[tuple[str, str], ...]:
+        return tuple(self._task.models())
+
+    @overload
+    def __call__(self, picture: TensorLike, **options: Any) -> TensorLike: ...
+    @overload
+    def __call__(self, picture: P, **options: Any) -> P: ...
+    @overload
+    def __call__(self, picture: Name | BinaryIO, **options: Any) -> Image.Image: ...
+    def __call__(self, picture: Any, **options: Any) -> Any:
+        """Returns what the task makes of one picture, or of a tensor of several.
+
+        Args:
+            picture: What a `LoadedDenoiser` takes.
+            options: Those of the task: `scale` of upscale, `strength` of colorize; of all, `format` and
+                `image_quality`, where the bytes of an image file come in. See `process`.
+
+        Returns:
+            The same kind, as a `LoadedDenoiser` does it, of the size and the channels that the task makes. A tensor
+            that is on a GPU stays there, unless the task of a plug-in has steps of its own for the CPU alone.
+
+        Raises:
+            UsageError: The call is wrong; or the tensor is on a GPU, and the model is on another kind of device.
+            InputError: The picture can't be handled.
+            ModelError: The model's result has another shape than it must have.
+        """
+        _require_one(picture, self.task)
+        task = self._task.with_options(_of(self._options, options))
+        made = process_one(task, picture)
+        self._task.tile = min(self._task.tile, task.tile)  # smaller where memory has not sufficed
+        return made
+
+
 class EncodeWords(TypedDict, total=False):
     """See `CompressOptions`."""
 
@@ -217,6 +276,8 @@ class DecodeWords(TypedDict, total=False):
 
     format: str | None
     image_quality: int | Mapping[str, int] | None
+    crop: tuple[int, int, int, int] | None
+    scale: str | float
 
 
 class LoadedCodec(_LoadedModel):
@@ -286,10 +347,12 @@ class LoadedCodec(_LoadedModel):
             latent: The bytes of a latent file, its path, or an open file.
             kind: What comes back: "pil"; "numpy", `[H,W]`, `[H,W,3]` or `[H,W,4]`, uint8 or uint16; "tensor",
                 `[C,H,W]`, float in [0,1]; "bytes" of an image file.
-            options: `format` and `image_quality` of the image file: see `process`.
+            options: `crop` and `scale`, for a part of the picture or a smaller copy, in the time and memory of that;
+                `format` and `image_quality` of the image file: see `process`.
 
         Raises:
             UsageError: The call is wrong.
+            InputError: The crop lies outside of the picture.
             InvalidLatent: These are not the bytes of a latent file, or they are damaged.
             WrongWeights: The file was made with other weights. The default codec finds those that the file names.
         """
@@ -306,7 +369,7 @@ class LoadedCodec(_LoadedModel):
         return back
 
 
-Options = TypeVar("Options", CompressOptions, DecompressOptions)
+Options = TypeVar("Options", CompressOptions, DecompressOptions, EncodingOptions)
 
 
 def _of(options: type[Options], words: Mapping[str, Any]) -> Options:
@@ -330,8 +393,8 @@ def _what(source: object) -> str:
 
 # -- loading -------------------------------------------------------------------------------------------------
 
-KINDS: dict[str, type[LoadedDenoiser] | type[LoadedCodec]] = {"denoise": LoadedDenoiser, "compress": LoadedCodec}
-"""Task -> the class of its models to hold."""
+Held = LoadedDenoiser | LoadedCodec | LoadedImageModel
+"""A model to hold."""
 
 
 @overload
@@ -342,6 +405,17 @@ def load(
 def load(
     task_or_model: Literal["compress"], *, device: str | torch.device = ..., dtype: str | torch.dtype = ...
 ) -> LoadedCodec: ...
+@overload
+def load(
+    task_or_model: Literal["upscale", "colorize"],
+    *,
+    device: str | torch.device = ...,
+    dtype: str | torch.dtype = ...,
+) -> LoadedImageModel: ...
+@overload
+def load(
+    task_or_model: ImageTask, *, device: str | torch.device = ..., dtype: str | torch.dtype = ...
+) -> LoadedDenoiser | LoadedImageModel: ...
 @overload
 def load(
     task_or_model: Name,
@@ -360,49 +434,69 @@ def load(
 ) -> LoadedCodec: ...
 @overload
 def load(
-    task_or_model: Name, *, device: str | torch.device = ..., dtype: str | torch.dtype = ...
-) -> LoadedDenoiser | LoadedCodec: ...
-def load(
     task_or_model: Name,
+    *,
+    task: Literal["upscale", "colorize"],
+    device: str | torch.device = ...,
+    dtype: str | torch.dtype = ...,
+) -> LoadedImageModel: ...
+@overload
+def load(
+    task_or_model: Name, *, task: str | None = ..., device: str | torch.device = ..., dtype: str | torch.dtype = ...
+) -> Held: ...
+def load(
+    task_or_model: Name | ImageTask,
     *,
     task: str | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
-) -> LoadedDenoiser | LoadedCodec:
+) -> Held:
     """Returns a model to hold and to call often, on its device.
 
     The weights of a model are in memory once for each device, however often it is loaded, and stay as long as anybody
     holds it.
 
     Args:
-        task_or_model: "denoise" or "compress" for the default model of the task; or a model: a registered name, the
-            label of built-in weights, a weights file, or `spandrel:FILE`.
-        task: What the model must be for. It only says so to type checkers, and is checked.
+        task_or_model: "denoise", "upscale", "colorize", "compress" or the name of a plug-in's task, or its `ImageTask`,
+            for the default model of the task; or a model: a registered name, the label of built-in weights, a weights
+            file, or `spandrel:FILE`.
+        task: What the model must be for: it says so to type checkers, and is checked. A network of `spandrel:FILE`
+            becomes a model for it.
         device: "auto", "cpu", "cuda", "cuda:1", "mps", or a `torch.device`.
         dtype: "auto", "fp32", "bf16", or a `torch.dtype`.
 
     Returns:
-        A `LoadedDenoiser`, which is called with a picture, or a `LoadedCodec`, which has `encode` and `decode`.
+        A `LoadedDenoiser` or a `LoadedImageModel`, which is called with a picture, or a `LoadedCodec`, which has
+        `encode` and `decode`.
 
     Raises:
         UsageError: The call is wrong, or the device is missing.
         ModelError: The model is unknown, broken, or for another task.
     """
-    if not is_path(task_or_model) or isinstance(task_or_model, bytes):
+    asked = task_or_model.name if isinstance(task_or_model, ImageTask) else task_or_model
+    if not is_path(asked) or isinstance(asked, bytes):
         raise UsageError(
-            f"load takes a task, the name of a model or a weights file, not a {type(task_or_model).__name__}; "
+            f"load takes a task, the name of a model or a weights file, not a {type(asked).__name__}; "
             "aeimg.register(name, lambda: model, task=...) gives a model a name"
         )
-    name = os.fspath(task_or_model)
+    name = os.fspath(asked)
     if name in ("decompress", "features", "score"):
         raise UsageError(f"{name} is done by the models of compress: load('compress')")
-    found = name if name in MODEL_TASKS else registry.task_of(name)
-    if found not in KINDS:
-        raise UsageError(f"models of the task {found} can't be held; aeimg.process(..., {found!r}) runs them")
+    is_task = name == "compress" or declared.find(name) is not None
+    found = name if is_task else _task_of(name, task)
     if task is not None and task != found:
         raise ModelError(f"{name!r} is for the task {found}, not for {task}")
-    model = None if name in MODEL_TASKS else _absolute(name)
-    return KINDS[found](model, str(device), str(dtype).removeprefix("torch."))
+    about = (None if is_task else _absolute(name), str(device), str(dtype).removeprefix("torch."))
+    if found == "compress":
+        return LoadedCodec(*about)
+    return LoadedDenoiser(*about) if found == "denoise" else LoadedImageModel(found, *about)
+
+
+def _task_of(model: str, task: str | None) -> str:
+    """Returns the task of a model. A network that spandrel loads is for whichever image-to-image task is asked for."""
+    if task not in (None, "compress") and model.startswith(registry.SPANDREL):
+        return str(task)
+    return registry.task_of(model)
 
 
 def _absolute(name: str) -> str:

@@ -2,6 +2,8 @@
 
     Image.open("a.aei")                            # reads the header; the picture is decoded when it is needed
     image.save("a.aei", quality=60, effort=2)
+    Image.open("a.aei").thumbnail((256, 256))      # decodes a smaller copy, as `aeimg decompress --scale` does it
+    Image.open("a.aei").crop((0, 0, 512, 512))     # decodes that part alone
 
 Everything that opens pictures with Pillow then takes latent files as well. A picture that Pillow has no mode for,
 colour or alpha of 16 bits, opens as one of 8 bits, as Pillow does it with PNG; `info["bit_depth"]` says what the file
@@ -60,6 +62,11 @@ class AeiImageFile(ImageFile.ImageFile):
     format = FORMAT
     format_description = "latent file of aeimg"
 
+    _coded = False
+    """Whether the picture is coded, so that a part or a smaller copy of it can be decoded."""
+    _divisor = 1
+    """How many pixels in a row become one, after `draft`."""
+
     def _open(self) -> None:
         assert self.fp is not None
         try:
@@ -67,6 +74,7 @@ class AeiImageFile(ImageFile.ImageFile):
             if isinstance(head, container.Stored):
                 self._begin(*_stored(head.data, self._label))
             else:
+                self._coded = True
                 about, _ = metadata.sound(head.metadata)
                 mode = ("L" if head.channels == 1 else "RGB") + ("" if head.alpha is None else "A")
                 self._begin((head.width, head.height), "I;16" if (mode, head.depth) == ("L", 16) else mode, about)
@@ -88,7 +96,7 @@ class AeiImageFile(ImageFile.ImageFile):
         """Decodes the picture, if that has not happened yet. Raises `OSError` where the file is damaged, or its weights
         are missing."""
         if self.tile and self.fp is not None:
-            samples = self._decode(self._whole())
+            samples = self._decode(self._whole(), scale=1 / self._divisor)
             height, width = samples.shape[:2]
             deep = samples.dtype.itemsize == 2
             mode = "I;16" if deep else "L" if samples.ndim == 2 else {2: "LA", 3: "RGB", 4: "RGBA"}[samples.shape[2]]
@@ -97,6 +105,38 @@ class AeiImageFile(ImageFile.ImageFile):
                 self.fp.close()
             self.fp = io.BytesIO(samples.tobytes())
         return super().load()
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether the picture is coded and not decoded yet."""
+        return self._coded and bool(self.tile) and self.fp is not None
+
+    def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Makes the picture a smaller copy, of means of 2x2, 4x4 or 8x8 pixels, that is no smaller than `size`, as
+        Pillow's JPEG does it; `thumbnail` calls this. Returns the mode and the box of the picture in that copy; None
+        where nothing changes: the picture is stored or decoded already, or not twice as large."""
+        if not (self._waiting and self._divisor == 1 and size is not None):
+            return None
+        room = min(have // max(1, wanted) for have, wanted in zip(self.size, size, strict=True))
+        self._divisor = next(divisor for divisor in (8, 4, 2, 1) if divisor <= max(1, room))
+        if self._divisor == 1:
+            return None
+        width, height = self.size
+        small = (-(-width // self._divisor), -(-height // self._divisor))
+        self._size = small
+        self.tile = [ImageFile._Tile("raw", (0, 0, *small), 0, self.mode)]
+        return self.mode, (0, 0, width / self._divisor, height / self._divisor)
+
+    def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+        """Returns a part of the picture. While the picture is not decoded, only the part is. Raises `OSError` as `load`
+        does."""
+        whole = (0, 0, *self.size)
+        left, top, right, bottom = (round(value) for value in (box or whole))
+        inside = 0 <= left < right <= self.width and 0 <= top < bottom <= self.height
+        if not (self._waiting and self._divisor == 1 and inside) or (left, top, right, bottom) == whole:
+            return super().crop(box)
+        samples = self._decode(self._whole(), crop=(left, top, right - left, bottom - top))
+        return self._new(Image.fromarray(samples).im)
 
     def load_seek(self, pos: int) -> None:
         """Nothing has to be sought: the samples are all there is."""
@@ -115,12 +155,13 @@ class AeiImageFile(ImageFile.ImageFile):
         self.fp.seek(0)
         return self.fp.read(container.MAX_FILE)
 
-    def _decode(self, data: bytes) -> Array:
-        """Returns the samples `[H,W]` or `[H,W,C]`, of 8 bits unless they are grey."""
+    def _decode(self, data: bytes, **seen: Any) -> Array:
+        """Returns the samples `[H,W]` or `[H,W,C]`, of 8 bits unless they are grey; `seen` is what `LoadedCodec.decode`
+        takes as `crop` or `scale`."""
         from .pixels import to_eight_bits
 
         try:
-            found = _codec(*_runs_on).decode(data, "numpy")
+            found = _codec(*_runs_on).decode(data, "numpy", **seen)
         except AeimgError as error:
             raise OSError(f"{self._label}: {error}") from error
         if found.dtype.itemsize == 2:

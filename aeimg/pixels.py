@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from .errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Array = np.ndarray
 
@@ -183,6 +184,8 @@ def to_array(planes: Array, like: object = None) -> Array:
 def check_tensor(tensor: Tensor) -> None:
     """Raises `UsageError` unless a caller's tensor is `[C,H,W]` or `[N,C,H,W]`, C 1, 3 or 4, float or uint8, with
     pixels, and for floats that `check_range` refuses; `InputError` for floats that are not finite."""
+    import torch
+
     _check_form(tensor, 3, 4)
     if 0 in tensor.shape[-2:]:
         raise InputError(f"the image: has no pixels; this is {_shape(tensor)}")
@@ -194,6 +197,8 @@ def check_tensor(tensor: Tensor) -> None:
 
 
 def _check_form(tensor: Tensor, *dims: int) -> None:
+    import torch
+
     kind = tensor.dtype == torch.uint8 or tensor.is_floating_point()
     if tensor.dim() not in dims or tensor.shape[-3] not in (1, 3, 4) or not kind:
         raise UsageError(f"a tensor must be [C,H,W] or [N,C,H,W] float or uint8, C 1, 3 or 4; this is {_shape(tensor)}")
@@ -204,6 +209,8 @@ def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
 
     Raises `UsageError` for other shapes and dtypes, and for floats that `check_range` refuses.
     """
+    import torch
+
     _check_form(tensor, 3)
     if tensor.dtype == torch.uint8:
         return split_alpha(np.ascontiguousarray(tensor.detach().cpu().numpy()))
@@ -215,15 +222,19 @@ def from_tensor(tensor: Tensor) -> tuple[Array, Array | None]:
 def to_tensor(planes: Array, like: object = None) -> Tensor:
     """Planes `[C,H,W]` of any kind as a float tensor; of the device, dtype and type of `like` where that is a
     tensor."""
-    if isinstance(like, Tensor) and like.dtype == torch.uint8:
+    import torch
+
+    if isinstance(like, torch.Tensor) and like.dtype == torch.uint8:
         return like_tensor(torch.from_numpy(np.ascontiguousarray(to_eight_bits(planes))).to(like.device), like)
     result = torch.from_numpy(np.ascontiguousarray(to_floats(planes)))
-    return like_tensor(result.to(like.device, like.dtype), like) if isinstance(like, Tensor) else result
+    return like_tensor(result.to(like.device, like.dtype), like) if isinstance(like, torch.Tensor) else result
 
 
 def like_tensor(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` as a tv_tensor of torchvision where `like` is one."""
-    if type(like) is Tensor:
+    import torch
+
+    if type(like) is torch.Tensor:
         return tensor
     from torchvision import tv_tensors
 
@@ -239,14 +250,15 @@ def _shape(x: Array | Tensor) -> str:
 
 def as_float(x: Tensor) -> Tensor:
     """Pixels of any kind as float32; floats are not clipped."""
+    import torch
+
     return x.float() if x.is_floating_point() else x.float() / torch.iinfo(x.dtype).max
 
 
-CPU = torch.device("cpu")
-
-
-def as_pixels(x: Tensor, dtype: torch.dtype, device: torch.device = CPU) -> Tensor:
+def as_pixels(x: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Float pixels, on `device`, for a tensor of `dtype`: rounded and clipped (as int32) for integers."""
+    import torch
+
     if dtype.is_floating_point:
         return x.to(device)
     return (x.clamp(0, 1) * torch.iinfo(dtype).max).round().int().to(device)
@@ -259,6 +271,8 @@ def padded(side: int, multiple: int) -> int:
 
 def pad(x: Tensor, height: int, width: int) -> Tensor:
     """`x` `[N,C,h,w]` continued downwards and to the right by its last row and column, to `height` and `width`."""
+    from torch.nn import functional as F
+
     return F.pad(x, (0, width - x.shape[3], 0, height - x.shape[2]), mode="replicate")
 
 
@@ -268,6 +282,8 @@ def mirror(x: Tensor, height: int, width: int) -> Tensor:
     For what is done to noise: a last row that is repeated is noise of another kind, and trained networks see that
     from a hundred pixels away.
     """
+    import torch
+
     for dim, side in ((2, height), (3, width)):
         if x.shape[dim] < side:
             last = x.shape[dim] - 1

@@ -44,7 +44,7 @@ class _OfPictures(v2.Transform):  # type: ignore[misc, unused-ignore]  # torchvi
         device = self.device or (str(inpt.device) if isinstance(inpt, Tensor) else "cpu")
         if device not in self._held:
             name: Any = self.model or self.task
-            self._held[device] = load(name, task=self.task, device=device)  # type: ignore[call-overload]
+            self._held[device] = load(name, task=self.task, device=device)
         return self._held[device]
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:

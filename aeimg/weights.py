@@ -27,8 +27,8 @@ import struct
 import threading
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,15 +226,20 @@ def load_tensors(path: Path) -> tuple[Header, dict[str, Tensor], bytes]:
     """
     with _opened(path, "pt") as file:
         header = _header(file.metadata(), path)
-        return header, _tensors(file, path), _digest(path, header)
+        return header, _tensors(file, path, file.keys()), _digest(path, header)
 
 
-def _tensors(file: Any, path: Path) -> dict[str, Tensor]:
-    # Cloned, because the file must not stay mapped: a later run may replace it.
-    tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    broken = not_finite(tensors.items())
-    if broken is not None:
-        raise InvalidWeights(f"{path}: {broken} is not finite; these weights are of no use")
+def _tensors(file: Any, path: Path, names: Iterable[str], *, as_floats: bool = False) -> dict[str, Tensor]:
+    """Returns those of the tensors of a file, in fp32 with `as_floats`. One at a time is in memory twice."""
+    import torch
+
+    tensors = {}
+    for name in names:
+        # Copied, because the file must not stay mapped: a later run may replace it.
+        held = file.get_tensor(name)
+        tensors[name] = held.float() if as_floats and held.dtype != torch.float32 else held.clone()
+        if not_finite([(name, tensors[name])]) is not None:
+            raise InvalidWeights(f"{path}: {name} is not finite; these weights are of no use")
     return tensors
 
 
@@ -249,7 +254,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def load_network(path: Path) -> tuple[Header, nn.Module, dict[str, Tensor], bytes]:
-    """Reads a weights file: its header, its network in fp32 on the CPU, all its tensors, and its digest.
+    """Reads a weights file: its header, its network in fp32 on the CPU, the tensors that are none of its network, and
+    its digest.
 
     The network is built without memory first: a config to which the tensors do not fit costs none. Raises
     `InvalidWeights`.
@@ -260,7 +266,7 @@ def load_network(path: Path) -> tuple[Header, nn.Module, dict[str, Tensor], byte
         header = _header(file.metadata(), path)
         held = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         try:
-            with torch.device("meta"), _at_most(len(held)):
+            with torch.device("meta"), _unfilled(), _at_most(len(held)):
                 network = build(header.architecture, header.config)
         except ModelError as error:
             raise InvalidWeights(f"{path}: {error}") from error
@@ -268,10 +274,33 @@ def load_network(path: Path) -> tuple[Header, nn.Module, dict[str, Tensor], byte
             raise InvalidWeights(f"{path}: says that its {header.architecture} is for the task {header.task!r:.99}")
         state = network.state_dict()
         _check_fit(path, state, held)
-        tensors = _tensors(file, path)
+        network.load_state_dict(_tensors(file, path, state, as_floats=True), assign=True)
+        besides = _tensors(file, path, [name for name in held if name not in state])
         digest = _digest(path, header)
-    network.load_state_dict({name: tensors[name].float() for name in state}, assign=True)
-    return header, network, tensors, digest
+    return header, network, besides, digest
+
+
+FILLED_AT_RANDOM = {
+    *("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_"),
+    *("xavier_uniform_", "orthogonal_"),
+}
+"""Methods of tensors, and functions of `torch.nn.init`, that fill a tensor with random values."""
+
+
+def _unfilled() -> AbstractContextManager[object]:
+    """In the body, tensors are not filled with random values. There is nothing to fill on the meta device, but torch
+    imports its compiler for it, which takes 1.4 seconds and 150 MB."""
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: Any = None
+        ) -> object:
+            if getattr(func, "__name__", "") in FILLED_AT_RANDOM:
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    return Unfilled()
 
 
 @contextmanager

@@ -190,6 +190,15 @@ def test_a_codec_encodes_and_decodes_as_process_does(codec, small):
         codec.decode(b"no latent file")
 
 
+def test_a_codec_decodes_a_part_and_a_smaller_copy(codec, small):
+    latent = codec.encode(small, quality=40)
+    whole = codec.decode(latent, "numpy")
+    np.testing.assert_array_equal(codec.decode(latent, "numpy", crop=(20, 30, 50, 40)), whole[30:70, 20:70])
+    assert codec.decode(latent, scale="1/4").size == (36, 26)
+    with pytest.raises(aeimg.InputError, match="does not fit"):
+        codec.decode(latent, crop=(100, 0, 50, 40))
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_round_trip_is_what_a_file_brings_back(codec, small, channels):
     x = torch.cat([as_tensor(small), as_tensor(small)[:1]])[:channels]

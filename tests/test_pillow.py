@@ -126,6 +126,64 @@ def test_opening_reads_the_header_only_and_needs_no_torch(latent, tmp_path):
     assert file.count < 400 < len(latent)
 
 
+def test_opening_a_stored_picture_needs_no_torch(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 10)).save(buffer, "PNG")
+    (tmp_path / "a.aei").write_bytes(container.write(container.Stored(buffer.getvalue(), "a", "PNG")))
+    code = (
+        "import sys, aeimg.pillow\nfrom PIL import Image\nimage = Image.open(sys.argv[1])\n"
+        "print(image.size, image.mode, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.aei"], capture_output=True, text=True)
+    assert done.stdout.strip() == "(40, 10) RGB False", done.stderr
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[dict]:
+    """What is asked of the codec at each decoding."""
+    asked: list[dict] = []
+    original = aeimg.LoadedCodec.decode
+    monkeypatch.setattr(
+        aeimg.LoadedCodec, "decode", lambda self, data, kind, **seen: asked.append(seen) or original(
+            self, data, kind, **seen)
+    )  # fmt: skip
+    return asked
+
+
+def test_a_thumbnail_decodes_a_smaller_copy(latent, seen):
+    whole = Image.open(io.BytesIO(latent)).convert("RGB")
+    whole.thumbnail((24, 24))
+    small = Image.open(io.BytesIO(latent))
+    small.thumbnail((24, 24))
+    assert seen[1:] == [{"scale": 1 / 2}]  # 143 pixels, and Pillow keeps a reserve of two times
+    assert small.size == whole.size == (24, 17)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
+    drafted = Image.open(io.BytesIO(latent))
+    assert drafted.draft(None, (15, 10)) == ("RGB", (0, 0, 143 / 8, 101 / 8))
+    assert drafted.draft(None, (1, 1)) is None
+    assert drafted.size == (18, 13)
+    np.testing.assert_array_equal(
+        np.asarray(drafted), aeimg.process(latent, "decompress", kind="numpy", scale=1 / 8, device="cpu")
+    )
+    assert drafted.draft(None, (1, 1)) is None
+    assert Image.open(io.BytesIO(latent)).draft("L", (143, 60)) is None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "I;16"])
+def test_a_crop_decodes_that_part_alone(mode, small, seen):
+    latent = saved(picture(mode, small), quality=60)
+    box = (20, 30, 90, 71)
+    part = Image.open(io.BytesIO(latent)).crop(box)
+    assert seen == [{"crop": (20, 30, 70, 41)}]
+    assert (part.mode, part.size) == (mode, (70, 41))
+    whole = Image.open(io.BytesIO(latent))
+    whole.load()
+    np.testing.assert_array_equal(np.asarray(part), np.asarray(whole.crop(box)))
+    assert len(seen) == 2  # what is decoded is not decoded again
+    beyond = Image.open(io.BytesIO(latent)).crop((-5, 0, 20, 20))
+    np.testing.assert_array_equal(np.asarray(beyond), np.asarray(whole.crop((-5, 0, 20, 20))))
+
+
 def test_verify_finds_damage_and_closes_the_file(latent, tmp_path):
     Image.open(io.BytesIO(latent)).verify()
     broken = bytearray(latent)

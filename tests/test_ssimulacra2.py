@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from aeimg import metrics
-from aeimg.ssimulacra2 import ssimulacra2
+from aeimg.ssimulacra2 import _blur_matrix, ssimulacra2
 
 
 def tensor(image: np.ndarray) -> torch.Tensor:
@@ -64,3 +64,14 @@ def test_each_image_of_a_batch_is_scored_by_itself(small):
     torch.testing.assert_close(
         both, torch.cat([ssimulacra2(x[n : n + 1], y[n : n + 1]) for n in range(2)]), rtol=1e-4, atol=0
     )
+
+
+def test_it_has_slopes_also_where_it_was_used_first_without(small):
+    """`--effort` came after a measurement, and autograd saves no tensors that were made for inference."""
+    x = tensor(small)[:, :, :64, :80]
+    _blur_matrix.cache_clear()
+    with torch.inference_mode():
+        ssimulacra2(x.clone(), x.clone())
+    y = x.clone().requires_grad_()
+    ssimulacra2(x, y).sum().backward()
+    assert torch.isfinite(y.grad).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import re
 import sys
 import types
@@ -221,6 +222,54 @@ def test_what_belongs_to_a_picture_survives_and_says_its_new_size(models, small,
     assert (clear[:, : small.shape[1] - 6] == 255).all() and (clear[:, small.shape[1] + 6 :] == 0).all()
     dry = run("upscale", tmp_path / "a.png", tmp_path / "c.png", "--model", "doubled", "--dry-run")
     assert f"{4 * small.shape[0] * small.shape[1] / 1e6:.1f} megapixels" in dry.stderr
+
+
+@pytest.fixture(params=["upscale", "colorize"])
+def run_of(request, models, small, tmp_path):
+    """A task, its model, and a folder of two pictures."""
+    (tmp_path / "in").mkdir()
+    Image.fromarray(small[:30, :40]).save(tmp_path / "in" / "a.png")
+    Image.fromarray(small[10:40, :40, 0]).save(tmp_path / "in" / "b.png")
+    return request.param, {"upscale": "doubled", "colorize": "reddish"}[request.param], tmp_path
+
+
+def test_a_run_has_a_report_a_manifest_sentences_and_json(run_of, caplog):
+    task, model, folder = run_of
+    call = (task, folder / "in", folder / "out", "--model", model, "--dtype", "fp32")
+    done = run(*call, "--report", folder / "page.html", "--json", folder / "a.json", "-v")
+    assert done.exit_code == 0, done.output
+    found = json.loads((folder / "a.json").read_text())
+    size = (80, 60) if task == "upscale" else (40, 30)
+    assert [(one["width"], one["height"], one["model"]) for one in found["files"]] == [(*size, f"{model}-1")] * 2
+    page = (folder / "page.html").read_text()
+    shown = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+    assert [row[0] for row in shown["rows"]] == ["a.png", "b.png"]
+    assert [one["size"] for one in shown["galleries"]] == [list(size)] * 2
+    assert all({"before", "after"} <= set(one["crops"]) for one in shown["galleries"])
+    assert run(*call, "--json", folder / "a.json").exit_code == 0
+    again = json.loads((folder / "a.json").read_text())
+    assert (again["done"], again["skipped"]) == (0, 2)
+    with Image.open(folder / "out" / "b.png") as image:
+        assert (image.size, image.mode) == (size, "L" if task == "upscale" else "RGB")
+    said = [record.getMessage() for record in caplog.records if record.levelname == "DEBUG"]
+    assert sum(f"a.png: {size[0]}x{size[1]}, {task} by {model}-1" in line for line in said) == 1, said
+
+
+def test_a_run_takes_shards_and_urls(run_of):
+    task, model, folder = run_of
+    first, second = (
+        aeimg.process(folder / "in", task, out=folder / "out", model=model, shard=shard) for shard in ("1/2", "2/2")
+    )
+    assert first.done + second.done == 2 and first.elsewhere == second.done
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    for name in ("a.png", "b.png"):
+        store.pipe(f"/{task}/in/{name}", (folder / "in" / name).read_bytes())
+    summary = aeimg.process(f"memory://{task}/in", task, out=f"memory://{task}/out", model=model)
+    assert (summary.done, summary.failed) == (2, [])
+    for name in ("a.png", "b.png"):
+        assert store.cat(f"/{task}/out/{name}") == (folder / "out" / name).read_bytes()
+    assert aeimg.process(f"memory://{task}/in", task, out=f"memory://{task}/out", model=model).skipped == 2
 
 
 def test_xmp_says_the_new_size():

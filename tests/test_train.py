@@ -251,9 +251,10 @@ def test_weights_are_fine_tuned_with_their_own_config_at_a_third_of_the_learning
         train("denoise", photographs, out, start=tmp_path / "nowhere.safetensors", **options)
 
 
-def test_a_new_denoiser_has_the_shape_of_the_shipped_one():
-    shipped = weights.read_header(weights.find_weights(registry.BUILTINS[registry.WHITE][1])).config
-    assert {key: tuple(shipped[key]) for key in SHAPE} == SHAPE
+def test_a_denoiser_whose_config_gives_no_shape_has_the_default_one(photographs):
+    source = DenoiseObjective.source(photographs, DenoiseObjective.recipe, {})
+    config = DenoiseObjective(source, {}, DenoiseObjective.recipe).model.config
+    assert {key: tuple(getattr(config, key)) for key in SHAPE} == SHAPE
 
 
 @pytest.mark.usefixtures("few_tables")

@@ -135,9 +135,6 @@ import torch, numpy
 import aeimg
 
 process = aeimg.process  # which imports what is lazy
-from aeimg import registry
-
-codec = registry.get(None, "compress", torch.device("cpu"))  # loading it is no part of a crop
 
 def peak():
     # Not `ru_maxrss`, which a process inherits from the one that has started it.
@@ -169,7 +166,8 @@ def large_latent(photograph: np.ndarray, side: int) -> bytes:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
 def test_a_crop_of_a_hundred_megapixels_takes_the_memory_of_the_crop(photograph, tmp_path):
-    """The crop lies across the corner of four tiles, the most that it can need."""
+    """Beside what the import takes; the network is loaded for it. The crop lies across the corner of four tiles, the
+    most that it can need."""
     side = 10 * 16 * hyperprior_codec.TILE
     assert side**2 > 100e6
     (tmp_path / "a.aei").write_bytes(large_latent(photograph, side))
@@ -179,4 +177,5 @@ def test_a_crop_of_a_hundred_megapixels_takes_the_memory_of_the_crop(photograph,
     shape, seconds, grown = json.loads(done.stdout)
     print(f"{seconds:.2f} CPU-seconds, {grown:.0f} MB")
     assert shape == [512, 512, 3]
-    assert grown < 150
+    assert grown < 300
+    assert seconds < 1.5

@@ -182,7 +182,9 @@ class FloatScales(nn.Module):
         """Index of each code before anything is known of the picture; set from the data before training."""
         self.side = nn.Parameter(torch.full((c.rate_points, c.hyper), 20.0))
         """Index of each side symbol."""
-        self.side_log_step = nn.Parameter(torch.linspace(0.7, 0, c.rate_points)[:, None].repeat(1, c.hyper))
+        self.side_log_step = nn.Parameter(torch.zeros(c.rate_points, c.hyper))
+        with torch.no_grad():  # on the CPU, because torch imports sympy for it on the meta device
+            self.side_log_step.copy_(torch.linspace(0.7, 0, c.rate_points, device="cpu")[:, None])
         """Logarithm of the quantiser's step of each side symbol: coarser where few bits are spent on the codes."""
 
     @staticmethod

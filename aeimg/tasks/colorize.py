@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..errors import InputError, ModelError
 from ..images import Picture
 from ..metrics import chroma_psnr, colourfulness
-from ..pixels import as_float, mirror, padded, peak
+from ..pixels import as_float, mirror, padded
 from .image import LUMA, Evaluation, ImageItem, ImageResult, ImageRunner, safe_dtype
 from .options import ColorizeOptions
 from .pictures import stacked
@@ -47,20 +47,32 @@ def coloured(luma: Array, chroma: Array) -> Array:
     blue are rounded, and green is what the luma then lacks: it is off by half a step at most, which is 0.3 steps of
     luma, so the luma of integers rounds to what it was, everywhere.
     """
-    white = peak(luma.dtype)
-    y = luma.astype(np.float64) / white
-    blue, red = BLUE * chroma[0].astype(np.float64), RED * chroma[1].astype(np.float64)
+    return np.asarray(_coloured(torch.from_numpy(luma), torch.from_numpy(chroma)).numpy())
+
+
+def _coloured(luma: Tensor, chroma: Tensor) -> Tensor:
+    """`coloured` of planes `[...]` and `[2,...]` that are tensors, on their device: `[3,...]`."""
+    whole = luma.dtype.is_floating_point
+    white = 1.0 if whole else float(torch.iinfo(luma.dtype).max)
+    y = luma.double() / white
+    blue, red = BLUE * chroma[0].double(), RED * chroma[1].double()
     green = -(LUMA[0] * red + LUMA[2] * blue) / LUMA[1]
-    room = np.ones_like(y)
+    room = torch.ones_like(y)
     for difference in (red, green, blue):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            fits = np.where(difference > 0, (1 - y) / difference, np.where(difference < 0, -y / difference, np.inf))
-        room = np.minimum(room, np.maximum(fits, 0))
-    if luma.dtype == np.float32:
-        return np.stack([y + room * part for part in (red, green, blue)]).astype(np.float32)
-    r, b = (np.rint(white * (y + room * part)) for part in (red, blue))
-    g = np.rint((luma.astype(np.float64) - LUMA[0] * r - LUMA[2] * b) / LUMA[1])
-    return np.clip(np.stack([r, g, b]), 0, white).astype(luma.dtype)
+        falls = torch.where(difference < 0, -y / difference, torch.inf)
+        fits = torch.where(difference > 0, (1 - y) / difference, falls)
+        room = torch.minimum(room, fits.clamp(min=0))
+    if whole:
+        return torch.stack([y + room * part for part in (red, green, blue)]).float()
+    r, b = (torch.round(white * (y + room * part)) for part in (red, blue))
+    g = torch.round((luma.double() - LUMA[0] * r - LUMA[2] * b) / LUMA[1])
+    return torch.stack([r, g, b]).clamp(0, white).to(luma.dtype)
+
+
+def _luma_of_tensors(x: Tensor) -> Tensor:
+    """`luma_of` of pixels `[N,3,H,W]`, uint8 or float32, on their device: `[N,1,H,W]`."""
+    made = (x.double() * torch.tensor(LUMA, dtype=torch.float64, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
+    return (made if x.dtype.is_floating_point else torch.round(made)).to(x.dtype)
 
 
 class Colorize(ImageRunner):
@@ -74,10 +86,16 @@ class Colorize(ImageRunner):
         x = as_float(stacked(lumas, 1))
         with torch.inference_mode():
             chroma = self._chroma(x)
-        return list(chroma.numpy())
+        return list(chroma.cpu().numpy())
+
+    def on_device(self, x: Tensor) -> Tensor:
+        """What `run` and `finish` do, without copying the pictures to the CPU where they are elsewhere."""
+        grey = x if x.shape[1] == 1 else _luma_of_tensors(x)
+        strong = self.options.strength * self._chroma(as_float(grey)).to(x.device)
+        return _coloured(grey[:, 0], strong.clamp(-0.5, 0.5).transpose(0, 1)).transpose(0, 1)
 
     def _chroma(self, x: Tensor) -> Tensor:
-        """The planes Cb and Cr `[N,2,H,W]` of luma `[N,1,H,W]`, on the CPU, computed on a reduced picture."""
+        """The planes Cb and Cr `[N,2,H,W]` of luma `[N,1,H,W]`, on the device, computed on a reduced picture."""
         model, (height, width) = self.network, x.shape[2:]
         factor = min(1.0, model.side / min(height, width))
         small = (max(1, math.ceil(factor * height)), max(1, math.ceil(factor * width)))
@@ -93,7 +111,7 @@ class Colorize(ImageRunner):
                 raise ModelError(f"model {model.label}: must make [N,2,H,W] of [N,1,H,W]; {list(whole.shape)} went in")
             made = made.float()[:, :, : small[0], : small[1]]
             if bool(torch.isfinite(made.sum())):
-                return F.interpolate(made, (height, width), mode="bilinear", align_corners=False).cpu()
+                return F.interpolate(made, (height, width), mode="bilinear", align_corners=False)
         raise InputError("the model's result is not finite, not even in fp32; the picture may hold such values")
 
     def finish(self, item: ImageItem, raw: Array) -> ImageResult:

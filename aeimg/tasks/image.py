@@ -9,25 +9,27 @@ A task is a `contract.ImageTask`, and what does it inherits from `ImageRunner`; 
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import metadata, registry
 from ..contract import ImageTask, Network, complete
 from ..errors import InputError, ModelError, UsageError
 from ..images import Picture, pixel_limit
 from ..manifest import digest
-from ..pixels import as_float, as_pixels, mirror, padded, peak
-from ..stream import out_of_memory
+from ..pixels import as_float, as_pixels, check_tensor, like_tensor, mirror, padded, peak
+from ..stream import BATCH_WORK, out_of_memory
 from ..tiles import run_tiled
 from .options import EncodingOptions
 from .pictures import COPIES, Delivered, PictureItem, Result, batch_key, deliver, estimate, open_checked, stacked
@@ -89,6 +91,8 @@ def grown(nbytes: int, growth: int) -> int:
 class ImageResult(Result[Delivered]):
     """A picture."""
 
+    task: str
+    """The name of the task."""
     model: str | None
     """The label of the model; None for a task without."""
     more: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +100,11 @@ class ImageResult(Result[Delivered]):
 
     def figures(self) -> dict[str, Any]:
         return {**({} if self.model is None else {"model": self.model}), **self.more}
+
+    def sentence(self) -> str:
+        by = self.task if self.model is None else f"{self.task} by {self.model}"
+        more = [f", {name.replace('_', ' ')} {value}" for name, value in self.more.items()]
+        return "".join([f"{self.width}x{self.height}, {by}", *more])
 
 
 class ImageRunner:
@@ -121,6 +130,17 @@ class ImageRunner:
         if model is not None and not task.needs_model:
             raise UsageError(f"{task.name} works without a model: leave --model out")
         self.network = self._load()
+
+    def with_options(self, options: Any) -> Self:
+        """Returns the same task with other options. It shares the model: so a model that is held gets the options of
+        each call, and what follows from options is found out when it is needed, not in `__init__`."""
+        other = copy.copy(self)
+        other.options = options
+        return other
+
+    def models(self) -> list[tuple[str, str]]:
+        """Returns label and digest of every model that a picture may get; none for a task without a model."""
+        return [registry.identity(self.asked, self.task.name, self.device)] if self.task.needs_model else []
 
     def _load(self) -> Any:
         """Returns the model; for a task without, one that changes nothing."""
@@ -191,6 +211,7 @@ class ImageRunner:
             width=made.width,
             height=made.height,
             warnings=made.notes,
+            task=self.task.name,
             model=self.network.label if self.task.needs_model else None,
             more=self.figures_of(item, raw),
         )
@@ -203,6 +224,68 @@ class ImageRunner:
         """Returns the results of no pictures at all, for a tensor `[0,C,H,W]`."""
         channels = self.task.channels_out or like.shape[1]
         return like.new_empty(0, channels, self.scale * like.shape[2], self.scale * like.shape[3])
+
+    # -- tensors -----------------------------------------------------------------------------------------------
+
+    def tensors(self, x: Tensor, batch_size: int = 8) -> Tensor:
+        """Returns what the task makes of the pictures `x`, `[C,H,W]` or `[N,C,H,W]`, C 1, 3 or 4, uint8 or float in
+        [0,1].
+
+        The result has the dtype, device and type of `x`, and no gradients. A fourth channel is alpha, which is resized
+        as the picture is. What is on another device than the CPU is never copied to the CPU, unless the task has a
+        `prepare`, `run` or `finish` of its own, but no `on_device`. Raises `UsageError`, `InputError`, `ModelError`.
+        """
+        check_tensor(x)
+        if x.device.type not in ("cpu", self.device.type):
+            raise UsageError(f"the tensor is on {x.device} and the model on {self.device}; move one of them with .to()")
+        with torch.no_grad():
+            plain = x.detach().as_subclass(Tensor)
+            batch = plain if plain.dim() == 4 else plain[None]
+            pixels, alpha = (batch[:, :3], batch[:, 3:]) if batch.shape[1] == 4 else (batch, None)
+            if not len(batch):
+                made = self.empty(pixels)
+            elif self._steps_are_own():
+                made = torch.stack([self._by_steps(one) for one in pixels])
+            else:
+                pixels = pixels if pixels.dtype in (torch.uint8, torch.float32) else pixels.float()
+                room = BATCH_WORK // max(1, pixels[0, 0].numel() * self.scale**2)
+                parts = pixels.split(max(1, min(batch_size, room)))
+                made = torch.cat([self._halved(part).to(plain.dtype) for part in parts])
+            if alpha is not None:
+                made = torch.cat([made, resized_alpha(alpha, *made.shape[2:])], 1)
+        return like_tensor(made if plain.dim() == 4 else made[0], x)
+
+    def on_device(self, x: Tensor) -> Tensor:
+        """Returns the results of pictures `[N,C,H,W]` of one size, uint8 or float32, in their dtype, where they are.
+        Here: what `run` does. A task with a `run` or a `finish` of its own may say here what they do to tensors."""
+        height, width = x.shape[2:]
+        whole = mirror(x, padded(height, self.multiple), padded(width, self.multiple))
+        alone, tileable = len(x) == 1, self.halo is not None
+        made = self.in_tiles(lambda: self.run_batch(whole), alone=alone, tileable=tileable)
+        return made[:, :, : self.scale * height, : self.scale * width]
+
+    def _halved(self, x: Tensor) -> Tensor:
+        """Returns `on_device` of a batch; where memory does not suffice for it, in halves."""
+        try:
+            return self.on_device(x)
+        except Exception as error:
+            if len(x) == 1 or not out_of_memory(error):
+                raise
+        return torch.cat([self._halved(part) for part in x.tensor_split(2)])
+
+    def _steps_are_own(self) -> bool:
+        """Whether the class has changed what the steps do, but does not say what that is for tensors."""
+        kind, own = type(self), ImageRunner
+        changed = (kind.prepare, kind.run, kind.finish) != (own.prepare, own.run, own.finish)
+        return changed and kind.on_device is own.on_device
+
+    def _by_steps(self, x: Tensor) -> Tensor:
+        """Returns what the steps make of one picture `[C,H,W]`, which they take to the CPU."""
+        item = self.prepare(x)
+        (raw,) = self.run([item])
+        made = self.finish(item, raw).value
+        assert isinstance(made, Tensor)
+        return made
 
     # -- in batches and tiles ------------------------------------------------------------------------------------
 
@@ -268,6 +351,14 @@ def resized_plane(plane: Array, height: int, width: int) -> Array:
     made = np.asarray(Image.fromarray(plane.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
     made = np.clip(made, 0, peak(plane.dtype))
     return (np.rint(made) if plane.dtype != np.float32 else made).astype(plane.dtype)
+
+
+def resized_alpha(alpha: Tensor, height: int, width: int) -> Tensor:
+    """What `resized_plane` does, of planes `[N,1,H,W]`, uint8 or float, on their device."""
+    if alpha.shape[2:] == (height, width) or not len(alpha):
+        return alpha if len(alpha) else alpha.new_empty(0, 1, height, width)
+    made = F.interpolate(as_float(alpha), (height, width), mode="bicubic", antialias=True, align_corners=False)
+    return as_pixels(made.clamp(0, 1), alpha.dtype, alpha.device).to(alpha.dtype)
 
 
 # -- a batch through a network -------------------------------------------------------------------------------

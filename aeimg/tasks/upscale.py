@@ -51,14 +51,19 @@ class Upscale(ImageRunner):
         options: UpscaleOptions,
     ) -> None:
         super().__init__(task, model, device, dtype, options)
-        own, wanted = int(self.network.scale), options.scale
+        self.times  # noqa: B018  # raises where the scale is none of this model's
+
+    @property
+    def times(self) -> int:
+        """How often the model runs. Raises `UsageError` for a scale that is no power of the model's."""
+        own, wanted = int(self.network.scale), self.options.scale
         powers = [own**n for n in range(1, 5)]
         if wanted is not None and wanted not in powers:
             some = ", ".join(str(power) for power in powers if power <= 16)
             raise UsageError(
                 f"the model {self.network.label} enlarges {own} times, so the scale must be one of {some}, not {wanted}"
             )
-        self.times = 1 if wanted is None else 1 + powers.index(wanted)
+        return 1 if wanted is None else 1 + powers.index(wanted)
 
     @property
     def scale(self) -> int:
