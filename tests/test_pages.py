@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -327,3 +328,11 @@ def test_a_page_of_20000_files_opens_in_a_second(browser, tmp_path):
     spent = {one["name"]: one["value"] for one in meter.send("Performance.getMetrics")["metrics"]}
     assert 0.01 < spent["TaskDuration"] < 1
     assert visit.page.locator("#rows tr").count() < 500 and visit.complaints == []
+
+
+def test_the_small_pictures_of_another_process_are_adopted():
+    theirs, ours = (Album(1 << 20, 1, maps=True) for _ in range(2))
+    before, after = (np.full((3, 40, 50), value, np.uint8) for value in (10, 12))
+    theirs.add("a", before, after, rank=(1.0,))
+    ours.adopt("a", pickle.loads(pickle.dumps(theirs.galleries["a"])), (1.0,))
+    assert ours.galleries == theirs.galleries and ours.galleries["a"].thumbnail and ours.galleries["a"].crops

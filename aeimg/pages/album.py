@@ -87,6 +87,12 @@ class Gallery:
     drawing: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while the small pictures are drawn, so that the results of one picture share a window."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "drawing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # for albums of other processes: locks can't be sent
+        self.__dict__.update(state, drawing=threading.Lock())
+
     @property
     def size(self) -> int:
         """The bytes of the crops, residuals and maps."""
