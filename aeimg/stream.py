@@ -28,7 +28,7 @@ MEMORY = 2 << 30
 
 
 LARGE = 16 << 20
-"""Before an item of more bytes is let in, what earlier ones have freed is given back to the system."""
+"""Before an item of more bytes is let in, and before it runs, what was freed is given back to the system."""
 
 
 @functools.cache
@@ -219,6 +219,8 @@ def stream(
 def _hand_on(batch: list[_Slot], task: Task[Any, Any, Any, Any], pool: ThreadPoolExecutor) -> None:
     """Runs a batch and lets threads finish it. Nothing here refers to the results any more when it returns: a large one
     would stay in memory until the next batch has run."""
+    if any(slot.nbytes > LARGE for slot in batch):
+        _give_back()
     for slot, raw in zip(batch, _run(task, [slot.item for slot in batch]), strict=True):
         if isinstance(raw, Exception):
             slot.end(error=raw)
