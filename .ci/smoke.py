@@ -71,7 +71,7 @@ def use(wheel: Path, folder: Path) -> None:
     run(python, "-m", "pip", "install", "--quiet", wheel)
     aeimg = scripts / "aeimg"
     print(run(aeimg, "--version").strip())
-    listed = run(aeimg, "models").splitlines()
+    listed = [line.split()[0] for line in run(aeimg, "models").splitlines()]
     for name in ("aeimg-codec", "aeimg-denoise"):
         assert name in listed, f"`aeimg models` does not list {name}"
     run(python, "-c", DRAW, "picture.png")

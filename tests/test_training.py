@@ -525,6 +525,6 @@ def test_points_have_the_look_of_their_group_and_any_name_will_do(tmp_path):
 
 def test_the_smoothed_loss_has_no_lag():
     line = [(n, 2.0 * n) for n in range(30)]
-    assert plots._smoothed(line) == line
-    spike = plots._smoothed([(n, float(n == 10)) for n in range(21)])
-    assert [round(value * plots.SMOOTHING) for _, value in spike[5:16]] == [0] + [1] * 9 + [0]
+    assert plots._smoothed(line, 9) == line
+    spike = plots._smoothed([(n, float(n == 10)) for n in range(21)], 9)
+    assert [round(value * 9) for _, value in spike[5:16]] == [0] + [1] * 9 + [0]
