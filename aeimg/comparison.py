@@ -22,7 +22,7 @@ from .engine import Name, make_task, writes_files
 from .errors import AeimgError, UsageError
 from .images import WRITABLE
 from .progress import Progress
-from .stream import Task, stream
+from .stream import Enclosing, Task, stream
 from .tasks.options import (
     CompressOptions,
     EncodingOptions,
@@ -112,7 +112,7 @@ def compare(
     through = _Settings(runs, album if files.report is not None else None)
     sources = [(number, path) for number in range(len(runs)) for path in chosen]
     with Progress(f"{task}, compared", len(sources), wanted=progress, item="results") as shown:
-        watched = shown.watched(through, sources, lambda one: _bytes_of(one[1]), run.jobs)
+        watched = shown.watched(through, sources, lambda one: paths.known_size(one[1]), run.jobs)
         limits: dict[str, Any] = {"jobs": run.jobs, "batch_size": run.batch_size, "memory": run.memory_bytes}
         for outcome in stream(sources, watched, **limits):
             number, path = outcome.source
@@ -142,13 +142,6 @@ def _place(run: _Run, number: int, path: paths.Place) -> dict[str, Any]:
 
 def _names(source: Name | Iterable[Name]) -> list[str]:
     return [os.fsdecode(one) for one in ([source] if isinstance(source, str | os.PathLike) else source)]
-
-
-def _bytes_of(path: paths.Place) -> int | None:
-    try:
-        return getattr(paths.status(path), "st_size", None)
-    except OSError:
-        return None  # reading it will say so
 
 
 # -- settings ------------------------------------------------------------------------------------------------
@@ -217,7 +210,7 @@ def _shown(value: Any) -> str:
 
 
 @dataclass
-class _Item:
+class _Item(Enclosing):
     """A picture on its way at a setting."""
 
     number: int
@@ -233,18 +226,6 @@ class _Item:
     def label(self) -> str:
         """The name of the file, for people."""
         return self.path.name
-
-    @property
-    def work(self) -> int:
-        """See `stream.Item`."""
-        work: int = self.item.work
-        return work
-
-    @property
-    def nbytes(self) -> int:
-        """See `stream.Item`."""
-        nbytes: int = self.item.nbytes
-        return nbytes
 
 
 class _Settings:

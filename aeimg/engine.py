@@ -33,7 +33,7 @@ from .images import WRITABLE, left_out, open_image
 from .loaded import TensorTask, process_one, value_of
 from .manifest import Manifest, Record, State, digest, record_of, stamp
 from .progress import Progress
-from .stream import Outcome, Task, stream
+from .stream import Enclosing, Outcome, Task, stream
 from .tasks import declared
 from .tasks.compress import Compress
 from .tasks.decompress import Decompress
@@ -557,7 +557,7 @@ def _names(source: object) -> list[str]:
 
 
 @dataclass
-class _FileItem:
+class _FileItem(Enclosing):
     """A file on its way."""
 
     job: paths.Job
@@ -575,18 +575,6 @@ class _FileItem:
     def label(self) -> str:
         """The name of the file, for people."""
         return self.job.source.name
-
-    @property
-    def work(self) -> int:
-        """See `stream.Item`."""
-        work: int = self.item.work
-        return work
-
-    @property
-    def nbytes(self) -> int:
-        """See `stream.Item`."""
-        nbytes: int = self.item.nbytes
-        return nbytes
 
 
 @dataclass(frozen=True)
@@ -1052,7 +1040,7 @@ def each(
     made: AnyTask = make_task(task, model, device, dtype, own)
     shown = Progress(task, len(found), wanted=progress)
     sources = [one.path for one in found]
-    outcomes = _stream(sources, shown.watched(made, sources, _bytes_of, run.jobs), run)
+    outcomes = _stream(sources, shown.watched(made, sources, paths.known_size, run.jobs), run)
     try:
         for one, outcome in zip(found, outcomes, strict=True):
             shown.step(failed=outcome.error is not None)
@@ -1062,17 +1050,6 @@ def each(
     finally:
         shown.close()
         outcomes.close()
-
-
-# -- progress ------------------------------------------------------------------------------------------------
-
-
-def _bytes_of(path: Path) -> int | None:
-    """Returns the size of a file; None where it is not known."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None  # the run will report it
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UsageError
+from .pixels import LUMA
 
 Array = np.ndarray
 
@@ -45,7 +46,7 @@ def psnr(a: Array, b: Array) -> float:
 def _chroma(image: Array) -> Array:
     """The planes Cb and Cr `[H,W,2]` of uint8 `[H,W,3]`, in 8-bit units around 0 (BT.601)."""
     r, g, b = np.moveaxis(image.astype(np.float64), -1, 0)
-    y = 0.299 * r + 0.587 * g + 0.114 * b
+    y = LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
     return np.stack([(b - y) / 1.772, (r - y) / 1.402], -1)
 
 

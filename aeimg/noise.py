@@ -21,7 +21,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from .pixels import peak
+from .pixels import LUMA, luma, peak
 
 Array = np.ndarray
 
@@ -125,7 +125,6 @@ def _visible(bands: Array) -> float:
     return float(np.quantile(middle.std(1), 0.1) / 0.884)
 
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 LOW = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2))
 """The vertical and horizontal frequencies whose quantiser steps are measured."""
 
@@ -145,7 +144,7 @@ def _jpeg_step(bands: Array) -> float:
     never a JPEG, or one of a quality above about 90, or was resized since, or cropped off the grid of blocks. The
     levels of each frequency lie on multiples of its step (Fan and de Queiroz 2003).
     """
-    blocks = _blocks(np.tensordot(LUMA, bands, 1) if len(bands) == 3 else bands[0])
+    blocks = _blocks(np.tensordot(np.asarray(LUMA, np.float32), bands, 1) if len(bands) == 3 else bands[0])
     if len(blocks) == 0:
         return 0.0
     clipped = _blocks(((bands.min(0) <= 0) | (bands.max(0) >= 255)).astype(np.float32)).sum(1)
@@ -360,8 +359,7 @@ def _tensor_blocks(plane: Tensor) -> Tensor:
 
 def _tensor_levels(bands: Tensor) -> Tensor:
     """Returns the levels of low frequencies that `_jpeg_step` looks at, `[n,6]`."""
-    luma = torch.from_numpy(LUMA).to(bands.device)
-    blocks = _tensor_blocks((luma[:, None, None] * bands).sum(0) if len(bands) == 3 else bands[0])
+    blocks = _tensor_blocks(luma(bands[None])[0, 0] if len(bands) == 3 else bands[0])
     if len(blocks) == 0:
         return blocks
     clipped = _tensor_blocks(((bands.amin(0) <= 0) | (bands.amax(0) >= 255)).float()).sum(1)

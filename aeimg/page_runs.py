@@ -94,18 +94,11 @@ class JointJob(Job):
 def size_of(job: Job) -> int | None:
     """Returns how many bytes there are to be read for a job; None where nobody knows."""
     if isinstance(job, JointJob) and job.latents:
-        sizes = [_size(path) for _, path in job.latents]
+        sizes = [paths.known_size(path) for _, path in job.latents]
         return sum(size for size in sizes if size is not None) or None
     if isinstance(job, PageJob | PartJob) and job.file is not None:
         return job.file.size // len(job.file.places)
-    return _size(job.source)
-
-
-def _size(path: Place) -> int | None:
-    try:
-        return stamp(paths.status(path))[0]
-    except OSError:
-        return None  # the run will report it
+    return paths.known_size(job.source)
 
 
 # -- planning ---------------------------------------------------------------------------------------------------------

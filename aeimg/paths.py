@@ -104,6 +104,20 @@ def status(place: Place) -> Status | os.stat_result:
     return urls.status(place) if isinstance(place, Url) else os.stat(place)
 
 
+def file_size(place: Place) -> int:
+    """Returns how many bytes a file has. Raises an `OSError`."""
+    found = status(place)
+    return found.size if isinstance(found, Status) else found.st_size
+
+
+def known_size(place: Place) -> int | None:
+    """Returns how many bytes a file has; None where it can't be found out, which reading it will say."""
+    try:
+        return file_size(place)
+    except OSError:
+        return None
+
+
 def renewed(place: Place) -> tuple[Place, Status | os.stat_result]:
     """Returns a file with its status at this moment: that of a listing may be old. Raises an `OSError`."""
     if isinstance(place, Url):

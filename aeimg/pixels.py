@@ -1,4 +1,4 @@
-"""Bit depth, range, layout and padding of pixels: the only place where these are converted.
+"""Bit depth, range, layout and padding of pixels: the only place where these are converted. And their luma.
 
 Inside aeimg pixels are `[C,H,W]` (numpy, one picture) or `[N,C,H,W]` (torch, a batch) of one of three kinds:
 
@@ -34,6 +34,14 @@ Array = np.ndarray
 FARTHEST = 8.0
 """How far from 0..1 a float may lie, or it is refused: eight standard deviations of the strongest noise that `sigma`
 can name (255 of 255). Pictures of 0..255 pass only where they are all but black."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""How much red, green and blue count in luma (BT.601)."""
+
+
+def luma(x: Tensor) -> Tensor:
+    """The luma `[N,1,H,W]` of RGB `[N,3,H,W]`, of floats."""
+    return (x * x.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 # -- bit depth and range, numpy ---------------------------------------------------------------------------------------

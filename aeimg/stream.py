@@ -60,6 +60,24 @@ class Item(Protocol):
         ...
 
 
+class Enclosing:
+    """An item around that of another task, which knows its work and its bytes."""
+
+    item: Any
+
+    @property
+    def work(self) -> int:
+        """See `Item`."""
+        work: int = self.item.work
+        return work
+
+    @property
+    def nbytes(self) -> int:
+        """See `Item`."""
+        nbytes: int = self.item.nbytes
+        return nbytes
+
+
 S = TypeVar("S")
 S_in = TypeVar("S_in", contravariant=True)
 I_any = TypeVar("I_any", bound=Item)

@@ -16,7 +16,6 @@ from .paths import Place
 from .stream import stream
 from .tasks.decompress import Decompress
 from .tasks.options import DecompressOptions, RunOptions, SelectionOptions, names_of
-from .urls import Status
 
 
 @dataclass
@@ -138,7 +137,6 @@ class _Check:
 
 def _size(place: Place) -> int:
     try:
-        status = paths.status(place)
-        return status.size if isinstance(status, Status) else status.st_size
+        return paths.file_size(place)
     except OSError as error:
         raise InputError(f"{place}: can't be read ({error.strerror or error})") from error

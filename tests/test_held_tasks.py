@@ -9,30 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stand_ins import Doubled, Reddish
 from torchvision import tv_tensors
 
 import aeimg
 from aeimg import engine
 
 CPU = torch.device("cpu")
-
-
-class Doubled(torch.nn.Module):
-    """Each pixel four times."""
-
-    scale, halo, label = 2, 0, "doubled-1"
-
-    def forward(self, x):
-        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-
-class Reddish(torch.nn.Module):
-    """Everything is a little red."""
-
-    label, side, multiple = "reddish-1", 16, 8
-
-    def forward(self, luma):
-        return torch.cat([-0.1 * torch.ones_like(luma), 0.2 * torch.ones_like(luma)], 1)
 
 
 class Darkened(aeimg.ImageRunner):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Layers
+from .layers import Layers, ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,6 @@ class ColorizerConfig:
     """The slope of the rectifiers for negative values."""
 
 
-class Block(nn.Module):
-    """x + conv(rectify(conv(x))), 3x3."""
-
-    def __init__(self, channels: int, slope: float) -> None:
-        super().__init__()
-        self.slope = slope
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
-        nn.init.normal_(self.conv2.weight, std=0.1 / (9 * channels) ** 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(F.leaky_relu_(self.conv1(x), self.slope)).add_(x)
-
-
 class Colorizer(nn.Module):
     """Turns luma `[N,1,H,W]`, float in [0,1], into Cb and Cr `[N,2,H,W]`. `H` and `W` are multiples of `multiple`."""
 
@@ -62,11 +47,12 @@ class Colorizer(nn.Module):
         self.config = config
         widths, slope = config.channels, config.slope
         self.head = nn.Conv2d(4, widths[0], 3, padding=1)
-        self.encoder = Layers(Block(width, slope) for width in widths[:-1])
+        self.encoder = Layers(ResidualBlock(width, width, slope, bias=True) for width in widths[:-1])
         self.down = Layers(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
-        self.bottom = nn.Sequential(*(Block(widths[-1], slope) for _ in range(config.bottom)))
+        lowest = widths[-1]
+        self.bottom = nn.Sequential(*(ResidualBlock(lowest, lowest, slope, bias=True) for _ in range(config.bottom)))
         self.up = Layers(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairwise(widths))
-        self.decoder = Layers(Block(width, slope) for width in widths[:-1])
+        self.decoder = Layers(ResidualBlock(width, width, slope, bias=True) for width in widths[:-1])
         self.tail = nn.Conv2d(widths[0], config.bins**2 or 8, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]  # there is one

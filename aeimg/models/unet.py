@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Layers
+from .layers import Layers, ResidualBlock
 
 ENOUGH = 96
 """Pixels; see `UNet.halo`."""
@@ -51,23 +51,6 @@ class UNetConfig:
     assumed_sigma: float | None = None
     """The noise level that the map of a blind network holds, whatever level it is given. None: the network is not
     blind."""
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(rectify(conv(x))), 3x3, no biases."""
-
-    def __init__(self, channels: int, inner: int, slope: float) -> None:
-        super().__init__()
-        self.slope = slope
-        self.conv1 = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(inner, channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
-        # A small start keeps the sum of all blocks near the identity, which trains at a higher rate.
-        nn.init.normal_(self.conv2.weight, std=0.1 / (9 * inner) ** 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Added in place: fresh memory costs more than the sum.
-        return self.conv2(F.leaky_relu_(self.conv1(x), self.slope)).add_(x)
 
 
 class Upsample(nn.Conv2d):

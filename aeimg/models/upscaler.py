@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .layers import ResidualBlock
+
 
 @dataclass(frozen=True)
 class UpscalerConfig:
@@ -29,24 +31,6 @@ class UpscalerConfig:
     """The slope of the rectifiers for negative values."""
 
 
-class Block(nn.Module):
-    """x + conv(rectify(conv(x))), 3x3."""
-
-    def __init__(self, channels: int, slope: float) -> None:
-        super().__init__()
-        self.slope = slope
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
-        # A small start keeps the sum of all blocks near the identity, which trains at a higher rate.
-        nn.init.normal_(self.conv2.weight, std=0.1 / (9 * channels) ** 0.5)
-        for conv in (self.conv1, self.conv2):
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # there is one
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(F.leaky_relu_(self.conv1(x), self.slope)).add_(x)
-
-
 class Upscaler(nn.Module):
     """Enlarges `[N,3,H,W]` float in [0,1] to `[N,3,scale*H,scale*W]`, unclipped."""
 
@@ -60,7 +44,12 @@ class Upscaler(nn.Module):
         if config.scale < 2:
             raise ValueError(f"a scale of {config.scale}; it must be 2 or more")
         self.head = nn.Conv2d(3, config.channels, 3, padding=1)
-        self.body = nn.Sequential(*(Block(config.channels, config.slope) for _ in range(config.blocks)))
+        self.body = nn.Sequential(
+            *(ResidualBlock(config.channels, config.channels, config.slope, bias=True) for _ in range(config.blocks))
+        )
+        for name, parameter in self.body.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
         self.tail = nn.Conv2d(config.channels, 3 * config.scale**2, 3, padding=1)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)  # type: ignore[arg-type]  # there is one

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from ..errors import InputError, ModelError
 from ..images import Picture
 from ..metrics import chroma_psnr, colourfulness
-from ..pixels import as_float, mirror, padded
-from .image import LUMA, Evaluation, ImageItem, ImageResult, ImageRunner, safe_dtype
+from ..pixels import LUMA, as_float, luma, mirror, padded
+from .image import Evaluation, ImageItem, ImageResult, ImageRunner, safe_dtype
 from .options import ColorizeOptions
 from .pictures import stacked
 
@@ -71,7 +71,7 @@ def _coloured(luma: Tensor, chroma: Tensor) -> Tensor:
 
 def _luma_of_tensors(x: Tensor) -> Tensor:
     """`luma_of` of pixels `[N,3,H,W]`, uint8 or float32, on their device: `[N,1,H,W]`."""
-    made = (x.double() * torch.tensor(LUMA, dtype=torch.float64, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
+    made = luma(x.double())
     return (made if x.dtype.is_floating_point else torch.round(made)).to(x.dtype)
 
 

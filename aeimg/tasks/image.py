@@ -28,7 +28,7 @@ from ..contract import ImageTask, Network, complete
 from ..errors import InputError, ModelError, UsageError
 from ..images import Picture, pixel_limit
 from ..manifest import digest
-from ..pixels import as_float, as_pixels, check_tensor, like_tensor, mirror, padded, peak
+from ..pixels import as_float, as_pixels, check_tensor, like_tensor, luma, mirror, padded, peak
 from ..stream import BATCH_WORK, out_of_memory
 from ..tiles import run_tiled
 from .options import EncodingOptions
@@ -420,16 +420,6 @@ class Applied:
         taken = made - x
         grey = luma(taken)
         return x + of_luma * grey + of_chroma * (taken - grey)  # what is left beside luma is that of Cb and Cr
-
-
-def luma(x: Tensor) -> Tensor:
-    """The luma `[N,1,H,W]` of RGB `[N,3,H,W]`, by BT.601."""
-    weights = x.new_tensor(LUMA).view(3, 1, 1)
-    return (x * weights).sum(1, keepdim=True)
-
-
-LUMA = (0.299, 0.587, 0.114)
-"""How much red, green and blue count in luma (BT.601)."""
 
 
 @torch.inference_mode()

@@ -21,17 +21,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-LUMA = (0.299, 0.587, 0.114)
-"""The weights of BT.601."""
+from ..pixels import luma
 
 
 def turn_grey(x: Tensor, rng: np.random.Generator, *, share: float) -> Tensor:
     """`x` `[N,3,H,W]`, of which each image turns grey (the luma of BT.601) with probability `share`."""
     x = x.clone()
-    weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(3, 1, 1)
     for n in range(x.shape[0]):
         if rng.random() < share:
-            x[n] = (x[n] * weights).sum(0, keepdim=True)
+            x[n] = luma(x[n : n + 1])[0]
     return x
 
 
@@ -83,7 +81,7 @@ def add_sensor_noise(x: Tensor, shot: Tensor, read: Tensor, generator: torch.Gen
 
 def colour_of(x: Tensor) -> Tensor:
     """What `x` `[N,3,H,W]` has besides its luma, which is 0 in the result `[N,3,H,W]`."""
-    return x - (x * torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(3, 1, 1)).sum(1, keepdim=True)
+    return x - luma(x)
 
 
 def add_blotches(x: Tensor, level: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,6 @@ PairsObjective       real pairs alone
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..models.unet import UNet
 from ..registry import BLIND, JPEG, WHITE
 from .datasets import Pairs, Photographs
 from .degradations import add_white_noise, photographed, saved_as_jpeg, source_side, through_jpeg, turn_grey
-from .objective import AT_LEAST, Config, Objective, Recipe, middle
+from .objective import AT_LEAST, Config, Objective, Recipe, middle, psnr_in_eight_bits
 
 SHAPE = {"channels": (64, 96, 160), "inner": (), "blocks": (1, 1, 2), "blocks_up": (1, 1)}
 """The shape of a denoiser whose config gives none. See `UNetConfig`.
@@ -41,12 +40,6 @@ def _both(pairs: Tensor) -> tuple[Tensor, Tensor]:
     """The clean and the noisy images `[N,3,H,W]`, float in [0,1], of pairs, uint8 `[N,6,H,W]`."""
     both = pairs.float() / 255.0
     return both[:, :3], both[:, 3:]
-
-
-def _psnr(result: Tensor, clean: Tensor) -> float:
-    """The PSNR of a denoised image, rounded to 8 bits, in dB."""
-    error = (result.float().clamp(0, 1) * 255).round() / 255 - clean
-    return -10 * math.log10(max(float(error.square().mean()), 1e-10))
 
 
 class Untouched(nn.Module):
@@ -126,7 +119,7 @@ class DenoiseObjective(Objective[Photographs, UNet]):
                 clean = _sized(image.float() / 255.0)
                 generator = torch.Generator(device).manual_seed(index)
                 level = torch.tensor([float(sigma)], device=device)
-                psnr.append(_psnr(model(add_white_noise(clean, level, generator), level), clean))
+                psnr.append(psnr_in_eight_bits(model(add_white_noise(clean, level, generator), level), clean))
             figures[f"psnr{sigma}"] = sum(psnr) / len(psnr)
         return figures
 
@@ -175,7 +168,7 @@ class BlindObjective(DenoiseObjective):
         """The PSNR of `noisy`, denoised without a level, in dB."""
         device = next(model.parameters()).device
         noisy = noisy.to(device).contiguous(memory_format=torch.channels_last)
-        return _psnr(model(noisy, torch.zeros(1, device=device)), clean.to(device))
+        return psnr_in_eight_bits(model(noisy, torch.zeros(1, device=device)), clean.to(device))
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -199,7 +192,7 @@ class BlindObjective(DenoiseObjective):
         for index in self.held_out_pairs:
             assert self.pairs is not None
             clean, noisy = _both(_sized(middle(self.pairs.image(index))))
-            gains.append(self._denoised_psnr(model, noisy, clean) - _psnr(noisy, clean))
+            gains.append(self._denoised_psnr(model, noisy, clean) - psnr_in_eight_bits(noisy, clean))
         return {**figures, **({"pairs": sum(gains) / len(gains)} if gains else {})}
 
 
@@ -222,6 +215,6 @@ class PairsObjective(BlindObjective):
         rows = []
         for index in self.held_out:
             clean, noisy = _both(_sized(self.held(index)))
-            rows.append([_psnr(noisy, clean), self._denoised_psnr(model, noisy, clean)])
+            rows.append([psnr_in_eight_bits(noisy, clean), self._denoised_psnr(model, noisy, clean)])
         before, after = (sum(column) / len(column) for column in zip(*rows, strict=True))
         return {"noisy": before, "psnr": after}

@@ -6,7 +6,6 @@ ColorizeObjective    luma -> chroma, by regression or by classes
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,10 @@ from torch.nn import functional as F
 
 from ..models.colorizer import Colorizer
 from ..models.upscaler import Upscaler
+from ..pixels import LUMA
 from .datasets import Photographs, UprightPhotographs
 from .degradations import resized, through_jpeg
-from .objective import AT_LEAST, Config, Objective, Recipe
-
-
-def _psnr(error: Tensor) -> float:
-    """The PSNR of an error, pixels in [0,1], in dB."""
-    return -10 * math.log10(max(float(error.square().mean()), 1e-10))
+from .objective import AT_LEAST, Config, Objective, Recipe, psnr_in_eight_bits, psnr_of
 
 
 def reduced(x: Tensor, scale: int) -> Tensor:
@@ -86,14 +81,14 @@ class UpscaleObjective(Objective[Photographs, Upscaler]):
             small = reduced(x, scale)
             plain = F.interpolate(small, scale_factor=scale, mode="bicubic", antialias=True, align_corners=False)
             made = [model(one.to(device)).cpu() for one in (small, through_jpeg(small, [75], [2]))]
-            rows.append([_psnr((one.clamp(0, 1) * 255).round() / 255 - x) for one in (*made, plain)])
+            rows.append([psnr_in_eight_bits(one, x) for one in (*made, plain)])
         return dict(zip(("psnr", "jpeg", "bicubic"), (sum(c) / len(c) for c in zip(*rows, strict=True)), strict=True))
 
 
 def luma_and_chroma(x: Tensor) -> tuple[Tensor, Tensor]:
     """RGB `[N,3,H,W]` in [0,1] as luma `[N,1,H,W]` and Cb and Cr `[N,2,H,W]` in [-0.5,0.5] (BT.601)."""
     red, green, blue = x.unbind(1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return luma[:, None], torch.stack([(blue - luma) / 1.772, (red - luma) / 1.402], 1)
 
 
@@ -148,6 +143,6 @@ class ColorizeObjective(Objective[UprightPhotographs, Colorizer]):
             luma, chroma = luma_and_chroma(x)
             made = model(luma.to(device)).cpu().clamp(-0.5, 0.5)
             saturation = float(made.norm(dim=1).mean() / chroma.norm(dim=1).mean().clamp(min=1e-6))
-            rows.append([_psnr(made - chroma), _psnr(chroma), saturation])
+            rows.append([psnr_of(made - chroma), psnr_of(chroma), saturation])
         means = (sum(column) / len(column) for column in zip(*rows, strict=True))
         return dict(zip(("psnr", "grey", "saturation"), means, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -210,3 +211,13 @@ def middle(image: np.ndarray) -> Tensor:
     top, left = (max(0, (side - EVALUATED_SIDE) // 2) for side in image.shape[:2])
     part = image[top : top + EVALUATED_SIDE, left : left + EVALUATED_SIDE]
     return torch.from_numpy(part.copy()).permute(2, 0, 1)[None]
+
+
+def psnr_of(error: Tensor) -> float:
+    """The PSNR of an error, of values in [0,1], in dB; 100 at most."""
+    return -10 * math.log10(max(float(error.square().mean()), 1e-10))
+
+
+def psnr_in_eight_bits(result: Tensor, clean: Tensor) -> float:
+    """The PSNR of `result`, rounded to 8 bits, against `clean`, float in [0,1], in dB."""
+    return psnr_of((result.float().clamp(0, 1) * 255).round() / 255 - clean)
