@@ -48,8 +48,10 @@ TILE = 64
 """Side of the independently coded tiles, in code vectors (of 16x16 pixels). Part of the format."""
 AREA = 128
 """Side of what the transforms work on at once, in code vectors; a multiple of `TILE`."""
-HALO = 8
-"""How many code vectors past its own the transforms of an area see; more than their reach of 7."""
+ANALYSIS_HALO = 7
+"""How many code vectors past its own the analysis of an area sees; its reach is 6.5."""
+SYNTHESIS_HALO = 5
+"""How many code vectors past its own the synthesis of an area sees: its reach."""
 
 PERCEPTUAL = 0.25
 """The share of the distortion that SSIMULACRA2 measures in refining; squared error measures the rest."""
@@ -128,7 +130,7 @@ def tiles_of(height: int, width: int) -> list[Tile]:
 
 def areas_of(height: int, width: int) -> list[Tile]:
     """What the transforms see at once of a picture of so many pixels, on the grid of its code vectors."""
-    return list(grid(*vectors(height, width), AREA, HALO))
+    return list(grid(*vectors(height, width), AREA, ANALYSIS_HALO))
 
 
 def window_of(box: Box, height: int, width: int) -> Tile:
@@ -137,10 +139,14 @@ def window_of(box: Box, height: int, width: int) -> Tile:
     rows, columns = vectors(height, width)
     top, left = box.top // BLOCK, box.left // BLOCK
     bottom, right = padded(box.bottom, BLOCK) // BLOCK, padded(box.right, BLOCK) // BLOCK
-    return Tile(
-        max(0, top - HALO), min(rows, bottom + HALO), max(0, left - HALO), min(columns, right + HALO),
-        top, bottom, left, right,
-    )  # fmt: skip
+    return _seen(top, bottom, left, right, rows, columns)
+
+
+def _seen(top: int, bottom: int, left: int, right: int, rows: int, columns: int) -> Tile:
+    """What the synthesis of these code vectors sees of `rows` by `columns` of them."""
+    above, left_of = max(0, top - SYNTHESIS_HALO), max(0, left - SYNTHESIS_HALO)
+    below, right_of = min(rows, bottom + SYNTHESIS_HALO), min(columns, right + SYNTHESIS_HALO)
+    return Tile(above, below, left_of, right_of, top, bottom, left, right)
 
 
 def _needed(tile: Tile, window: Tile) -> bool:
@@ -342,11 +348,7 @@ class HyperpriorCodec:
         rows, columns = within.keep_bottom - within.keep_top, within.keep_right - within.keep_left
         down, across = within.keep_top - within.top, within.keep_left - within.left
         for area in counted(grid(rows, columns, AREA, 0)):
-            seen = Tile(
-                max(0, down + area.top - HALO), min(codes.shape[2], down + area.bottom + HALO),
-                max(0, across + area.left - HALO), min(codes.shape[3], across + area.right + HALO),
-                down + area.top, down + area.bottom, across + area.left, across + area.right,
-            )  # fmt: skip
+            seen = _seen(down + area.top, down + area.bottom, across + area.left, across + area.right, *codes.shape[2:])
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 x = self.network.synthesise(seen.cut(codes).to(device), q)
             x = seen.scaled(BLOCK).inner(x)
