@@ -118,7 +118,7 @@ class Analysis(nn.Module):
         return self.blocks8(self.head(F.pixel_unshuffle(x, 8)))
 
     def forward(self, features: Tensor, q: Tensor) -> Tensor:
-        h = features * (1 + at_quality(self.gain, q)[:, :, None, None])
+        h = features * (1 + at_quality(self.gain, q)[:, :, None, None]).to(features.dtype)
         return self.tail(F.leaky_relu(self.blocks16(self.down(h)), 0.1))
 
 
@@ -136,7 +136,7 @@ class Synthesis(nn.Module):
 
     def forward(self, y: Tensor, q: Tensor) -> Tensor:
         h = F.pixel_shuffle(self.up(self.blocks16(self.head(y))), 2)
-        h = h * (1 + at_quality(self.gain, q)[:, :, None, None])
+        h = h * (1 + at_quality(self.gain, q)[:, :, None, None]).to(h.dtype)
         return F.pixel_shuffle(self.tail(F.leaky_relu(self.blocks8(h), 0.1)), 8)
 
 

@@ -33,7 +33,7 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
     network = Hyperprior
     recipe = Recipe(
         crop=192, batch=8, learning_rate=1e-3, hold=0.6, late=0.25, late_crop=256, late_batch=5, muon=True, minutes=60,
-        perceptual=0.6, perceptual_from=10_000, decide=True,
+        perceptual=0.6, perceptual_from=3_000, decide=True,
     )  # fmt: skip
     primary_metric = "loss"
     passes = 4
