@@ -160,7 +160,13 @@ class PatchCodec:
         self, latents: list[Blocks], shape: tuple[int, int, int], quality: int, device: torch.device,
         dtype: torch.dtype, depth: int = 8,
     ) -> Tensor:  # fmt: skip
-        """Mirrors `encode`: returns pixels `[N,C,H,W]` on the CPU, uint8 or uint16."""
+        """Mirrors `encode`: returns pixels `[N,C,H,W]` on the CPU, uint8 or uint16.
+
+        Raises `InvalidLatent` where a latent has not the channels of `shape`.
+        """
+        for latent in latents:
+            if latent.channels != shape[0]:
+                raise InvalidLatent(f"the coded data has {latent.channels} channels, and the picture has {shape[0]}")
         codes = torch.stack([latent.codes for latent in latents]).float()
         like = codes[0]
         codes = codes * self._scaled(self.spread * block_step(quality), like) + self._scaled(self.centre, like)

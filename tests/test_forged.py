@@ -390,3 +390,12 @@ def test_strips_are_stored_and_never_decoded(coded):
         process(strip.astype(np.uint16), "compress", model="vanilla")
     with pytest.raises(InvalidLatent, match="only stored"):
         process(container.write(replace(coded, width=2_000_000, height=1)), "decompress")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_latent_whose_coded_data_has_other_channels_than_its_picture_is_refused(small, channels):
+    picture = small[:40, :48] if channels == 3 else small[:40, :48, 0]
+    latent = container.read(process(picture, "compress", model="vanilla", quality=20))
+    assert isinstance(latent, container.Coded) and latent.channels == channels
+    with pytest.raises(InvalidLatent, match=f"{channels} channels, and the picture has {4 - channels}"):
+        process(container.write(replace(latent, channels=4 - channels)), "decompress", kind="numpy")

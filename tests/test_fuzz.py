@@ -200,8 +200,8 @@ def forged_safetensors(about: Any, tensors: dict[str, torch.Tensor], key: str, t
         text = "[" * 50_000 + text
     data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {key: text})
     for change in raw:
-        (length,) = struct.unpack("<Q", data[:8])
-        if change[2] % 2:  # the header of safetensors itself
+        if change[2] % 2 and len(data) >= 8:  # the header of safetensors itself
+            (length,) = struct.unpack("<Q", data[:8])
             head = mutated_bytes(data[8 : 8 + length], (change[2] >> 1, change[1], change[2]))
             data = struct.pack("<Q", len(head)) + head + data[8 + length :]
         else:
