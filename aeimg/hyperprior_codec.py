@@ -174,6 +174,7 @@ class HyperpriorCodec:
     def __init__(self, network: Hyperprior, tensors: Mapping[str, Tensor], label: str, digest: bytes) -> None:
         """`tensors` are those of the weights file. Raises `KeyError` or `ValueError` where its tables are none."""
         self.network = network
+        network.fold()
         self.label = label
         self.digest = digest
         integers = {k.removeprefix("integer/"): v for k, v in tensors.items() if k.startswith("integer/")}
@@ -365,7 +366,8 @@ class HyperpriorCodec:
     ) -> Tensor:  # fmt: skip
         """The codes `[N,codes,*,*]`, float32 on the CPU, of what a window sees of pictures of `size`."""
         shape = (within.bottom - within.top, within.right - within.left)
-        result = torch.empty(len(latents), self.network.config.codes, *shape, dtype=torch.float32)
+        whole = (len(latents), self.network.config.codes, *shape)
+        result = torch.empty(whole, dtype=torch.float32, memory_format=torch.channels_last)
         for number, tile in enumerate(tiles_of(*size)):
             if not _needed(tile, within):
                 continue

@@ -46,6 +46,9 @@ NEIGHBOUR_SCALE = 0.06
 """The same for the part of the kernels that reaches into neighbouring blocks, which starts from zero."""
 LARGEST = (1 << 15) - 1
 """Symbols of a larger magnitude do not occur."""
+LEADING = 32
+"""The codes of so many principal components are so large that bf16 would round them visibly: the linear transform
+computes them in fp32 always."""
 EXTRA = 32.0
 """8-bit units per unit of what the analysis network adds to the linear codes."""
 
@@ -102,7 +105,7 @@ def _zero(layer: nn.Conv2d) -> nn.Conv2d:
 
 
 class Analysis(nn.Module):
-    """Features of image units `[N,3,H,W]` -> what is added to the linear codes, `[N,codes,H/16,W/16]`."""
+    """Features of image units -> what is added to the linear codes, `[N,codes,H/16,W/16]`."""
 
     def __init__(self, c: HyperpriorConfig) -> None:
         super().__init__()
@@ -114,8 +117,9 @@ class Analysis(nn.Module):
         self.tail = _zero(nn.Conv2d(c.width16, c.codes, 1))
 
     def features(self, x: Tensor) -> Tensor:
-        """Image units `[N,3,H,W]` -> `[N,width8,H/8,W/8]`, the part that does not depend on the rate."""
-        return self.blocks8(self.head(F.pixel_unshuffle(x, 8)))
+        """Image units, unshuffled by 8, `[N,192,H/8,W/8]` -> `[N,width8,H/8,W/8]`, the part that does not depend on the
+        rate."""
+        return self.blocks8(self.head(x))
 
     def forward(self, features: Tensor, q: Tensor) -> Tensor:
         h = features * (1 + at_quality(self.gain, q)[:, :, None, None]).to(features.dtype)
@@ -123,7 +127,8 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Normalised codes `[N,codes,H/16,W/16]` -> what is added to the linear reconstruction, `[N,3,H,W]`."""
+    """Normalised codes `[N,codes,H/16,W/16]` -> what is added to the linear reconstruction, in quarters of a pixel's
+    range, unshuffled by 8: `[N,192,H/8,W/8]`."""
 
     def __init__(self, c: HyperpriorConfig) -> None:
         super().__init__()
@@ -137,7 +142,7 @@ class Synthesis(nn.Module):
     def forward(self, y: Tensor, q: Tensor) -> Tensor:
         h = F.pixel_shuffle(self.up(self.blocks16(self.head(y))), 2)
         h = h * (1 + at_quality(self.gain, q)[:, :, None, None]).to(h.dtype)
-        return F.pixel_shuffle(self.tail(F.leaky_relu(self.blocks8(h), 0.1)), 8)
+        return self.tail(F.leaky_relu(self.blocks8(h), 0.1))
 
 
 class Means(nn.Module):
@@ -277,6 +282,8 @@ class Hyperprior(nn.Module):
     multiple = BLOCK
     linear: Tensor
     spread: Tensor
+    analysis_kernels: Tensor | None
+    synthesis_kernels: Tensor | None
 
     def __init__(self, config: HyperpriorConfig = HyperpriorConfig()) -> None:
         super().__init__()
@@ -294,6 +301,9 @@ class Hyperprior(nn.Module):
         """How far the learned kernels have moved from the principal components; see `_kernels`."""
         self.register_buffer("spread", torch.ones(c.codes))
         """Standard deviation of each component, in 8-bit units."""
+        self.register_buffer("analysis_kernels", None, persistent=False)
+        self.register_buffer("synthesis_kernels", None, persistent=False)
+        """The linear transform's kernels, where `fold` has computed them."""
 
     # -- the linear autoencoder -------------------------------------------------------------------------
 
@@ -318,6 +328,44 @@ class Hyperprior(nn.Module):
         inner = torch.full((2, 2), KERNEL_SCALE, dtype=shift.dtype, device=shift.device)
         return F.pad(halves, (1, 1, 1, 1)) + F.pad(inner, (1, 1, 1, 1), value=NEIGHBOUR_SCALE) * shift
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Computes the linear transform's kernels once and for all: for networks that are not trained any more."""
+        self.analysis_kernels = self._kernels(self.analysis_shift).contiguous(memory_format=torch.channels_last)
+        self.synthesis_kernels = self._kernels(self.synthesis_shift).contiguous(memory_format=torch.channels_last)
+
+    def _small_dtype(self, x: Tensor) -> torch.dtype | None:
+        """The precision of the linear transform's small codes, where it is not fp32; training keeps it in fp32."""
+        kind = x.device.type
+        folded = self.analysis_kernels is not None and self.config.codes > LEADING
+        return torch.get_autocast_dtype(kind) if folded and torch.is_autocast_enabled(kind) else None
+
+    def _linear_analysis(self, parts: Tensor) -> Tensor:
+        """8-bit units, unshuffled by 8, with 8 pixels more on each side, `[N,192,H/8+2,W/8+2]` -> linear codes in 8-bit
+        units."""
+        small = self._small_dtype(parts)
+        with torch.autocast(parts.device.type, enabled=False):
+            folded = self.analysis_kernels
+            kernels = self._kernels(self.analysis_shift) if folded is None else folded
+            if small is None:
+                return F.conv2d(parts, kernels, stride=2)
+            leading = F.conv2d(parts, kernels[:LEADING], stride=2)
+            others = F.conv2d(parts.to(small), kernels[LEADING:].to(small), stride=2)
+            return torch.cat([leading, others.float()], 1)
+
+    def _linear_synthesis(self, codes: Tensor) -> Tensor:
+        """Codes in 8-bit units -> pixels, unshuffled by 8, `[N,192,H/8,W/8]`."""
+        small = self._small_dtype(codes)
+        with torch.autocast(codes.device.type, enabled=False):
+            folded = self.synthesis_kernels
+            kernels = (self._kernels(self.synthesis_shift) if folded is None else folded) / 255
+            grey = torch.full((3 * 64,), 0.5, device=codes.device)
+            if small is None:
+                return F.conv_transpose2d(codes, kernels, grey, stride=2, padding=1)
+            pixels = F.conv_transpose2d(codes[:, :LEADING], kernels[:LEADING], grey, stride=2, padding=1)
+            others = codes[:, LEADING:].to(small), kernels[LEADING:].to(small)
+            return pixels + F.conv_transpose2d(*others, stride=2, padding=1).float()
+
     def steps(self, q: Tensor) -> Tensor:
         """The quantiser's step of each code in 8-bit units, `[N,codes]`."""
         c = self.config
@@ -334,15 +382,12 @@ class Hyperprior(nn.Module):
         return self.finish(self.prepare(x), q)
 
     def prepare(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What of the analysis does not depend on the rate: linear codes in 8-bit units, and features at 1/8.
-
-        The linear part is computed in fp32 whatever autocast says: its codes reach 1,000.
-        """
-        features = self.analysis.features((4 * x - 2).contiguous(memory_format=torch.channels_last))
+        """What of the analysis does not depend on the rate: linear codes in 8-bit units, and features at 1/8."""
         with torch.autocast(x.device.type, enabled=False):
             mirrored = F.pad(255 * x.float() - 127.5, (8, 8, 8, 8), mode="reflect")
             parts = F.pixel_unshuffle(mirrored, 8).contiguous(memory_format=torch.channels_last)
-            return F.conv2d(parts, self._kernels(self.analysis_shift), stride=2), features
+            inner = parts[:, :, 1:-1, 1:-1] * (4 / 255)
+        return self._linear_analysis(parts), self.analysis.features(inner)
 
     def finish(self, prepared: tuple[Tensor, Tensor], q: Tensor) -> Tensor:
         """What `prepare` made -> codes in quantiser steps."""
@@ -355,12 +400,9 @@ class Hyperprior(nn.Module):
     def synthesise(self, y: Tensor, q: Tensor) -> Tensor:
         """Codes in quantiser steps -> pixels, not clipped."""
         with torch.autocast(y.device.type, enabled=False):
-            codes = y.float() * self.steps(q)[:, :, None, None]
-            parts = F.conv_transpose2d(codes, self._kernels(self.synthesis_shift), stride=2, padding=1)
-            base = (F.pixel_shuffle(parts, 8) + 127.5) / 255
-            normal = (y.float() / self._norm(q)).contiguous(memory_format=torch.channels_last)
-        x: Tensor = base + self.synthesis(normal, q).float() / 4
-        return x
+            y = y.float().contiguous(memory_format=torch.channels_last)
+            codes, normal = y * self.steps(q)[:, :, None, None], y / self._norm(q)
+        return F.pixel_shuffle(self._linear_synthesis(codes) + self.synthesis(normal, q).float() / 4, 8)
 
     def predict(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
         """Means of the codes of `step`, in quantiser steps, from the codes of `earlier` steps; all `[N,M]`."""

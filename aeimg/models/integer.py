@@ -105,7 +105,11 @@ def last_layer(weight: Tensor, bias: Tensor, hidden: Tensor, step: int) -> Tenso
     """A 1x1 convolution of `hidden` `[N,*,H,W]`, computed at the symbols of `step` only: `[N,M]`, as `take` orders."""
     hidden = hidden.permute(0, 2, 3, 1)
     weight = weight.flatten(1)
-    parts = [F.linear(hidden[:, i, j], weight[c], bias[c]).flatten(1) for c, i, j in step_parts(step, len(weight))]
+    count, channels = len(hidden), hidden.shape[3]
+    parts = [
+        F.linear(hidden[:, i, j].reshape(-1, channels), weight[c], bias[c]).view(count, -1)
+        for c, i, j in step_parts(step, len(weight))
+    ]
     return torch.cat(parts, 1)
 
 
@@ -288,7 +292,8 @@ class IntegerScales:
         self.config = config
         self.levels = levels
         self._t = {name: tensor.cpu().float() for name, tensor in tensors.items()}
-        self._unit = {}
+        self._unit: dict[str, Tensor] = {}
+        self._taps: dict[str, Tensor] = {}
         for name in [name.removesuffix(".shift") for name in tensors if name.endswith(".shift")]:
             shift = tensors[f"{name}.shift"].cpu().double()
             bias = self._bias_tables(name)
@@ -298,6 +303,9 @@ class IntegerScales:
             ).any():
                 raise ValueError("integer scales: weights whose sums are not exact in float32")
             self._unit[name] = torch.exp2(-shift).float()
+            rows = self._t[f"{name}.weight"]
+            if name == "expand2" or name.startswith("gather2"):  # 3x3
+                self._taps[name] = rows.view(len(rows), -1, 9).permute(2, 0, 1).contiguous()
 
     def _bias_tables(self, name: str) -> Tensor:
         """All biases that the layer may have, `[*,D]`."""
@@ -309,11 +317,31 @@ class IntegerScales:
     def _layer(self, name: str, x: Tensor, bias: Tensor) -> Tensor:
         """A convolution of integers `[C,H,W]`, multiples of 2^-4, in multiples of 2^-4 that are not yet rounded."""
         weight = self._t[f"{name}.weight"]
-        height, width = x.shape[1:]
-        columns = x.flatten(1) if weight.shape[1] == x.shape[0] else F.unfold(x[None], 3, padding=1)[0]
+        channels, height, width = x.shape
         with torch.autocast("cpu", enabled=False):  # which would round the sums
-            sums = torch.addmm(bias[:, None], weight, columns)
-        return sums.mul_(self._unit[name][:, None]).view(-1, height, width)
+            if weight.shape[1] == channels:
+                sums = torch.addmm(bias[:, None], weight, x.flatten(1)).view(-1, height, width)
+            else:
+                sums = self._convolved(self._taps[name], x, bias)
+        return sums.mul_(self._unit[name][:, None, None])
+
+    @staticmethod
+    def _convolved(taps: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        """A 3x3 convolution of `[C,H,W]` by weights `[9,D,C]`: a sum of matrix products, one for each tap.
+
+        They work on rows that lie one behind the other with a zero between them, so that a step to a neighbour is a
+        step in memory, and nothing is copied for each tap.
+        """
+        channels, height, width = x.shape
+        stride = width + 1
+        padded = x.new_zeros(channels, (height + 2) * stride + 2)
+        padded[:, stride + 1 : -stride - 1].unflatten(1, (height, stride))[:, :, :width] = x
+        length = height * stride
+        sums = bias[:, None].expand(-1, length).contiguous()
+        for number, tap in enumerate(taps):
+            start = number // 3 * stride + number % 3
+            sums.addmm_(tap, padded[:, start : start + length])
+        return sums.view(-1, height, stride)[:, :, :width]
 
     @staticmethod
     def _activate(x: Tensor) -> Tensor:
