@@ -269,7 +269,7 @@ def as_pixels(x: Tensor, dtype: torch.dtype, device: torch.device | str = "cpu")
 
     if dtype.is_floating_point:
         return x.to(device)
-    return (x.clamp(0, 1) * torch.iinfo(dtype).max).round().int().to(device)
+    return x.clamp(0, 1).mul_(torch.iinfo(dtype).max).round_().int().to(device)
 
 
 def padded(side: int, multiple: int) -> int:

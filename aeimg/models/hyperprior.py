@@ -364,7 +364,7 @@ class Hyperprior(nn.Module):
                 return F.conv_transpose2d(codes, kernels, grey, stride=2, padding=1)
             pixels = F.conv_transpose2d(codes[:, :LEADING], kernels[:LEADING], grey, stride=2, padding=1)
             others = codes[:, LEADING:].to(small), kernels[LEADING:].to(small)
-            return pixels + F.conv_transpose2d(*others, stride=2, padding=1).float()
+            return pixels.add_(F.conv_transpose2d(*others, stride=2, padding=1))
 
     def steps(self, q: Tensor) -> Tensor:
         """The quantiser's step of each code in 8-bit units, `[N,codes]`."""
@@ -402,7 +402,7 @@ class Hyperprior(nn.Module):
         with torch.autocast(y.device.type, enabled=False):
             y = y.float().contiguous(memory_format=torch.channels_last)
             codes, normal = y * self.steps(q)[:, :, None, None], y / self._norm(q)
-        return F.pixel_shuffle(self._linear_synthesis(codes) + self.synthesis(normal, q).float() / 4, 8)
+        return F.pixel_shuffle(self._linear_synthesis(codes).add_(self.synthesis(normal, q), alpha=0.25), 8)
 
     def predict(self, step: int, features: Tensor, earlier: Sequence[Tensor], q: Tensor) -> Tensor:
         """Means of the codes of `step`, in quantiser steps, from the codes of `earlier` steps; all `[N,M]`."""
