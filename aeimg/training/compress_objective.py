@@ -45,7 +45,7 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
     def prepare(self) -> None:
         """The linear shortcut: principal components of 128,000 blocks."""
         rng = np.random.default_rng(1)
-        crops = self.photographs.crops(rng, 2000, 128).float()
+        crops = self.dataset.crops(rng, 2000, 128).float()
         self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
 
     def _terms(
@@ -109,7 +109,7 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
         device = torch.device("cpu")
         for _ in range(crops):
             quality = int(rng.integers(1, QUALITIES + 1))
-            x = self.photographs.crops(rng, 1, self.recipe.late_crop).float() / 255.0
+            x = self.dataset.crops(rng, 1, self.recipe.late_crop).float() / 255.0
             for tile in codec.encode(x, quality, device, torch.float32)[0]:
                 for symbols, index in codec.groups(tile, quality):
                     column = np.where(np.abs(symbols.astype(np.int64)) > REACH, columns - 1, symbols + REACH)
