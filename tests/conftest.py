@@ -21,6 +21,25 @@ DATA = "AEIMG_TEST_DATA"
 """The environment variable that names the folder of test images."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests run in two processes, each with one thread, where pytest-xdist is installed.
+
+    Tests that are named on the command line run in one process: two would take longer to begin. `-n` asks for another
+    number. Coverage needs to know the number before this is called, so `--cov` needs `-n` beside it.
+    """
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    everything = config.args_source is not pytest.Config.ArgsSource.ARGS and not (option.keyword or option.markexpr)
+    if option.numprocesses is None and everything and not (option.usepdb or getattr(option, "cov_source", None)):
+        option.numprocesses = 2
+    if option.numprocesses:
+        if option.dist in ("no", "load"):
+            option.dist = "worksteal"  # leaves the tests of a file together, as far as both have enough to do
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch) -> None:
     """What a test registers is gone after it."""
