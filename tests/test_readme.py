@@ -141,8 +141,8 @@ def shorten_training(monkeypatch) -> None:
         if objective.task in ("denoise", "compress", "upscale", "colorize") and objective.recipe.crop > 64:
             short = replace(objective.recipe, crop=64, late_crop=64, batch=2, late_batch=2)
             monkeypatch.setattr(objective, "recipe", short)
-    tables = partialmethod(CompressObjective._fit_tables, crops=5)
-    monkeypatch.setattr(CompressObjective, "_fit_tables", tables)
+    for name, count in (("prepare", {"count": 50}), ("_fit_tables", {"crops": 5})):
+        monkeypatch.setattr(CompressObjective, name, partialmethod(getattr(CompressObjective, name), **count))
 
 
 @pytest.mark.slow

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import signal
 import subprocess
 from contextlib import contextmanager
 from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from aeimg.training.compress_objective import CompressObjective
 from aeimg.training.datasets import Photographs
 from aeimg.training.degradations import add_white_noise
 from aeimg.training.denoise_objectives import SHAPE, BlindObjective, DenoiseObjective
+from aeimg.training.objective import AT_LEAST
 from aeimg.training.run import OBJECTIVES
 
 TINY = {
@@ -66,6 +69,7 @@ def test_a_denoiser_learns_and_its_card_says_how(photographs, tmp_path, small):
     assert after > before + 3
 
 
+@pytest.mark.usefixtures("few_crops")
 def test_a_codec_trained_for_a_few_steps_codes_and_decodes(photographs, tmp_path, small):
     weights = tmp_path / "mine.safetensors"
     run("compress", photographs, weights, steps=6)
@@ -98,13 +102,13 @@ def equal(*paths):
 
 
 @pytest.fixture
-def few_tables(monkeypatch):
-    """The coder's tables are fitted to few crops, as fitting takes longer than these runs do."""
-    original = CompressObjective._fit_tables
-    monkeypatch.setattr(CompressObjective, "_fit_tables", partialmethod(original, crops=40))
+def few_crops(monkeypatch):
+    """A codec's linear shortcut and its tables are fitted to few crops, as that takes longer than these runs do."""
+    for name, count in (("prepare", {"count": 100}), ("_fit_tables", {"crops": 40})):
+        monkeypatch.setattr(CompressObjective, name, partialmethod(getattr(CompressObjective, name), **count))
 
 
-@pytest.mark.usefixtures("few_tables")
+@pytest.mark.usefixtures("few_crops")
 @pytest.mark.parametrize("task", ["denoise", "compress", "vanilla", "stacked"])
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path, monkeypatch, task):
     monkeypatch.setattr(loop, "EVALUATION_SHARE", 10.0)  # so that there are evaluations in so short a run
@@ -229,6 +233,15 @@ def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photograph
     assert recipes["deep2d"].steps < recipes["vanilla"].steps == 12_000
 
 
+def test_the_page_states_how_large_images_must_be_and_how_long_runs_take():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    for task in ("compress", "denoise", "upscale", "colorize"):
+        recipe = OBJECTIVES[task].recipe
+        (side,) = re.findall(rf"^\| `{task}` \|.*\| {AT_LEAST} images,.* (\d+) pixels", page, re.M)
+        assert (int(side), recipe.minutes) == (min(recipe.crop, recipe.late_crop), 60)
+    assert "`denoise`, `compress`, `upscale` and `colorize`\ntake 60 minutes" in page
+
+
 def test_weights_are_fine_tuned_with_their_own_config_at_a_third_of_the_learning_rate(photographs, tmp_path):
     out = tmp_path / "w.safetensors"
     run("denoise", photographs, tmp_path / "mine.safetensors", steps=3)
@@ -257,7 +270,7 @@ def test_a_denoiser_whose_config_gives_no_shape_has_the_default_one(photographs)
     assert {key: tuple(getattr(config, key)) for key in SHAPE} == SHAPE
 
 
-@pytest.mark.usefixtures("few_tables")
+@pytest.mark.usefixtures("few_crops")
 @pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
 def test_what_ships_can_be_fine_tuned(photographs, tmp_path, model):
     out = tmp_path / "w.safetensors"

@@ -42,10 +42,10 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
     def source(cls, data: Path, recipe: Recipe, config: Config) -> Photographs:
         return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
-    def prepare(self) -> None:
-        """The linear shortcut: principal components of 128,000 blocks."""
+    def prepare(self, count: int = 2000) -> None:
+        """Sets the linear shortcut: principal components of the 64 blocks of each of `count` crops."""
         rng = np.random.default_rng(1)
-        crops = self.dataset.crops(rng, 2000, 128).float()
+        crops = self.dataset.crops(rng, count, 128).float()
         self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
 
     def _terms(
