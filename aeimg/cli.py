@@ -1116,7 +1116,8 @@ TRAINED = (
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="Train for so many minutes, those before --resume included. [default: 60 for denoise and compress]",
+    help="Train for so many minutes, those before --resume included. [default: 60, but for "
+    "the textbooks' autoencoders]",
 )
 @click.option(
     "--steps",

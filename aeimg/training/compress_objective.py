@@ -1,4 +1,9 @@
-"""The objective of the codec: rate and distortion."""
+"""The objective of the codec: few bits (the rate), and decoded crops that are near to their originals (the distortion).
+
+Each crop of a batch has a quality of its own, drawn at random, so that one network learns all of them. The weights file
+gets, besides the network, its scale network in integers and the tables of the entropy coder, which are fitted to the
+symbols of training crops after the last step.
+"""
 
 from __future__ import annotations
 

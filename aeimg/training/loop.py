@@ -1,6 +1,6 @@
 """The training loop: steps of the weights, a moving average of them, evaluations on held-out images, checkpoints.
 
-What is trained, and on what, is the objective's. The learning rate warms up and then falls along a cosine, which always
+The objective says what is trained, and on what. The learning rate warms up and then falls along a cosine, which always
 comes to its end: a run whose patience runs out goes through what is left of the schedule, the last phase included, in a
 tenth of the steps that it has done. All that steers a run bounded by steps is counted in steps and never timed, so it
 ends at the same weights however often it was interrupted.
