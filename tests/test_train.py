@@ -11,6 +11,7 @@ import subprocess
 from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,24 @@ TINY = {
     "compress": {"config": {"codes": 32, "width8": 8, "width16": 16, "hyper": 4, "features": 8, "context": 8},
                  "recipe": {"crop": 64, "batch": 2, "late_crop": 64, "late_batch": 2, "warmup": 5}},
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return plots.curve([(1, 0.5)], [(1, 2.0)], title="a curve", metric="mse", higher_is_better=False)
+
+
+@pytest.fixture(autouse=True)
+def curves(request, drawn, monkeypatch):
+    """Every run gets the same loss curve, as drawing takes longer than many of these runs do; not where a test is
+    marked with `usefixtures("own_curves")`."""
+    if "own_curves" not in request.fixturenames:
+        monkeypatch.setattr(loop, "plots", SimpleNamespace(curve=lambda *points, **options: drawn))
+
+
+@pytest.fixture
+def own_curves():
+    """Every run gets its own loss curve, as it does for users."""
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +304,7 @@ def test_what_ships_can_be_fine_tuned(photographs, tmp_path, model):
     assert figures[model] in header.card["held_out"]
 
 
+@pytest.mark.usefixtures("own_curves")
 def test_the_loss_curve_is_drawn_beside_the_weights_and_over_nothing_else(photographs, tmp_path):
     run("denoise", photographs, tmp_path / "w.safetensors", steps=30)
     with Image.open(tmp_path / "w.png") as image:
