@@ -31,10 +31,10 @@ def score(result: np.ndarray, clean: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("sigma", "gain"), [(15, 8.0), (25, 10.0), (50, 14.0)])
-@pytest.mark.parametrize("told", [True, False])
-def test_white_noise_is_taken_away(photograph, sigma, gain, told):
+@pytest.mark.parametrize("known", [True, False])
+def test_white_noise_is_taken_away(photograph, sigma, gain, known):
     x = noisy(photograph, sigma)
-    clean = process(x, "denoise", sigma=sigma if told else "auto")
+    clean = process(x, "denoise", sigma=sigma if known else "auto")
     assert score(clean, photograph) > score(x, photograph) + gain
 
 
