@@ -132,12 +132,12 @@ def few_crops(monkeypatch):
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path, monkeypatch, task):
     monkeypatch.setattr(loop, "EVALUATION_SHARE", 10.0)  # so that there are evaluations in so short a run
     whole, half, resumed = (tmp_path / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
-    undisturbed, _ = run(task, photographs, whole, steps=20)
-    with interrupted(OBJECTIVES[task], 11):
-        run(task, photographs, half, steps=20)
+    undisturbed, _ = run(task, photographs, whole, steps=12)
+    with interrupted(OBJECTIVES[task], 7):
+        run(task, photographs, half, steps=12)
     header, lines = run(task, photographs, resumed, resume=tmp_path / "half.safetensors.checkpoint")
-    assert "for 20 steps" in lines[0]
-    assert "at step 10" in lines[1]
+    assert "for 12 steps" in lines[0]
+    assert "at step 6" in lines[1]
     assert len(header.card["curve"]["step"]) > 5
     assert header.card["curve"] == undisturbed.card["curve"]
     assert equal(whole, resumed)
