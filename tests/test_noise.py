@@ -138,7 +138,7 @@ def test_a_model_without_a_halo_is_never_tiled():
 @pytest.mark.parametrize("name", registry.CHOICES)
 def test_tiles_differ_from_the_whole_by_nothing_that_shows(photograph, name):
     model = registry.get(name, "denoise", CPU)
-    big = np.tile(photograph, (2, 2, 1))[:560, :560]
+    big = np.tile(photograph, (3, 2, 1))[:800, :800]
     x = torch.from_numpy(np.clip(noisy(big, 25), 0, 1)).permute(2, 0, 1)[None]
     sigma = torch.tensor([25.0])
     whole = run_denoiser(model, x, sigma, device=CPU, dtype=torch.float32)
