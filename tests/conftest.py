@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def photograph() -> np.ndarray:
 def small(photograph: np.ndarray) -> np.ndarray:
     """A corner of it, uint8 `[101,143,3]`."""
     return np.ascontiguousarray(photograph[90:191, 120:263])
+
+
+@pytest.fixture(scope="session")
+def drawn_curve() -> bytes:
+    """The loss curve of a run of one step."""
+    from aeimg import plots
+
+    return plots.curve([(1, 0.5)], [(1, 2.0)], title="a curve", metric="mse", higher_is_better=False)
+
+
+@pytest.fixture
+def same_curve(drawn_curve: bytes, monkeypatch) -> None:
+    """Every training run gets the same loss curve, as drawing takes longer than many runs of the tests do."""
+    from aeimg.training import loop
+
+    monkeypatch.setattr(loop, "plots", SimpleNamespace(curve=lambda *points, **options: drawn_curve))
 
 
 @pytest.fixture

@@ -146,6 +146,7 @@ def shorten_training(monkeypatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("same_curve")
 def test_the_commands_run_one_after_another_in_the_order_in_which_they_stand(tmp_path, monkeypatch):
     from aeimg import bench, report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import struct
 from pathlib import Path
@@ -20,6 +21,8 @@ from aeimg.training import train
 from aeimg.training.run import OBJECTIVES
 from aeimg.training.textbook_objectives import TEXTBOOKS, Stacked, Textbook, active
 
+pytestmark = pytest.mark.usefixtures("same_curve")
+
 # Enough for each loss to fall clearly; convolutions are slower, and gain more from each; few units take longer.
 STEPS = {"vanilla": 450, "sparse": 450, "conv": 260, "denoising": 130, "deep2d": 150}
 
@@ -33,6 +36,7 @@ def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, packed: b
     return folder
 
 
+@functools.cache
 def strokes(count: int, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
     """Arcs and lines, blurred a little, ten kinds of them: not digits, but as hard."""
     rng = np.random.default_rng(0)

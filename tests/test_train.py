@@ -11,7 +11,6 @@ import subprocess
 from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -38,17 +37,11 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return plots.curve([(1, 0.5)], [(1, 2.0)], title="a curve", metric="mse", higher_is_better=False)
-
-
 @pytest.fixture(autouse=True)
-def curves(request, drawn, monkeypatch):
-    """Every run gets the same loss curve, as drawing takes longer than many of these runs do; not where a test is
-    marked with `usefixtures("own_curves")`."""
+def curves(request):
+    """Runs get their own loss curves only where a test is marked with `usefixtures("own_curves")`."""
     if "own_curves" not in request.fixturenames:
-        monkeypatch.setattr(loop, "plots", SimpleNamespace(curve=lambda *points, **options: drawn))
+        request.getfixturevalue("same_curve")
 
 
 @pytest.fixture
