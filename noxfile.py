@@ -63,7 +63,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """All tests, and how much of the code they run."""
     install(session, ".[test]")
-    session.run("pytest", "--cov", *session.posargs)
+    session.run("pytest", "--cov", "-n", "2", *session.posargs)
 
 
 @nox.session(python="3.11")  # newer ones may lack a wheel of it

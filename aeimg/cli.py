@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .explore import Explored
     from .paths import Place
 
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # which older versions of click do not let be subscripted
+
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=str, allow_dash=True)
 """A file or folder, @list.txt, a glob or -: shells complete names of files."""
@@ -136,7 +140,7 @@ class _Group(click.Group):
             sys.exit(130)
 
 
-class _Levels(click.ParamType):
+class _Levels(_ParamType):
     """A quality, or one for each format: `90`, `jpg=90,webp=80`."""
 
     name = "level"
@@ -150,7 +154,7 @@ class _Levels(click.ParamType):
             self.fail(f"{value!r} is neither a number like 90 nor a list like jpg=90,avif=60", param, ctx)
 
 
-class _Crop(click.ParamType):
+class _Crop(_ParamType):
     """A part of a picture: `1024,512,400,300`."""
 
     name = "x,y,width,height"
@@ -163,7 +167,7 @@ class _Crop(click.ParamType):
         return x, y, width, height
 
 
-class _Pages(click.ParamType):
+class _Pages(_ParamType):
     """`all`, `first`, or the number of a page."""
 
     name = "all|first|number"
@@ -199,7 +203,7 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return add
 
 
-class _Model(click.ParamType):
+class _Model(_ParamType):
     """The name of a model, or a weights file."""
 
     name = "model"
@@ -1112,7 +1116,8 @@ TRAINED = (
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
-    help="Train for so many minutes, those before --resume included. [default: 60 for denoise and compress]",
+    help="Train for so many minutes, those before --resume included. [default: 60, but for "
+    "the textbooks' autoencoders]",
 )
 @click.option(
     "--steps",

@@ -298,7 +298,7 @@ def entries() -> list[Entry | ModelError]:
     return found
 
 
-def labelled(label: str, device: torch.device) -> Codec:
+def labelled(label: str, device: torch.device) -> Codec[Any]:
     """Returns the codec that a latent file names, on `device`: built in, registered, or in one of `weights_folders`.
 
     Unlike a name that the user gives, a label never stands for a path. Raises `ModelError`.
@@ -465,7 +465,7 @@ def _check_task(name: str, found: str, task: str) -> None:
 @overload
 def get(model: str | os.PathLike[str] | None, task: Literal["denoise"], device: torch.device) -> Denoiser: ...
 @overload
-def get(model: str | os.PathLike[str] | None, task: Literal["compress"], device: torch.device) -> Codec: ...
+def get(model: str | os.PathLike[str] | None, task: Literal["compress"], device: torch.device) -> Codec[Any]: ...
 @overload
 def get(model: str | os.PathLike[str] | None, task: Literal["upscale"], device: torch.device) -> Upscaler: ...
 @overload

@@ -1,4 +1,4 @@
-"""`verify()`: are latent files what was written?"""
+"""`verify()`: are latent files whole, and do they decode to what the encoder wrote? No picture is made for it."""
 
 from __future__ import annotations
 

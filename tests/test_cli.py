@@ -112,7 +112,7 @@ def test_a_summary_is_written_over_nothing_but_a_summary(folder):
     ):
         done = run("compress", folder / "in", folder / "latents", "--json", folder / name)
         assert done.exit_code == code, done.output
-        assert (folder / "latents").exists() == (code == 0)  # told before the work is done
+        assert (folder / "latents").exists() == (code == 0)  # refused before the work is done
         done = run("bench", "denoise", folder / "in", "--json", folder / name) if code == 2 else done
         assert done.exit_code == code, done.output
     assert (folder / "in" / "a.png").read_bytes() == kept
@@ -167,13 +167,13 @@ def test_info_takes_folders_models_and_standard_input(folder):
     latent = (folder / "latents" / "a.aei").read_bytes()
     done = CliRunner().invoke(main, ["info", "-", "--json"], input=latent)
     assert json.loads(done.stdout)["bytes"] == len(latent)
-    for nothing, told in (
+    for nothing, message in (
         (folder / "in", "holds no latent files"),
         ("nowhere", "no such file or folder, and no model"),
     ):
         done = run("info", nothing)
         assert (done.exit_code, done.stdout) == (1, "")
-        assert told in done.stderr
+        assert message in done.stderr
 
 
 @pytest.mark.parametrize("task", ["denoise", "compress", "decompress", "features", "score", "plot-latents"])
@@ -287,10 +287,10 @@ def test_a_run_that_is_ended_by_a_signal_keeps_and_reports_what_is_done(tmp_path
     for _ in range(3):
         assert child.stdout.readline() == "running\n"
     child.send_signal(getattr(signal, name))
-    _, told = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "not begun" in told
-    assert "Traceback" not in told
+    assert "not begun" in errors
+    assert "Traceback" not in errors
     about = json.loads((tmp_path / "s.json").read_text())
     assert about["done"] + about["planned"] == 30
     assert about["done"] == len(list((tmp_path / "out").glob("*.png"))) > 0
@@ -336,19 +336,19 @@ def test_a_run_without_standard_error_is_a_run(folder, closed):
 
 
 @pytest.mark.parametrize(
-    ("rest", "code", "told"),
+    ("rest", "code", "message"),
     [("denoise in/a.png - > /dev/full", 1, "Error: standard output can't be written (No space left on device)\n"),
      ("info latents/a.aei > /dev/full", 1, "Error: standard output can't be written (No space left on device)\n"),
      ("denoise in/a.png - >&-", 2, "Error: standard output is closed\n"),
      ("info latents/a.aei | true", 1, "")],
 )  # fmt: skip
-def test_standard_output_that_takes_no_more_is_one_line_and_no_traceback(folder, rest, code, told):
+def test_standard_output_that_takes_no_more_is_one_line_and_no_traceback(folder, rest, code, message):
     if rest.startswith("info"):
         run("compress", folder / "in", folder / "latents")
     command = f"(sleep 0.1; {sys.executable} -m aeimg {rest.split('|')[0]}; echo $? > code) {'| true' * ('|' in rest)}"
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
     assert int((folder / "code").read_text()) == code
-    assert done.stderr.endswith(told)
+    assert done.stderr.endswith(message)
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

@@ -564,8 +564,8 @@ def test_a_run_that_finds_nothing_fails_and_says_what_it_passed_over(tmp_path):
         assert "latent files found" in result.stderr if task == "decompress" else "no images found" in result.stderr
         passed = "passed over: 2 .psd, 1 .cr2, 1 without a suffix, 1 symbolic links (see --follow-symlinks)\n"
         assert result.stderr.endswith(passed)
-        told = json.loads((tmp_path / "s.json").read_text())["passed_over"]
-        assert told == {".psd": 2, ".cr2": 1, "without a suffix": 1, "symbolic link": 1}
+        passed_over = json.loads((tmp_path / "s.json").read_text())["passed_over"]
+        assert passed_over == {".psd": 2, ".cr2": 1, "without a suffix": 1, "symbolic link": 1}
         assert CliRunner().invoke(main, [*command, "--allow-empty"]).exit_code == 0
         assert CliRunner().invoke(main, [*command, "--dry-run"]).exit_code == 1
 
@@ -595,6 +595,6 @@ def test_one_note_about_many_files_names_a_few(folder, tmp_path):
     assert result.exit_code == 0
     assert result.stderr.count("aeimg has no record of writing it") == 6
     assert "and 7 more" in result.stderr
-    told = json.loads((tmp_path / "s").read_text())
-    assert told["options"]["model"] == "same"
-    assert {record["status"] for record in told["files"]} == {"skipped"}
+    summary = json.loads((tmp_path / "s").read_text())
+    assert summary["options"]["model"] == "same"
+    assert {record["status"] for record in summary["files"]} == {"skipped"}

@@ -2,7 +2,7 @@
 
 The mutator knows the structure of each file: it changes sections, JSON values and tensors rather than bytes alone, and
 makes lengths and checksums right again, so that what lies behind them is reached. Each kind gets a fifth of
-`AEIMG_FUZZ_SECONDS`, 50 where nothing is said; CONTRIBUTING.md has the command for an hour. What fails is printed with
+`AEIMG_FUZZ_SECONDS`, 15 where nothing is said; CONTRIBUTING.md has the command for an hour. What fails is printed with
 the seed, and is to become a test of its own in `test_forged.py` or `test_hostile.py`.
 """
 
@@ -35,7 +35,7 @@ from aeimg.training.optimizers import make_optimizers
 
 pytestmark = pytest.mark.slow
 
-SECONDS = float(os.environ.get("AEIMG_FUZZ_SECONDS", "50")) / 5
+SECONDS = float(os.environ.get("AEIMG_FUZZ_SECONDS", "15")) / 5
 """How long each kind of file is forged."""
 SLOWEST = 20.0
 """How many seconds one forged file may take: far more than any does, as the machines that run this are shared."""

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments: every file is whole, no input has changed, the next run finishes the work.
 A training is resumed where it has left a checkpoint, and ends with the weights of one that nobody has disturbed.
 
-`AEIMG_KILL_MOMENTS` says how many moments, 12 where nothing is said; CONTRIBUTING.md has the command for 300. The runs
+`AEIMG_KILL_MOMENTS` says how many moments, 10 where nothing is said; CONTRIBUTING.md has the command for 300. The runs
 are forks of a process that has imported everything, so that the moments fall on work and not on imports.
 """
 
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="forks"),
 ]
 
-MOMENTS = int(os.environ.get("AEIMG_KILL_MOMENTS", "12"))
+MOMENTS = int(os.environ.get("AEIMG_KILL_MOMENTS", "10"))
 SEED = int(os.environ.get("AEIMG_KILL_SEED", "0"))
 COMMANDS = ("denoise", "denoise pages", "compress", "compress pages", "decompress", "join", "features", "score",
             "sample", "train")  # fmt: skip
@@ -162,7 +162,7 @@ def test_killed_runs_lose_nothing(fork, inputs, tmp_path):
     before, chosen, ended = tree(inputs, hidden=True), random.Random(SEED), Counter()
     for moment in range(MOMENTS):
         kind = COMMANDS[moment % len(COMMANDS)]
-        number = signal.SIGKILL if (moment // len(COMMANDS)) % 2 else signal.SIGTERM
+        number = signal.SIGKILL if (moment + moment // len(COMMANDS)) % 2 else signal.SIGTERM
         out = tmp_path / f"{moment}"
         out.mkdir()
         process = fork(command(kind, inputs, out))

@@ -141,18 +141,19 @@ def shorten_training(monkeypatch) -> None:
         if objective.task in ("denoise", "compress", "upscale", "colorize") and objective.recipe.crop > 64:
             short = replace(objective.recipe, crop=64, late_crop=64, batch=2, late_batch=2)
             monkeypatch.setattr(objective, "recipe", short)
-    tables = partialmethod(CompressObjective._fit_tables, crops=5)
-    monkeypatch.setattr(CompressObjective, "_fit_tables", tables)
+    for name, count in (("prepare", {"count": 50}), ("_fit_tables", {"crops": 5})):
+        monkeypatch.setattr(CompressObjective, name, partialmethod(getattr(CompressObjective, name), **count))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("same_curve")
 def test_the_commands_run_one_after_another_in_the_order_in_which_they_stand(tmp_path, monkeypatch):
     from aeimg import bench, report
 
     monkeypatch.chdir(tmp_path)
     shorten_training(monkeypatch)
-    qualities = partial(bench.bench_compress, qualities=(10, 40, 70, 95))
-    monkeypatch.setattr(bench, "bench_compress", qualities)
+    measured = partial(bench.bench_compress, qualities=(10, 40, 70, 95))
+    monkeypatch.setattr(bench, "bench_compress", lambda data, **options: measured(data, **{**options, "limit": 2}))
     monkeypatch.setattr(bench, "bench_denoise", partial(bench.bench_denoise, side=64, sigmas=(25,)))
     monkeypatch.setattr(report, "_photographs", lambda: [(name, np.asarray(drawn(9))) for name in "ab"])
     draw_what_the_readme_names()

@@ -16,7 +16,9 @@ from aeimg.cli import main
 from aeimg.weights import find_weights, load_tensors
 
 
-def test_the_demo_denoises_compresses_and_leaves_pictures(tmp_path):
+def test_the_demo_denoises_compresses_leaves_pictures_and_touches_nothing_that_was_there(tmp_path):
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "mine.txt").write_text("keep me")
     text = report.run_demo(tmp_path)
     rows = [line.split() for line in text.splitlines() if line.split() and line.split()[0] in report.PHOTOGRAPHS]
     assert len(rows) == 2 * len(report.PHOTOGRAPHS)
@@ -25,12 +27,6 @@ def test_the_demo_denoises_compresses_and_leaves_pictures(tmp_path):
     assert Image.open(tmp_path / "comparison.png").width > 1000
     for kind in ("original", "noisy", "denoised", "decompressed"):
         assert len(list((tmp_path / kind).glob("*.png"))) == len(report.PHOTOGRAPHS)
-
-
-def test_the_demo_touches_nothing_that_was_there(tmp_path):
-    (tmp_path / "original").mkdir()
-    (tmp_path / "original" / "mine.txt").write_text("keep me")
-    report.run_demo(tmp_path)
     assert (tmp_path / "original" / "mine.txt").read_text() == "keep me"
 
 
@@ -120,7 +116,7 @@ def test_a_denoiser_of_ones_own_is_measured_beside_those_that_ship(tmp_path, pho
 
 def test_the_engine_is_measured_against_its_parts(tmp_path, photograph):
     for number in range(4):
-        Image.fromarray(np.roll(photograph, number, 0)).save(tmp_path / f"{number}.png")
+        Image.fromarray(np.roll(photograph, number, 0)[:80, :100]).save(tmp_path / f"{number}.png")
     figures = bench.bench_engine(tmp_path)
     assert figures["images"] == 4
     assert min(figures["busy"], figures["hidden"], *figures["seconds"].values()) > 0

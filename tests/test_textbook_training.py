@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import struct
 from pathlib import Path
@@ -20,6 +21,8 @@ from aeimg.training import train
 from aeimg.training.run import OBJECTIVES
 from aeimg.training.textbook_objectives import TEXTBOOKS, Stacked, Textbook, active
 
+pytestmark = pytest.mark.usefixtures("same_curve")
+
 # Enough for each loss to fall clearly; convolutions are slower, and gain more from each; few units take longer.
 STEPS = {"vanilla": 450, "sparse": 450, "conv": 260, "denoising": 130, "deep2d": 150}
 
@@ -33,6 +36,7 @@ def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, *, packed: b
     return folder
 
 
+@functools.cache
 def strokes(count: int, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
     """Arcs and lines, blurred a little, ten kinds of them: not digits, but as hard."""
     rng = np.random.default_rng(0)
@@ -54,23 +58,23 @@ def digits(tmp_path_factory):
     return write_idx(tmp_path_factory.mktemp("digits"), *strokes(1500))
 
 
-def run(family, folder, out, **options):
+def run(textbook, folder, out, **options):
     lines = []
-    header = train(family, folder, out, device="cpu", if_exists="overwrite", log=lines.append, **options)
+    header = train(textbook, folder, out, device="cpu", if_exists="overwrite", log=lines.append, **options)
     return header, lines
 
 
 @pytest.fixture(scope="session")
 def trained(digits, tmp_path_factory):
-    """Weights of each family, trained for a moment, and their cards."""
-    folder = tmp_path_factory.mktemp("families")
+    """Weights of each textbook autoencoder, trained for a moment, and their cards."""
+    folder = tmp_path_factory.mktemp("textbooks")
     made = {}
 
-    def of(family):
-        if family not in made:
-            out = folder / f"{family}.safetensors"
-            made[family] = out, run(family, digits, out, steps=STEPS.get(family, 300))[0].card
-        return made[family]
+    def of(textbook):
+        if textbook not in made:
+            out = folder / f"{textbook}.safetensors"
+            made[textbook] = out, run(textbook, digits, out, steps=STEPS.get(textbook, 300))[0].card
+        return made[textbook]
 
     return of
 
@@ -80,23 +84,23 @@ def test_the_command_line_names_what_can_be_trained():
     assert set(TEXTBOOKS) < set(TRAINED)
 
 
-@pytest.mark.parametrize("family", TEXTBOOKS)
-def test_its_loss_falls(family, trained):
-    _, card = trained(family)
+@pytest.mark.parametrize("textbook", TEXTBOOKS)
+def test_its_loss_falls(textbook, trained):
+    _, card = trained(textbook)
     curve = card["curve"]
-    metric = TEXTBOOKS[family].primary_metric
-    assert card["objective"] == family
+    metric = TEXTBOOKS[textbook].primary_metric
+    assert card["objective"] == textbook
     assert card["dtype"] == "float32"
     first, last = curve[metric][0], curve[metric][-1]
-    if TEXTBOOKS[family].higher_is_better:
+    if TEXTBOOKS[textbook].higher_is_better:
         assert last > card["held_out"]["noisy"] + 3
     else:
-        assert last < (0.97 if family == "stacked" else 0.9) * first
+        assert last < (0.97 if textbook == "stacked" else 0.9) * first
 
 
-@pytest.mark.parametrize("family", [name for name in TEXTBOOKS if name != "denoising"])
-def test_it_compresses_pictures_of_any_size_grey_and_colour(family, trained, small):
-    weights, _ = trained(family)
+@pytest.mark.parametrize("textbook", [name for name in TEXTBOOKS if name != "denoising"])
+def test_it_compresses_pictures_of_any_size_grey_and_colour(textbook, trained, small):
+    weights, _ = trained(textbook)
     for pixels in (small, small[:40, :33, 0], small[:5, :3]):
         latent = process(pixels, "compress", model=weights, quality=80)
         back = process(latent, "decompress", model=weights, kind="numpy")
@@ -157,18 +161,18 @@ def test_the_stacked_one_learns_layer_by_layer_then_all_of_it(digits):
 def test_the_sparse_one_uses_fewer_of_its_units(trained, digits):
     x = torch.from_numpy(strokes(300)[0])[:, None].float() / 255
 
-    def share(family):
-        network = registry.load_model(trained(family)[0]).network
+    def share(textbook):
+        network = registry.load_model(trained(textbook)[0]).network
         with torch.no_grad():
             return active(network.encode(x))
 
     assert share("sparse") < 0.7 * share("vanilla")  # without the penalty they are equal
 
 
-@pytest.mark.parametrize("family", ["linear", "vanilla", "multilayer", "stacked", "deep2d", "sparse"])
-def test_a_fresh_one_begins_at_the_mean_image(family, tmp_path):
+@pytest.mark.parametrize("textbook", ["linear", "vanilla", "multilayer", "stacked", "deep2d", "sparse"])
+def test_a_fresh_one_begins_at_the_mean_image(textbook, tmp_path):
     folder = write_idx(tmp_path, strokes(200)[0], np.resize([1, 5, 6], 200).astype(np.uint8))
-    kind = TEXTBOOKS[family]
+    kind = TEXTBOOKS[textbook]
     objective = kind(kind.source(folder, kind.recipe, {}), {}, kind.recipe)
     objective.prepare()
     network, mean = objective.model, objective.sample().mean(0, keepdim=True)
@@ -183,12 +187,12 @@ def test_hardly_a_unit_of_the_deep_one_is_dead(trained):
     assert (first.amax(0) > 0).float().mean() > 0.9  # a quarter of them were, did it not begin at the mean image
 
 
-@pytest.mark.parametrize("family", ["conv", "denoising"])
-def test_what_a_pixel_depends_on_lies_within_the_halo(family):
-    network = weights.build(TEXTBOOKS[family].architecture, {})
+@pytest.mark.parametrize("textbook", ["conv", "denoising"])
+def test_what_a_pixel_depends_on_lies_within_the_halo(textbook):
+    network = weights.build(TEXTBOOKS[textbook].architecture, {})
     side = 8 * network.halo
     x = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    back = network(x, torch.zeros(1)) if family == "denoising" else network(x[:, :1])
+    back = network(x, torch.zeros(1)) if textbook == "denoising" else network(x[:, :1])
     middle = side // 2 + 3
     back[0, 0, middle, middle].backward()
     rows = x.grad.abs().sum((0, 1, 3)).nonzero().flatten()
@@ -207,34 +211,34 @@ def test_the_divergence_is_that_of_the_two_distributions():
 def test_photographs_will_do_too(tmp_path, photograph):
     for n in range(10):
         Image.fromarray(photograph[10 * n : 10 * n + 60, :80]).save(tmp_path / f"{n}.png")
-    for family in ("vanilla", "conv"):
-        header, _ = run(family, tmp_path, tmp_path / "w.safetensors", steps=5, recipe={"batch": 8})
+    for textbook in ("vanilla", "conv"):
+        header, _ = run(textbook, tmp_path, tmp_path / "w.safetensors", steps=5, recipe={"batch": 8})
         assert header.card["data"].startswith("10 images")  # the curve of the run before is none of them
     header, _ = run("vanilla", tmp_path, tmp_path / "w.safetensors", steps=5, config={"side": 20})
     assert header.config["side"] == 20
 
 
-@pytest.mark.parametrize("family", ["vanilla", "conv"])
-def test_too_little_data_is_refused_by_name(family, digits, tmp_path):
+@pytest.mark.parametrize("textbook", ["vanilla", "conv"])
+def test_too_little_data_is_refused_by_name(textbook, digits, tmp_path):
     images, labels = strokes(12)
     out = tmp_path / "w.safetensors"
     few = write_idx(tmp_path / "few", images[:9], labels[:9])
     with pytest.raises(DataError, match=r"few: 9 images, at least 10 are needed"):
-        run(family, few, out, steps=1)
+        run(textbook, few, out, steps=1)
     flat = write_idx(tmp_path / "flat", images[:, :20], labels)
     with pytest.raises(DataError, match=r"flat: images of 20x28 pixels; they must be square, 8x8 or more"):
-        run(family, flat, out, steps=1)
+        run(textbook, flat, out, steps=1)
     tiny = write_idx(tmp_path / "tiny", images[:, :4, :4].copy(), labels)
     with pytest.raises(DataError, match=r"tiny: images of 4x4 pixels"):
-        run(family, tiny, out, steps=1)
+        run(textbook, tiny, out, steps=1)
     Image.new("L", (27, 300)).save(tmp_path / "few" / "narrow.png")
     for file in few.glob("*ubyte*"):
         file.unlink()
     with pytest.raises(DataError, match=r"few: 0 usable images, at least 10.*both sides of 28 pixels.*1 were smaller"):
-        run(family, few, out, steps=1)
+        run(textbook, few, out, steps=1)
 
 
-def test_other_sizes_labels_and_families_are_refused_by_name(digits, tmp_path, trained):
+def test_other_sizes_labels_and_textbooks_are_refused_by_name(digits, tmp_path, trained):
     out = tmp_path / "w.safetensors"
     images, labels = strokes(40)
     folder = write_idx(tmp_path / "nines", images, np.full_like(labels, 9), packed=False)
@@ -270,11 +274,11 @@ def test_what_does_not_ship_is_measured(digits):
     assert figures["components"]["linear"]["mse"] == pytest.approx(left)
     deep = figures["runs"]["deep2d"]
     assert 1 / 3 < deep["neighbours"] <= 1
-    told = table(figures).splitlines()
-    assert told[0].split() == ["deep2d", "mse", f"{deep['held_out']['mse']:g},", "bce",
+    lines = table(figures).splitlines()
+    assert lines[0].split() == ["deep2d", "mse", f"{deep['held_out']['mse']:g},", "bce",
                                f"{deep['held_out']['bce']:g};", "20", "steps"]  # fmt: skip
-    assert told[1].split()[-1] == f"{100 * deep['neighbours']:.1f}%"
-    assert any(line.startswith("vanilla, 128 values") for line in told)
+    assert lines[1].split()[-1] == f"{100 * deep['neighbours']:.1f}%"
+    assert any(line.startswith("vanilla, 128 values") for line in lines)
 
 
 def test_a_digit_stands_out_by_its_errors(digits):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import signal
 import subprocess
 from contextlib import contextmanager
 from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from aeimg.training.compress_objective import CompressObjective
 from aeimg.training.datasets import Photographs
 from aeimg.training.degradations import add_white_noise
 from aeimg.training.denoise_objectives import SHAPE, BlindObjective, DenoiseObjective
+from aeimg.training.objective import AT_LEAST
 from aeimg.training.run import OBJECTIVES
 
 TINY = {
@@ -32,6 +35,18 @@ TINY = {
     "compress": {"config": {"codes": 32, "width8": 8, "width16": 16, "hyper": 4, "features": 8, "context": 8},
                  "recipe": {"crop": 64, "batch": 2, "late_crop": 64, "late_batch": 2, "warmup": 5}},
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def curves(request):
+    """Runs get their own loss curves only where a test is marked with `usefixtures("own_curves")`."""
+    if "own_curves" not in request.fixturenames:
+        request.getfixturevalue("same_curve")
+
+
+@pytest.fixture
+def own_curves():
+    """Every run gets its own loss curve, as it does for users."""
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +81,7 @@ def test_a_denoiser_learns_and_its_card_says_how(photographs, tmp_path, small):
     assert after > before + 3
 
 
+@pytest.mark.usefixtures("few_crops")
 def test_a_codec_trained_for_a_few_steps_codes_and_decodes(photographs, tmp_path, small):
     weights = tmp_path / "mine.safetensors"
     run("compress", photographs, weights, steps=6)
@@ -98,23 +114,23 @@ def equal(*paths):
 
 
 @pytest.fixture
-def few_tables(monkeypatch):
-    """The coder's tables are fitted to few crops, as fitting takes longer than these runs do."""
-    original = CompressObjective._fit_tables
-    monkeypatch.setattr(CompressObjective, "_fit_tables", partialmethod(original, crops=40))
+def few_crops(monkeypatch):
+    """A codec's linear shortcut and its tables are fitted to few crops, as that takes longer than these runs do."""
+    for name, count in (("prepare", {"count": 100}), ("_fit_tables", {"crops": 40})):
+        monkeypatch.setattr(CompressObjective, name, partialmethod(getattr(CompressObjective, name), **count))
 
 
-@pytest.mark.usefixtures("few_tables")
+@pytest.mark.usefixtures("few_crops")
 @pytest.mark.parametrize("task", ["denoise", "compress", "vanilla", "stacked"])
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path, monkeypatch, task):
     monkeypatch.setattr(loop, "EVALUATION_SHARE", 10.0)  # so that there are evaluations in so short a run
     whole, half, resumed = (tmp_path / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
-    undisturbed, _ = run(task, photographs, whole, steps=20)
-    with interrupted(OBJECTIVES[task], 11):
-        run(task, photographs, half, steps=20)
+    undisturbed, _ = run(task, photographs, whole, steps=12)
+    with interrupted(OBJECTIVES[task], 7):
+        run(task, photographs, half, steps=12)
     header, lines = run(task, photographs, resumed, resume=tmp_path / "half.safetensors.checkpoint")
-    assert "for 20 steps" in lines[0]
-    assert "at step 10" in lines[1]
+    assert "for 12 steps" in lines[0]
+    assert "at step 6" in lines[1]
     assert len(header.card["curve"]["step"]) > 5
     assert header.card["curve"] == undisturbed.card["curve"]
     assert equal(whole, resumed)
@@ -229,6 +245,15 @@ def test_a_run_takes_its_length_from_the_recipe_where_nothing_is_said(photograph
     assert recipes["deep2d"].steps < recipes["vanilla"].steps == 12_000
 
 
+def test_the_page_states_how_large_images_must_be_and_how_long_runs_take():
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    for task in ("compress", "denoise", "upscale", "colorize"):
+        recipe = OBJECTIVES[task].recipe
+        (side,) = re.findall(rf"^\| `{task}` \|.*\| {AT_LEAST} images,.* (\d+) pixels", page, re.M)
+        assert (int(side), recipe.minutes) == (min(recipe.crop, recipe.late_crop), 60)
+    assert "`denoise`, `compress`, `upscale` and `colorize`\ntake 60 minutes" in page
+
+
 def test_weights_are_fine_tuned_with_their_own_config_at_a_third_of_the_learning_rate(photographs, tmp_path):
     out = tmp_path / "w.safetensors"
     run("denoise", photographs, tmp_path / "mine.safetensors", steps=3)
@@ -257,7 +282,7 @@ def test_a_denoiser_whose_config_gives_no_shape_has_the_default_one(photographs)
     assert {key: tuple(getattr(config, key)) for key in SHAPE} == SHAPE
 
 
-@pytest.mark.usefixtures("few_tables")
+@pytest.mark.usefixtures("few_crops")
 @pytest.mark.parametrize("model", ["aeimg-denoise", "aeimg-denoise-blind", "aeimg-codec"])
 def test_what_ships_can_be_fine_tuned(photographs, tmp_path, model):
     out = tmp_path / "w.safetensors"
@@ -272,6 +297,7 @@ def test_what_ships_can_be_fine_tuned(photographs, tmp_path, model):
     assert figures[model] in header.card["held_out"]
 
 
+@pytest.mark.usefixtures("own_curves")
 def test_the_loss_curve_is_drawn_beside_the_weights_and_over_nothing_else(photographs, tmp_path):
     run("denoise", photographs, tmp_path / "w.safetensors", steps=30)
     with Image.open(tmp_path / "w.png") as image:

@@ -6,6 +6,8 @@ import json
 import math
 import struct
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +96,30 @@ def test_held_out_pairs_beside_clean_images_are_not_learned_from_either(flat):
     for step in range(40):
         drawn |= values_of(255 * objective.batch(np.random.default_rng(step), False)[0])
     assert drawn == set(range(20)) - set(objective.held_out_pairs)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_thread_that_makes_batches_ends_with_the_run_even_where_it_waits_to_hand_one_on(fails):
+    made = []
+
+    class Source:
+        def batch(self, rng, late):
+            made.append(late)
+            if fails and len(made) > journal.BATCHES_AHEAD + 1:
+                raise OSError("the disk is gone")
+            return ()
+
+    threads = set(threading.enumerate())
+    batches = loop.batches_ahead(Source(), 0, 0, lambda step: False)
+    assert next(batches).step == 0
+    (maker,) = set(threading.enumerate()) - threads
+    while len(made) < journal.BATCHES_AHEAD + 2:  # all places are taken, and one more is in the making
+        time.sleep(0.001)
+    ending = threading.Thread(target=batches.close, daemon=True)
+    ending.start()
+    ending.join(30)
+    assert not ending.is_alive()
+    assert not maker.is_alive()
 
 
 # -- the signs of the losses -------------------------------------------------------------------------------------------

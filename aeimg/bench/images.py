@@ -1,5 +1,5 @@
-"""`bench` of image-to-image tasks: inputs are made of good pictures, results compared with these, as each task
-states."""
+"""`bench` of image-to-image tasks, such as `bench upscale`: a task's `Evaluation` says how inputs are made of good
+pictures, and by which figures results are compared with these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`colorizer`: an autoencoder of the U-net kind that expects the chroma of a picture from its luma.
+"""`colorizer`: an autoencoder of the U-net kind that predicts the chroma of a picture from its luma.
 
 The luma is unshuffled by 2 (Shi et al. 2016, run backwards) and goes through residual blocks at ever lower resolution
 and back (Ronneberger et al. 2015). What comes out is either two planes of chroma, a regression, or, for each place, how

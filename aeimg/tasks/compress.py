@@ -140,7 +140,7 @@ class Compress:
         options: CompressOptions,
     ) -> None:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, _checked(options)
-        self.model: Codec = registry.get(model, "compress", device)
+        self.model: Codec[Any] = registry.get(model, "compress", device)
 
     def with_options(self, options: CompressOptions) -> Compress:
         """Returns the same task with other options. It shares the codec that is loaded."""

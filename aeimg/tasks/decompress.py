@@ -51,7 +51,7 @@ Array = np.ndarray
 class Latent:
     """A picture's latent, decoded from its file."""
 
-    codec: Codec
+    codec: Codec[Any]
     """The codec that made it, and turns it back."""
     symbols: Any
     """The codec's own."""
@@ -119,7 +119,7 @@ class Decompress:
     ) -> None:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
         # Without a model, each latent file names its own.
-        self.model: Codec | None = None if model is None else registry.get(model, "compress", device)
+        self.model: Codec[Any] | None = None if model is None else registry.get(model, "compress", device)
 
     def with_options(self, options: DecompressOptions) -> Decompress:
         """Returns the same task with other options. It shares the codec, where one is named."""
@@ -218,7 +218,7 @@ class Decompress:
             quality=None if latent is None else latent.quality,
         )
 
-    def _codec(self, latent: container.Coded, name: str) -> Codec:
+    def _codec(self, latent: container.Coded, name: str) -> Codec[Any]:
         try:
             codec = self.model or registry.labelled(latent.label, self.device)
         except ModelError as error:
@@ -234,7 +234,7 @@ class Decompress:
 # -- what is seen of a picture -----------------------------------------------------------------------------------
 
 
-def symbols_of(latent: container.Coded, codec: Codec, window: Window) -> Any:
+def symbols_of(latent: container.Coded, codec: Codec[Any], window: Window) -> Any:
     """Returns the symbols that `window` needs of a latent file. Raises `InvalidLatent`."""
     if _is_part(window) and isinstance(codec, WindowCodec):
         return codec.from_bytes_within(latent.data, window, latent.quality)
@@ -255,7 +255,7 @@ def pixels_of(
 
 
 def decode_latent(
-    latent: container.Coded, codec: Codec, device: torch.device, dtype: torch.dtype, window: Window | None = None
+    latent: container.Coded, codec: Codec[Any], device: torch.device, dtype: torch.dtype, window: Window | None = None
 ) -> Array:
     """Returns the pixels `[C,h,w]`, uint8 or uint16, of a picture in a latent file, or of what `window` shows of it.
 

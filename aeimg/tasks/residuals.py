@@ -94,7 +94,7 @@ class Residuals:
         return self._states[job.target] in (State.MISSING, State.STALE)
 
     def write(self, job: paths.Job, record: Record, residual: Residual) -> tuple[Path, tuple[str, ...]]:
-        """Writes the residual of a result, of which `record` tells. Returns the file, and what the user should know."""
+        """Writes the residual of the result of `record`. Returns the file, and what the user should know."""
         one = self._jobs[job.target]
         target = Path(one.target)
         if self._states[job.target] is State.FOREIGN and self.if_exists == "skip":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Score(AnyShape):
         options: ScoreOptions,
     ) -> None:
         self.asked, self.device, self.dtype, self.options = model, device, dtype, options
-        self.model: Codec = registry.get(model, "compress", device)
+        self.model: Codec[Any] = registry.get(model, "compress", device)
 
     def run(self, items: list[PictureItem]) -> list[Array]:
         """Returns the squared errors `[H,W]` of each picture."""

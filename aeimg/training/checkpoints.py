@@ -29,7 +29,7 @@ FORMAT = 2
 Optimizers = list[torch.optim.Optimizer]
 
 
-class Called(TypedDict, total=False):
+class RecordedCall(TypedDict, total=False):
     """How a run was called, as far as the run that resumes it has to know."""
 
     task: str
@@ -60,7 +60,7 @@ def tensors_of(states: Mapping[str, Mapping[str, Tensor]], optimizers: Optimizer
     return tensors
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], journal: Journal, call: Called) -> None:
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], journal: Journal, call: RecordedCall) -> None:
     """Writes a checkpoint, atomically. `call` says how the run was called. Raises `OutputError`."""
     from safetensors.torch import save
 
@@ -85,7 +85,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
         raise InvalidWeights(f"{path}: is not a checkpoint of `aeimg train` ({error!s:.300})") from error
 
 
-def read_checkpoint(path: Path) -> tuple[Journal, Called, dict[str, Tensor]]:
+def read_checkpoint(path: Path) -> tuple[Journal, RecordedCall, dict[str, Tensor]]:
     """The journal of a checkpoint, how its run was called, and its tensors.
 
     Raises `InvalidWeights` where the file is no checkpoint of this version, or has values that are not finite.

@@ -1,4 +1,9 @@
-"""The objective of the codec: rate and distortion."""
+"""The objective of the codec: few bits (the rate), and decoded crops that are near to their originals (the distortion).
+
+Each crop of a batch has a quality of its own, drawn at random, so that one network learns all of them. The weights file
+gets, besides the network, its scale network in integers and the tables of the entropy coder, which are fitted to the
+symbols of training crops after the last step.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +47,10 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
     def source(cls, data: Path, recipe: Recipe, config: Config) -> Photographs:
         return Photographs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
-    def prepare(self) -> None:
-        """The linear shortcut: principal components of 128,000 blocks."""
+    def prepare(self, count: int = 2000) -> None:
+        """Sets the linear shortcut: principal components of the 64 blocks of each of `count` crops."""
         rng = np.random.default_rng(1)
-        crops = self.photographs.crops(rng, 2000, 128).float()
+        crops = self.dataset.crops(rng, count, 128).float()
         self.model.fit_linear(torch.nn.functional.pixel_unshuffle(crops, 16).permute(0, 2, 3, 1).reshape(-1, 768))
 
     def _terms(
@@ -109,7 +114,7 @@ class CompressObjective(Objective[Photographs, Hyperprior]):
         device = torch.device("cpu")
         for _ in range(crops):
             quality = int(rng.integers(1, QUALITIES + 1))
-            x = self.photographs.crops(rng, 1, self.recipe.late_crop).float() / 255.0
+            x = self.dataset.crops(rng, 1, self.recipe.late_crop).float() / 255.0
             for tile in codec.encode(x, quality, device, torch.float32)[0]:
                 for symbols, index in codec.groups(tile, quality):
                     column = np.where(np.abs(symbols.astype(np.int64)) > REACH, columns - 1, symbols + REACH)

@@ -132,8 +132,8 @@ class BlindObjective(DenoiseObjective):
 
     primary_metric = "camera"
 
-    def __init__(self, photographs: Photographs, config: Config, recipe: Recipe, pairs: Pairs | None = None) -> None:
-        super().__init__(photographs, {"assumed_sigma": 25.0, **config}, recipe)
+    def __init__(self, dataset: Photographs, config: Config, recipe: Recipe, pairs: Pairs | None = None) -> None:
+        super().__init__(dataset, {"assumed_sigma": 25.0, **config}, recipe)
         if recipe.jpeg:
             self.primary_metric = "jpeg"
         self.pairs = pairs
@@ -145,11 +145,11 @@ class BlindObjective(DenoiseObjective):
         if self.pairs is not None and rng.random() < self.recipe.pairs:
             return _both(self.pairs.crops(rng, count, side))
         if self.recipe.jpeg:
-            clean = self.photographs.crops(rng, count, side).float() / 255.0
+            clean = self.dataset.crops(rng, count, side).float() / 255.0
             noisy = saved_as_jpeg(clean, rng)
         else:
             source = source_side(side, rng)
-            crops = self.photographs.crops(rng, count, source if source <= self.photographs.largest_side else side)
+            crops = self.dataset.crops(rng, count, source if source <= self.dataset.largest_side else side)
             clean, noisy = photographed(crops.float() / 255.0, rng, side=side)
         both = turn_grey(torch.cat([clean, noisy], 3), rng, share=0.1)
         return both[..., :side], both[..., side:]
@@ -207,7 +207,7 @@ class PairsObjective(BlindObjective):
         return Pairs(data, min_side=min(recipe.crop, recipe.late_crop), at_least=AT_LEAST)
 
     def batch(self, rng: np.random.Generator, late: bool) -> tuple[Tensor, ...]:
-        return _both(self.photographs.crops(rng, *self._size(late)))
+        return _both(self.dataset.crops(rng, *self._size(late)))
 
     @torch.no_grad()
     def validate(self, model: nn.Module) -> dict[str, float]:

@@ -59,7 +59,7 @@ class UpscaleObjective(Objective[Photographs, Upscaler]):
         """Pictures `[N,3,S,S]` and their reductions, float in [0,1]."""
         count, side = self._size(late)
         scale = self.model.config.scale
-        x = self.photographs.crops(rng, count, side // scale * scale).float() / 255
+        x = self.dataset.crops(rng, count, side // scale * scale).float() / 255
         return x, save_some(reduced(x, scale), rng, self.recipe.saved)
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:
@@ -114,9 +114,9 @@ class ColorizeObjective(Objective[UprightPhotographs, Colorizer]):
         count, side = self._size(late)
         multiple = self.model.multiple
         side = side // multiple * multiple
-        most = min(2 * side, self.photographs.largest_side)
+        most = min(2 * side, self.dataset.largest_side)
         drawn = int(rng.integers(side, most + 1)) if most > side else side
-        x = self.photographs.crops(rng, count, drawn).float() / 255
+        x = self.dataset.crops(rng, count, drawn).float() / 255
         return luma_and_chroma(x if drawn == side else resized(x, side, "bilinear").clamp(0, 1))
 
     def loss(self, batch: tuple[Tensor, ...], rng: np.random.Generator, late: bool) -> tuple[Tensor, dict[str, float]]:

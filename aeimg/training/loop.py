@@ -1,6 +1,6 @@
 """The training loop: steps of the weights, a moving average of them, evaluations on held-out images, checkpoints.
 
-What is trained, and on what, is the objective's. The learning rate warms up and then falls along a cosine, which always
+The objective says what is trained, and on what. The learning rate warms up and then falls along a cosine, which always
 comes to its end: a run whose patience runs out goes through what is left of the schedule, the last phase included, in a
 tenth of the steps that it has done. All that steers a run bounded by steps is counted in steps and never timed, so it
 ends at the same weights however often it was interrupted.
@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,9 +28,9 @@ from ..errors import OutputError, TrainingDiverged
 from ..paths import write_atomic
 from ..progress import Progress, duration
 from ..weights import not_finite
-from .checkpoints import Called, Optimizers, save_checkpoint, tensors_of
+from .checkpoints import Optimizers, RecordedCall, save_checkpoint, tensors_of
 from .journal import BATCHES_AHEAD, Journal, Schedule, learning_rate_factor
-from .objective import Objective
+from .objective import AnyObjective
 
 EVALUATION_SHARE = 0.05
 """Evaluations may take this share of the work."""
@@ -56,7 +56,7 @@ class Batch:
 
 
 def batches_ahead(
-    objective: Objective, seed: int, start: int, late: Callable[[int], bool]
+    objective: AnyObjective, seed: int, start: int, late: Callable[[int], bool]
 ) -> Generator[Batch, None, None]:
     """The batches from step `start` on, made by a thread of their own. Each depends on seed, step and phase alone."""
     ahead: queue.Queue[Batch | BaseException] = queue.Queue(BATCHES_AHEAD)
@@ -69,12 +69,7 @@ def batches_ahead(
                 rng = np.random.default_rng((seed, step))
                 phase = late(step)
                 batch = Batch(step, objective.batch(rng, phase), rng, phase)
-                while not stop.is_set():
-                    try:
-                        ahead.put(batch, timeout=0.5)
-                        break
-                    except queue.Full:
-                        continue
+                ahead.put(batch)
                 step += 1
         except BaseException as error:  # the loop gets it, and raises it
             ahead.put(error)
@@ -89,6 +84,9 @@ def batches_ahead(
             yield item
     finally:
         stop.set()
+        with suppress(queue.Empty):
+            while True:  # makes room: the thread may wait for some, and puts one item more at most
+                ahead.get_nowait()
         thread.join()
 
 
@@ -168,7 +166,7 @@ class Settings:
 class Loop:
     """A run under way."""
 
-    objective: Objective
+    objective: AnyObjective
     """What is trained, and on what."""
     average: nn.Module
     """The moving average of the objective's model, which is evaluated and written."""
@@ -178,7 +176,7 @@ class Loop:
     """How much of the run is over at each step."""
     settings: Settings
     """How the loop runs."""
-    call: Called
+    call: RecordedCall
     """How the run was called, for the checkpoint."""
     best: dict[str, Tensor] = field(default_factory=dict)
     """With patience, the average as it was at the best evaluation."""

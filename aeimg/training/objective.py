@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -116,14 +116,14 @@ class Objective(ABC, Generic[D, N]):
     def source(cls, data: Path, recipe: Recipe, config: Config) -> D:
         """The dataset in the folder `data`. Raises `DataError`."""
 
-    def __init__(self, photographs: D, config: Config, recipe: Recipe) -> None:
-        self.photographs = photographs
+    def __init__(self, dataset: D, config: Config, recipe: Recipe) -> None:
+        self.dataset = dataset
         self.model = self.fresh_model(config)
         self.recipe = recipe = self.fitted(recipe)
         self.notes: list[str] = []
         """What the user should know of how the data is used."""
         self.held_out = self.split()
-        if recipe.late_crop > recipe.crop and (enough := photographs.count(recipe.late_crop)) < AT_LEAST - 2:
+        if recipe.late_crop > recipe.crop and (enough := dataset.count(recipe.late_crop)) < AT_LEAST - 2:
             self.recipe = replace(recipe, late_crop=recipe.crop, late_batch=recipe.batch)
             self.notes.append(
                 f"{enough} images are large enough for the last phase's crops of {recipe.late_crop} pixels: "
@@ -146,11 +146,11 @@ class Objective(ABC, Generic[D, N]):
 
     def split(self) -> list[int]:
         """Holds out a tenth of the images, at most 16, and returns their indices. No crop is drawn from them."""
-        return list(self.photographs.split(min(16, len(self.photographs) // 10)))
+        return list(self.dataset.split(min(16, len(self.dataset) // 10)))
 
     def held(self, index: int) -> Tensor:
         """The middle of held-out image `index`, uint8 `[1,C,H,W]`."""
-        return middle(self.photographs.image(index))
+        return middle(self.dataset.image(index))
 
     def evaluated_pixels(self) -> int:
         """How many pixels go through the network in one `validate`."""
@@ -161,7 +161,7 @@ class Objective(ABC, Generic[D, N]):
 
         `late` says whether the last phase has begun.
         """
-        return (self.photographs.crops(rng, *self._size(late)),)
+        return (self.dataset.crops(rng, *self._size(late)),)
 
     def _size(self, late: bool) -> tuple[int, int]:
         r = self.recipe
@@ -196,6 +196,10 @@ class Objective(ABC, Generic[D, N]):
         network = self.build(config_of(model))
         network.load_state_dict({name: tensors[name].float() for name in model.state_dict()})
         return network.eval()
+
+
+AnyObjective = Objective[Any, Any]
+"""An objective of whatever network and dataset."""
 
 
 def config_of(model: nn.Module) -> dict[str, float | str | Sequence[int] | None]:

@@ -17,19 +17,19 @@ from ..progress import Progress
 from ..registry import resolve
 from ..weights import LONGEST_NAME, Header, build, is_name, is_of, load_tensors, not_finite, save_weights
 from .card import commit, make_card
-from .checkpoints import LARGEST_NUMBER, Called, read_checkpoint, restore, under
+from .checkpoints import LARGEST_NUMBER, RecordedCall, read_checkpoint, restore, under
 from .compress_objective import CompressObjective
 from .datasets import Digits, Pairs
 from .denoise_objectives import BlindObjective, DenoiseObjective, PairsObjective
 from .image_objectives import ColorizeObjective, UpscaleObjective
 from .journal import Journal, Schedule
 from .loop import Loop, Settings, described
-from .objective import AT_LEAST, Config, Objective, Recipe, RecipeValue, config_of
+from .objective import AT_LEAST, AnyObjective, Config, Recipe, RecipeValue, config_of
 from .optimizers import make_optimizers
 from .outputs import Outputs
 from .textbook_objectives import TEXTBOOKS
 
-OBJECTIVES: dict[str, type[Objective]] = {
+OBJECTIVES: dict[str, type[AnyObjective]] = {
     "denoise": DenoiseObjective, "compress": CompressObjective, **TEXTBOOKS, "upscale": UpscaleObjective,
     "colorize": ColorizeObjective,
 }  # fmt: skip
@@ -162,7 +162,7 @@ class Call:
                 f"for {'folders of images' if textbook else self.task}; leave --labels out"
             )
 
-    def objective(self, config: Config) -> type[Objective]:
+    def objective(self, config: Config) -> type[AnyObjective]:
         """Which objective the call means, where the run begins with a network of that `config`."""
         if self.task != "denoise":
             return OBJECTIVES[self.task]
@@ -184,7 +184,7 @@ class Origin:
     """The label and digest of the weights that the run began with."""
     journal: Journal = field(default_factory=Journal)
     """How the run has gone that wrote the checkpoint."""
-    call: Called = field(default_factory=Called)
+    call: RecordedCall = field(default_factory=RecordedCall)
     """How the run was called that wrote the checkpoint."""
 
     @classmethod
@@ -198,7 +198,7 @@ class Origin:
         return cls()
 
     @classmethod
-    def _of_weights(cls, start: str | Path, kind: type[Objective]) -> Origin:
+    def _of_weights(cls, start: str | Path, kind: type[AnyObjective]) -> Origin:
         found = resolve(str(start))
         if not isinstance(found, Path):
             raise UsageError(f"{start}: a model without a weights file can't be trained further")
@@ -269,7 +269,7 @@ class Run:
         self._write(loop, header)
         return header
 
-    def _identity(self) -> Called:
+    def _identity(self) -> RecordedCall:
         """What can't change when the run is resumed."""
         return {"task": self.call.task, "objective": self.kind.__name__, "pairs": self.call.pairs is not None}
 
@@ -303,7 +303,7 @@ class Run:
             call.log(f"trains for {' or '.join(bounds)}, as neither minutes nor steps were given")
         return replace(recipe, minutes=minutes, steps=steps)
 
-    def _objective(self, recipe: Recipe) -> Objective:
+    def _objective(self, recipe: Recipe) -> AnyObjective:
         """The objective, whose model has the weights that the run begins with, on the device."""
         call, origin = self.call, self.origin
         config = origin.merged_config(call.config, call.resume or call.start)
@@ -326,7 +326,7 @@ class Run:
         _place(objective.model, self.device)
         return objective
 
-    def _loop(self, objective: Objective) -> Loop:
+    def _loop(self, objective: AnyObjective) -> Loop:
         call, origin, model, recipe = self.call, self.origin, objective.model, objective.recipe
         average = objective.build(config_of(model))
         average.load_state_dict(model.state_dict())
@@ -338,9 +338,9 @@ class Run:
             curve=call.outputs.curve if plots.is_available() else None, title=f"{call.model_name}: {call.task}",
             log=call.log,
         )  # fmt: skip
-        about: Called = {
+        about: RecordedCall = {
             **self._identity(), "seed": call.seed, "config": config_of(model), "recipe": asdict(recipe),
-            "start": origin.label, "patience": patience, "pixels": objective.photographs.pixels,
+            "start": origin.label, "patience": patience, "pixels": objective.dataset.pixels,
         }  # fmt: skip
         schedule = Schedule(recipe.minutes, recipe.steps, origin.journal)
         loop = Loop(objective, average, optimizers, schedule, settings, about)
@@ -367,7 +367,7 @@ class Run:
 
     def _log_beginning(self, loop: Loop) -> None:
         call, log, objective = self.call, self.call.log, loop.objective
-        images, settings = objective.photographs, loop.settings
+        images, settings = objective.dataset, loop.settings
         if call.task == "denoise" and self.kind is not PairsObjective and Pairs.nearly_in(call.data):
             log(f"{call.data}: holds no pairs, which need noisy/ and clean/; all its images are taken for clean ones")
         log(
@@ -381,7 +381,7 @@ class Run:
         if settings.curve is None:
             log("no loss curve is drawn, as matplotlib is not installed: pip install 'aeimg[plots]'")
 
-    def _log_comparisons(self, objective: Objective) -> None:
+    def _log_comparisons(self, objective: AnyObjective) -> None:
         """Logs what the figures of the run can be compared with, on the same held-out images."""
         log = self.call.log
         untouched = objective.untouched()
@@ -401,8 +401,8 @@ class Run:
         torch.manual_seed(self.call.seed)
         log(f"held out, by {name}, which comes with aeimg: {described(objective.validate(network))}")
 
-    def _described_data(self, objective: Objective) -> str:
-        images = objective.photographs
+    def _described_data(self, objective: AnyObjective) -> str:
+        images = objective.dataset
         text = f"{len(images)} images, {images.pixels / 1e6:.1f} megapixels, of {self.call.data.resolve().name}/"
         if self.pairs is not None and self.call.pairs is not None:
             text += f"; {len(self.pairs)} pairs of {self.call.pairs.resolve().name}/"

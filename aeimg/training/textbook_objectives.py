@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Textbook(Objective[Digits | GreyPhotographs, T]):
             return model
         if "side" in config:
             raise DataError(
-                f"{self.photographs.folder}: images of {digits}x{digits} pixels, but the network takes {side}x{side}"
+                f"{self.dataset.folder}: images of {digits}x{digits} pixels, but the network takes {side}x{side}"
             )
         return self.build({**self.config, **config, "side": digits})
 
@@ -101,17 +101,17 @@ class Textbook(Objective[Digits | GreyPhotographs, T]):
         return replace(recipe, crop=side, late_crop=side)
 
     def _side_of_digits(self) -> int | None:
-        return self.photographs.side if isinstance(self.photographs, Digits) else None
+        return self.dataset.side if isinstance(self.dataset, Digits) else None
 
     def split(self) -> list[int]:
         """Holds out a fifth of the digits; of photographs, as many as other objectives do."""
-        if isinstance(self.photographs, Digits):
-            return self.photographs.split()
+        if isinstance(self.dataset, Digits):
+            return self.dataset.split()
         return super().split()
 
     def sample(self) -> Tensor:
         """`SAMPLE` training images `[N,1,S,S]`, float in [0,1]; always the same."""
-        return self.photographs.crops(np.random.default_rng(1), SAMPLE, self.recipe.crop).float() / 255.0
+        return self.dataset.crops(np.random.default_rng(1), SAMPLE, self.recipe.crop).float() / 255.0
 
     def prepare(self) -> None:
         """Makes a fresh network give back the mean image."""
@@ -122,8 +122,8 @@ class Textbook(Objective[Digits | GreyPhotographs, T]):
 
     def held_out_images(self, most: int = 2000) -> Tensor:
         """At most `most` held-out images, or blocks of them, `[N,1,S,S]`, float in [0,1]."""
-        if isinstance(self.photographs, Digits):
-            images = self.photographs.images[self.held_out[:most]][:, None]
+        if isinstance(self.dataset, Digits):
+            images = self.dataset.images[self.held_out[:most]][:, None]
             return torch.from_numpy(images.copy()).float() / 255.0
         side = self.recipe.crop
         blocks = []
@@ -373,7 +373,7 @@ class Variational(Coding[variational.Variational]):
         return {**super().validate(model), "bound": float(cost + distance), "kl": float(distance)}
 
 
-TEXTBOOKS: dict[str, type[Textbook]] = {
+TEXTBOOKS: dict[str, type[Textbook[Any]]] = {
     "linear": Linear, "vanilla": Vanilla, "multilayer": Multilayer, "stacked": Stacked, "deep2d": Deep2d, "conv": Conv,
     "sparse": Sparse, "denoising": Denoising, "variational": Variational,
 }  # fmt: skip
