@@ -1191,12 +1191,18 @@ class _Measured(click.Choice[str]):
     """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
 
     def __init__(self) -> None:
-        super().__init__(["denoise", "compress", "engine", "scale", "anomaly", "textbooks", "upscale", "colorize"])
+        super().__init__(
+            ["denoise", "compress", "checks", "engine", "scale", "anomaly", "textbooks", "upscale", "colorize"]
+        )
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from .registry import plugged_tasks
 
         return value if value in plugged_tasks() else super().convert(value, param, ctx)
+
+
+_WITHOUT_MODEL = ("checks", "engine", "scale", "anomaly", "textbooks")
+"""What `bench` measures with models that are not chosen by --model."""
 
 
 def _measured(
@@ -1210,10 +1216,8 @@ def _measured(
     few = {key: options[key] for key in ("device", "progress")}
     if what == "denoise":
         return benches.bench_denoise(data, **options)
-    if what in ("engine", "scale"):
-        if options.pop("model") is not None:
-            raise UsageError(f"--model is not an option of {what}")
-        return (benches.bench_engine if what == "engine" else benches.bench_scale)(data, **options)
+    if what in ("checks", "engine", "scale"):
+        return getattr(benches, f"bench_{what}")(data, **{key: options[key] for key in options if key != "model"})
     if what == "anomaly":
         return benches.bench_anomaly(data, **few)
     if what == "textbooks":
@@ -1242,6 +1246,7 @@ def _measured(
 @click.option("--report", "page_file", type=PATH, help="Also write the figures and the plot to this page (.html).")
 @click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
 @click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
+@click.option("--also", type=PATH, multiple=True, help="Measure on the images in this folder, too (checks only).")
 @click.option("--simulate", type=click.IntRange(1), help="Instead, make so many empty files in DATA (scale only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -1258,11 +1263,12 @@ def bench(
     """Measure a model, and others beside it, on the images in DATA.
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
-    the model. scale measures Ray clusters of one and two workers beside the plain engine; with --simulate, what each
-    of very many files costs around its picture. anomaly trains a small autoencoder on each of the digits in DATA (idx
-    files) and measures how well it distinguishes the others from it. upscale and colorize, and tasks of plug-ins that
-    state how, are measured on inputs that are made of the images, beside what needs no network. textbooks trains and
-    measures the textbooks' autoencoders that do not ship.
+    the model. checks counts how often the notes of denoise are false alarms, and how often they miss a fault, on clean
+    images and on real pairs. scale measures Ray clusters of one and two workers beside the plain engine; with
+    --simulate, what each of very many files costs around its picture. anomaly trains a small autoencoder on each of the
+    digits in DATA (idx files) and measures how well it distinguishes the others from it. upscale and colorize, and
+    tasks of plug-ins that state how, are measured on inputs that are made of the images, beside what needs no network.
+    textbooks trains and measures the textbooks' autoencoders that do not ship.
 
     `aeimg plot` draws the figures of --json later.
     """
@@ -1286,6 +1292,10 @@ def bench(
         raise UsageError("--simulate is an option of scale")
     if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
+    if what in _WITHOUT_MODEL and options["model"] is not None:
+        raise UsageError(f"--model is not an option of {what}")
+    if what != "checks" and options.pop("also"):
+        raise UsageError("--also is an option of checks")
     figures = _measured(what, data, effort, simulated, options)
     _print(benches.table(figures))
     if json_file is not None:

@@ -1,7 +1,7 @@
 """`bench checks`: how often the notes of `denoise` are false alarms, and how often they miss what they are for.
 
-Pictures whose clean originals are known are denoised well and badly. What the notes say of the results, which is without
-the originals, is compared with what the originals say:
+Pictures whose clean originals are known are denoised well and badly. What the notes say of the results, without the
+originals, is compared with what the originals say:
 
 colours   the mean of a channel lies further from that of the original than before, by more than `COLOURS`
 detail    in the most detailed tenth of the original's blocks, the error within blocks has grown, and exceeds `DETAIL`
@@ -329,16 +329,17 @@ def table(figures: Figures) -> str:
         lines += ["", f"{title}: false alarms / results without the fault, missed / results with it"]
         lines.append(f"{'':32}{'results':>8}" + "".join(f"{kind:>12}{'':>10}" for kind in KINDS))
         for name, row in own["cases"].items():
-            cells = (
-                f"{row[kind]['false']:>5} /{row[kind]['faultless']:>4}{row[kind]['missed']:>6} /{row[kind]['faulty']:>3}"
-                for kind in KINDS
-            )
-            lines.append(f"{name:32}{row['results']:8}" + "".join(f"{cell:>22}" for cell in cells))
+            lines.append(f"{name:32}{row['results']:8}" + "".join(_cell(row[kind]) for kind in KINDS))
         rates = own["rates"]
-        cells = (f"{_shown(rates[kind]['false'])}, {_shown(rates[kind]['missed'])}" for kind in KINDS)
-        lines.append(f"{'all':40}" + "".join(f"{cell:>22}" for cell in cells))
+        cells = (_shown(rates[kind][name]) for kind in KINDS for name in ("false", "missed"))
+        lines.append(f"{'all':40}" + "".join(f"{cell:>11}" for cell in cells))
         lines.append(f"a false note of any kind, of what is denoised well: {_shown(rates['any'])}")
     return "\n".join(lines)
+
+
+def _cell(counts: dict[str, int]) -> str:
+    false, missed = (f"{counts[a]} /{counts[b]:>4}" for a, b in (("false", "faultless"), ("missed", "faulty")))
+    return f"{false:>11}{missed:>11}"
 
 
 def _shown(rate: float | None) -> str:
