@@ -90,6 +90,8 @@ class Case:
     """Whether pictures are denoised as `aeimg denoise` does it unasked."""
     run: Run
     """Makes results of originals, or of the noisy pictures of pairs."""
+    cost: float = 1.0
+    """How long a pixel takes, in those of a pass through a network."""
 
 
 def _noisy(pictures: Sequence[Picture], sigma: float) -> list[Picture]:
@@ -177,6 +179,8 @@ def _left(sigma: float) -> Run:
     return run
 
 
+CHEAP = 0.2
+"""The cost of a case without a network."""
 OF_ORIGINALS = (
     Case("clean", True, _denoised(0)),
     *(Case(f"sigma {sigma}", True, _denoised(sigma)) for sigma in (5, 15, 25, 50)),
@@ -185,17 +189,17 @@ OF_ORIGINALS = (
     Case("clean, denoised for sigma 20", False, _denoised(0, sigma=20)),
     Case("sigma 15, denoised for sigma 45", False, _denoised(15, sigma=45)),
     Case("sigma 25, denoised for sigma 8", False, _denoised(25, sigma=8)),
-    Case("sigma 25, left as it is", False, _left(25)),
-    Case("clean, through a median", False, _filtered(0, ImageFilter.MedianFilter(5))),
-    Case("sigma 5, blurred", False, _filtered(5, ImageFilter.GaussianBlur(1.5))),
+    Case("sigma 25, left as it is", False, _left(25), cost=CHEAP),
+    Case("clean, through a median", False, _filtered(0, ImageFilter.MedianFilter(5)), cost=CHEAP),
+    Case("sigma 5, blurred", False, _filtered(5, ImageFilter.GaussianBlur(1.5)), cost=CHEAP),
     Case("sigma 15, then tinted", False, _tinted(15)),
 )
 """What is made of clean pictures."""
 OF_PAIRS = (
     Case("real", True, _denoised(0)),
     Case("real, denoised for sigma 45", False, _denoised(0, sigma=45)),
-    Case("real, left as it is", False, _left(0)),
-    Case("real, through a median", False, _filtered(0, ImageFilter.MedianFilter(5))),
+    Case("real, left as it is", False, _left(0), cost=CHEAP),
+    Case("real, through a median", False, _filtered(0, ImageFilter.MedianFilter(5)), cost=CHEAP),
     Case("real, then tinted", False, _tinted(0)),
 )
 """What is made of the noisy pictures of pairs."""
@@ -217,6 +221,11 @@ class _Folder:
     originals: list[Array]
     """The clean one of each, uint8 `[H,W,3]`."""
     cases: tuple[Case, ...]
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels the pictures have."""
+        return sum(x.shape[0] * x.shape[1] for x in self.originals)
 
     @staticmethod
     def at(folder: Path, limit: int | None) -> _Folder:
@@ -268,10 +277,14 @@ def bench_checks(
     parts: dict[str, dict[str, Any]] = {HELD_OUT: {}, SEEN: {}}
     runs = [(folder, case) for folder in folders for case in folder.cases]
     with Progress("bench checks", len(runs), wanted=progress, item="cases", speed=None) as shown:
-        for folder, case in shown.each(runs, lambda one: f"{one[1].name}, {one[0].name}"):
+        shown.begin(0, sum(folder.pixels * case.cost for folder, case in runs))
+        for folder, case in runs:
+            shown.doing(f"{case.name}, {folder.name}")
             for number, (before, after) in enumerate(case.run(folder.pictures, denoise)):
                 part = parts[SEEN if number % 2 == 0 else HELD_OUT]
                 _count(part.setdefault(case.name, _new(case)), before, after, folder.originals[number])
+            shown.add(folder.pixels * case.cost)
+            shown.step()
     return {
         "task": "checks",
         "images": sum(len(folder.pictures) for folder in folders),
