@@ -38,6 +38,8 @@ DETAIL = 3.0
 """The least standard deviation of the error within detailed blocks, in 8-bit units."""
 NOISE = 3.0
 """The least standard deviation of the noise that is left within flat blocks, in 8-bit units."""
+CHECKED = 0.2
+"""How long everything but the network takes for a pixel, in what the network takes."""
 SIDE = 256
 """Of each picture the middle is taken, at most so many pixels each way."""
 
@@ -90,8 +92,8 @@ class Case:
     """Whether pictures are denoised as `aeimg denoise` does it unasked."""
     run: Run
     """Makes results of originals, or of the noisy pictures of pairs."""
-    cost: float = 1.0
-    """How long a pixel takes, in those of a pass through a network."""
+    network: bool = True
+    """Whether pictures go through a network."""
 
 
 def _noisy(pictures: Sequence[Picture], sigma: float) -> list[Picture]:
@@ -179,8 +181,6 @@ def _left(sigma: float) -> Run:
     return run
 
 
-CHEAP = 0.2
-"""The cost of a case without a network."""
 OF_ORIGINALS = (
     Case("clean", True, _denoised(0)),
     *(Case(f"sigma {sigma}", True, _denoised(sigma)) for sigma in (5, 15, 25, 50)),
@@ -189,17 +189,17 @@ OF_ORIGINALS = (
     Case("clean, denoised for sigma 20", False, _denoised(0, sigma=20)),
     Case("sigma 15, denoised for sigma 45", False, _denoised(15, sigma=45)),
     Case("sigma 25, denoised for sigma 8", False, _denoised(25, sigma=8)),
-    Case("sigma 25, left as it is", False, _left(25), cost=CHEAP),
-    Case("clean, through a median", False, _filtered(0, ImageFilter.MedianFilter(5)), cost=CHEAP),
-    Case("sigma 5, blurred", False, _filtered(5, ImageFilter.GaussianBlur(1.5)), cost=CHEAP),
+    Case("sigma 25, left as it is", False, _left(25), network=False),
+    Case("clean, through a median", False, _filtered(0, ImageFilter.MedianFilter(5)), network=False),
+    Case("sigma 5, blurred", False, _filtered(5, ImageFilter.GaussianBlur(1.5)), network=False),
     Case("sigma 15, then tinted", False, _tinted(15)),
 )
 """What is made of clean pictures."""
 OF_PAIRS = (
     Case("real", True, _denoised(0)),
     Case("real, denoised for sigma 45", False, _denoised(0, sigma=45)),
-    Case("real, left as it is", False, _left(0), cost=CHEAP),
-    Case("real, through a median", False, _filtered(0, ImageFilter.MedianFilter(5)), cost=CHEAP),
+    Case("real, left as it is", False, _left(0), network=False),
+    Case("real, through a median", False, _filtered(0, ImageFilter.MedianFilter(5)), network=False),
     Case("real, then tinted", False, _tinted(0)),
 )
 """What is made of the noisy pictures of pairs."""
@@ -271,19 +271,23 @@ def bench_checks(
     chosen = Chosen(model=None, device=device, dtype=dtype)
 
     def denoise(pictures: Sequence[Picture], **options: Any) -> list[Array]:
-        return [np.asarray(y) for y in process(iter(pictures), "denoise", **options, **chosen)]
+        clean = []
+        for y in map(np.asarray, process(iter(pictures), "denoise", **options, **chosen)):
+            clean.append(y)
+            shown.add(y.shape[0] * y.shape[1])
+        return clean
 
     folders = [_Folder.at(Path(one), limit) for one in (data, *also)]
     parts: dict[str, dict[str, Any]] = {HELD_OUT: {}, SEEN: {}}
     runs = [(folder, case) for folder in folders for case in folder.cases]
     with Progress("bench checks", len(runs), wanted=progress, item="cases", speed=None) as shown:
-        shown.begin(0, sum(folder.pixels * case.cost for folder, case in runs))
+        shown.begin(0, sum(folder.pixels * (case.network + CHECKED) for folder, case in runs))
         for folder, case in runs:
             shown.doing(f"{case.name}, {folder.name}")
             for number, (before, after) in enumerate(case.run(folder.pictures, denoise)):
                 part = parts[SEEN if number % 2 == 0 else HELD_OUT]
                 _count(part.setdefault(case.name, _new(case)), before, after, folder.originals[number])
-            shown.add(folder.pixels * case.cost)
+            shown.add(CHECKED * folder.pixels)
             shown.step()
     return {
         "task": "checks",
