@@ -12,6 +12,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -129,7 +130,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            raise click.UsageError(_plain(error)) from error
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            raise click.UsageError(_with_flags(_plain(error), command)) from error
         except AeimgError as error:
             raise click.ClickException(_plain(error)) from error
         except click.ClickException as error:  # which may quote an argument
@@ -138,6 +140,48 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             _say("interrupted; what was written is whole")
             sys.exit(130)
+
+
+def _with_flags(message: str, command: click.Command | None) -> str:
+    """Returns a message of the public API with the names of options as the command line has them: `--dry-run`."""
+    names = {one.name for one in command.params if one.name and "_" in one.name} if command is not None else set()
+    name = "|".join(sorted(names, key=len, reverse=True))
+    return (
+        re.sub(rf"(?<![\w/.'\"-])({name})(?![\w/.'\"-])", lambda found: _flag(found[1]), message) if name else message
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+class _Comparing(click.Command):
+    """The command of a task whose settings can be compared. An option that is given twice is refused: that the last one
+    counts is not what someone expects who wants to compare."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
+        for one, count in Counter(given).items():
+            if count > 1 and isinstance(one, click.Option) and not (one.multiple or one.is_flag or one.count):
+                hint = f"give it once, or compare its values with --compare {one.name}=A,B"
+                raise click.UsageError(
+                    f"{_flag(one.name or '')} is given {count} times; "
+                    + (hint if _is_comparable(self.name or "", one.name or "") else "give it once"),
+                    ctx,
+                )
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter:
+            if not ctx.params.get("compared"):
+                raise
+            message = f"name the pictures to compare, as in: {ctx.command_path} in/ --compare ..."
+            raise click.UsageError(message, ctx) from None
+
+
+def _is_comparable(task: str, name: str) -> bool:
+    from .comparison import comparable
+
+    return name in comparable(task)
 
 
 class _Levels(_ParamType):
@@ -368,6 +412,11 @@ def _run(
 ) -> None:
     """Runs `process` over files, and prints what it did."""
     compared, sample = options.pop("compared", ()), options.pop("sample", 0)
+    _check_written(options["report"], json_file)
+    if _was_given("report_size") and options["report"] is None:
+        raise UsageError("--report-size is for --report")
+    if _was_given("sample") and not compared:
+        raise UsageError("--sample is for --compare")
     if compared:
         _compare((*sources, out), task, compared, sample=sample, quiet=quiet, json_file=json_file)
         return
@@ -423,6 +472,12 @@ def _compare(
 
     if "-" in sources:
         raise UsageError("--compare is for files and folders, not for standard input")
+    if elsewhere := [one for one in ("engine", "workers", "stall_timeout") if _was_given(one)]:
+        raise UsageError(f"--compare runs in this process: leave out {' and '.join(map(_flag, elsewhere))}")
+    if len(sources) > 1 and not _may_be_source(sources[-1]):
+        raise UsageError(
+            f"{sources[-1]}: no such file or folder; with --compare, every name is a source: leave out OUT"
+        )
     if json_file is not None:
         _check_json(json_file, "aeimg")
     settings = _settings_of(task, compared)
@@ -442,6 +497,26 @@ def _compare(
         write_atomic(json_file, json.dumps(about, indent=1).encode())
     if found.failed or not found.pictures:
         sys.exit(1)
+
+
+def _may_be_source(name: str) -> bool:
+    """Whether a name is that of something, or none of a file or folder of this machine."""
+    from .urls import is_url
+
+    return os.path.lexists(name) or is_url(name) or name.startswith("@") or any(c in name for c in "*?[")
+
+
+def _was_given(name: str) -> bool:
+    """Whether the option of that name stands on the command line; where it comes from the environment, it is meant for
+    many calls, also for those that it says nothing to."""
+    return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _check_written(*files: Path | None) -> None:
+    """Raises `UsageError` where two of the files that are to be written are one."""
+    for one, count in Counter(os.path.abspath(file) for file in files if file is not None).items():
+        if count > 1:
+            raise UsageError(f"{one}: two options name this file; give each a file of its own")
 
 
 def _given_beside(others: tuple[str, ...]) -> dict[str, Any]:
@@ -486,7 +561,7 @@ def _value_of(kind: Any, text: str, name: str) -> Any:
             with contextlib.suppress(ValueError):
                 return number(text)
     if str not in kinds:
-        raise UsageError(f"{name}: {text!r} is not a number")
+        raise UsageError(f"{name}: {text!r} is not a {'number' if float in kinds else 'whole number'}")
     return text
 
 
@@ -703,7 +778,7 @@ def _image_command(task: ImageTask) -> click.Command:
         f"{task.summary}\n\nSOURCES are files, folders, globs or @list.txt; of one file, OUT may be the file to write; "
         "- is standard input or output."
     )
-    return click.command(task.name)(command)
+    return click.command(task.name, cls=_Comparing)(command)
 
 
 for _task in IMAGE_TASKS.values():
@@ -747,7 +822,7 @@ def run_task() -> None:
     """
 
 
-@main.command()
+@main.command(cls=_Comparing)
 @_SOURCES_AND_OUT
 @click.option(
     "--quality",
@@ -1196,12 +1271,18 @@ class _Measured(click.Choice[str]):
     """What can be measured: with the image-to-image tasks of plug-ins, whose names are known only then."""
 
     def __init__(self) -> None:
-        super().__init__(["denoise", "compress", "engine", "scale", "anomaly", "textbooks", "upscale", "colorize"])
+        super().__init__(
+            ["denoise", "compress", "checks", "engine", "scale", "anomaly", "textbooks", "upscale", "colorize"]
+        )
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         from .registry import plugged_tasks
 
         return value if value in plugged_tasks() else super().convert(value, param, ctx)
+
+
+_WITHOUT_MODEL = ("checks", "engine", "scale", "anomaly", "textbooks")
+"""What `bench` measures with models that are not chosen by --model."""
 
 
 def _measured(
@@ -1215,10 +1296,8 @@ def _measured(
     few = {key: options[key] for key in ("device", "progress")}
     if what == "denoise":
         return benches.bench_denoise(data, **options)
-    if what in ("engine", "scale"):
-        if options.pop("model") is not None:
-            raise UsageError(f"--model is not an option of {what}")
-        return (benches.bench_engine if what == "engine" else benches.bench_scale)(data, **options)
+    if what in ("checks", "engine", "scale"):
+        return getattr(benches, f"bench_{what}")(data, **{key: options[key] for key in options if key != "model"})
     if what == "anomaly":
         return benches.bench_anomaly(data, **few)
     if what == "textbooks":
@@ -1247,6 +1326,7 @@ def _measured(
 @click.option("--report", "page_file", type=PATH, help="Also write the figures and the plot to this page (.html).")
 @click.option("--limit", type=click.IntRange(1), help="Measure only the first so many images.")
 @click.option("--effort", type=click.IntRange(1, 9), help="Encode with this effort (compress only).")
+@click.option("--also", type=PATH, multiple=True, help="Measure on the images in this folder, too (checks only).")
 @click.option("--simulate", type=click.IntRange(1), help="Instead, make so many empty files in DATA (scale only).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
@@ -1263,17 +1343,19 @@ def bench(
     """Measure a model, and others beside it, on the images in DATA.
 
     denoise measures a denoiser, compress a codec beside JPEG, WebP and AVIF, and engine how much time is lost around
-    the model. scale measures Ray clusters of one and two workers beside the plain engine; with --simulate, what each
-    of very many files costs around its picture. anomaly trains a small autoencoder on each of the digits in DATA (idx
-    files) and measures how well it distinguishes the others from it. upscale and colorize, and tasks of plug-ins that
-    state how, are measured on inputs that are made of the images, beside what needs no network. textbooks trains and
-    measures the textbooks' autoencoders that do not ship.
+    the model. checks counts how often the notes of denoise are false alarms, and how often they miss a fault, on clean
+    images and on real pairs. scale measures Ray clusters of one and two workers beside the plain engine; with
+    --simulate, what each of very many files costs around its picture. anomaly trains a small autoencoder on each of the
+    digits in DATA (idx files) and measures how well it distinguishes the others from it. upscale and colorize, and
+    tasks of plug-ins that state how, are measured on inputs that are made of the images, beside what needs no network.
+    textbooks trains and measures the textbooks' autoencoders that do not ship.
 
     `aeimg plot` draws the figures of --json later.
     """
     from . import bench as benches
     from .paths import write_atomic
 
+    _check_written(json_file, plot_file, page_file)
     if json_file is not None:
         _check_json(json_file, "task")
     if plot_file is not None:
@@ -1291,6 +1373,10 @@ def bench(
         raise UsageError("--simulate is an option of scale")
     if effort is not None and what != "compress":
         raise UsageError("--effort is an option of compress")
+    if what in _WITHOUT_MODEL and options["model"] is not None:
+        raise UsageError(f"--model is not an option of {what}")
+    if what != "checks" and options.pop("also"):
+        raise UsageError("--also is an option of checks")
     figures = _measured(what, data, effort, simulated, options)
     _print(benches.table(figures))
     if json_file is not None:

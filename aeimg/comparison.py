@@ -99,16 +99,17 @@ def compare(
         OutputError: The page can't be written.
     """
     began = time.monotonic()
-    runs = _runs(task, settings, options, report)
     if not isinstance(sample, int) or sample < 1:
         raise UsageError(f"sample must be a whole number above 0, not {sample!r}")
-    files, run = runs[0].files, runs[0].run
+    parsed = _parsed(task, settings, options, report)
+    files, run = parsed[0].files, parsed[0].run
     if files.report is not None:
         pages.check_page(Path(files.report))
     found = [one.path for one in paths.find(_names(source), paths.IMAGE_SUFFIXES, files.selection)]
     chosen = [found[index] for index in np.linspace(0, len(found) - 1, min(sample, len(found))).round().astype(int)]
+    runs = [_Run(one, make_task(task, *one.where, one.own)) for one in parsed]
     album = pages.Album(files.report_bytes, max(len(chosen), 1), variants=len(runs), maps=task == "compress")
-    compared = Comparison([one.label for one in runs], len(chosen), len(found))
+    compared = Comparison([one.label for one in parsed], len(chosen), len(found))
     through = _Settings(runs, album if files.report is not None else None)
     sources = [(number, path) for number in range(len(runs)) for path in chosen]
     with Progress(f"{task}, compared", len(sources), wanted=progress, item="results") as shown:
@@ -148,13 +149,13 @@ def _names(source: Name | Iterable[Name]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A setting, ready to run."""
+class _Parsed:
+    """A setting, of which no model is loaded yet."""
 
     label: str
     """What it is called."""
-    task: Task[Any, Any, Any, Result[Any]]
-    """The task, with its model and these options."""
+    where: tuple[Any, str, str]
+    """Model, device and dtype."""
     own: Any
     """The options of the task."""
     run: RunOptions
@@ -163,14 +164,31 @@ class _Run:
     """Those of files."""
 
 
-def _runs(
+@dataclass(frozen=True)
+class _Run:
+    """A setting, ready to run."""
+
+    parsed: _Parsed
+    """Its options."""
+    task: Task[Any, Any, Any, Result[Any]]
+    """The task, with its model and these options."""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.parsed.label
+
+
+def _parsed(
     task: str, settings: Mapping[str, Sequence[Any]], options: Mapping[str, Any], report: Name | None
-) -> list[_Run]:
+) -> list[_Parsed]:
     """Returns the settings in their order. Raises `UsageError`, `ModelError`."""
     known = comparable(task)
     for name, values in settings.items():
         if name not in known:
-            raise UsageError(f"the option {name!r} of {task} can't be compared; these can: {', '.join(known)}")
+            raise UsageError(
+                f"the option {name!r} of {task} can't be compared; these can: {', '.join(map(repr, known))}"
+            )
         if isinstance(values, str) or not list(values):
             raise UsageError(f"{name}: give the values to compare as a list with at least one, not {values!r}")
         if any(getattr(value, "ndim", 0) for value in values):
@@ -178,22 +196,24 @@ def _runs(
         if name in options:
             raise UsageError(f"{name} is compared, so it can't be set as well")
     if not settings:
-        raise UsageError(f"give an option to compare, as in quality=30,50,70; these can be: {', '.join(known)}")
+        raise UsageError(
+            f"give an option to compare, as in quality=30,50,70; these can be: {', '.join(map(repr, known))}"
+        )
     useless = set(names_of(FileOptions)) - set(names_of(SelectionOptions)) - {"report_size"}
     if kept := sorted((useless | {"out", "dry_run", "estimate", "residual"}) & set(options)):
         raise UsageError(f"a comparison keeps no results anyway: leave out {' and '.join(kept)}")
     choices = [[(name, value) for value in dict.fromkeys(values)] for name, values in settings.items()]
-    return [_run(task, dict(one), options, report) for one in itertools.product(*choices)]
+    return [_setting(task, dict(one), options, report) for one in itertools.product(*choices)]
 
 
-def _run(task: str, setting: Mapping[str, Any], options: Mapping[str, Any], report: Name | None) -> _Run:
+def _setting(task: str, setting: Mapping[str, Any], options: Mapping[str, Any], report: Name | None) -> _Parsed:
     words = {**options, **setting, **({} if report is None else {"report": report})}
     where: dict[str, Any] = {"model": None, "device": "auto", "dtype": "auto"}
     where |= {name: words.pop(name) for name in where if name in words}
     own, run, files = parse(task, words)
     own = replace(own, measure=True) if isinstance(own, CompressOptions) else own
     label = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in setting.items())
-    return _Run(label, make_task(task, where["model"], where["device"], where["dtype"], own), own, run, files)
+    return _Parsed(label, (where["model"], where["device"], where["dtype"]), own, run, files)
 
 
 def _shown(value: Any) -> str:
@@ -238,7 +258,7 @@ class _Settings:
         self.runs, self.album = runs, album
 
     def _source(self, number: int, path: paths.Place) -> FileSource:
-        own = self.runs[number].own
+        own = self.runs[number].parsed.own
         if isinstance(own, CompressOptions):
             return FileSource(path, paths.LATENT_SUFFIX)
         return FileSource(path, own.suffix or (path.suffix if path.suffix.lower() in WRITABLE else ".png"))

@@ -479,9 +479,12 @@ def over_files(
 
 def _check_report(files: FileOptions, out: Name | None, *, dry_run: bool) -> None:
     """Raises `UsageError`, `OutputError` where no report can be written."""
-    if out is None or dry_run:
-        raise UsageError("a report shows the files that a run has written: it needs out=, and no dry run")
-    pages.check_page(Path(files.report or ""))
+    if out is None:
+        raise UsageError("a report shows what a run over files has done: name the folder of the results with out=")
+    if dry_run:
+        raise UsageError("a report shows what a run has done, and a dry run does nothing: leave out dry_run or report")
+    place = paths.located(out)
+    pages.check_page(Path(files.report or ""), place if isinstance(place, Path) else None)
 
 
 def _from_memory(source: object, task: str, made: AnyTask, run: RunOptions, files: FileOptions) -> object:

@@ -106,7 +106,7 @@ def _bands(pixels: Array) -> Array:
     return pixels[:, rows].astype(np.float32) * np.float32(255.0 / peak(pixels.dtype))
 
 
-def _blocks(plane: Array) -> Array:
+def cut_blocks(plane: Array) -> Array:
     """Returns the blocks of a plane `[H,W]` as `[n,BLOCK*BLOCK]`, in raster order."""
     rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
     whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
@@ -116,7 +116,7 @@ def _blocks(plane: Array) -> Array:
 def _visible(bands: Array) -> float:
     """Returns the standard deviation, in grey, within the flattest tenth of the blocks that are neither black nor
     white."""
-    blocks = _blocks(bands.mean(0))
+    blocks = cut_blocks(bands.mean(0))
     means = blocks.mean(1) if len(blocks) else np.zeros(0)
     middle = blocks[(means > 8) & (means < 247)]
     if len(middle) < 20:
@@ -144,10 +144,10 @@ def _jpeg_step(bands: Array) -> float:
     never a JPEG, or one of a quality above about 90, or was resized since, or cropped off the grid of blocks. The
     levels of each frequency lie on multiples of its step (Fan and de Queiroz 2003).
     """
-    blocks = _blocks(np.tensordot(np.asarray(LUMA, np.float32), bands, 1) if len(bands) == 3 else bands[0])
+    blocks = cut_blocks(np.tensordot(np.asarray(LUMA, np.float32), bands, 1) if len(bands) == 3 else bands[0])
     if len(blocks) == 0:
         return 0.0
-    clipped = _blocks(((bands.min(0) <= 0) | (bands.max(0) >= 255)).astype(np.float32)).sum(1)
+    clipped = cut_blocks(((bands.min(0) <= 0) | (bands.max(0) >= 255)).astype(np.float32)).sum(1)
     blocks = blocks[clipped <= np.quantile(clipped, 0.2)]  # clipped levels are no multiples
     return _step_of(blocks[:: -(-len(blocks) // 1024)] @ _waves())
 
@@ -351,7 +351,7 @@ def _tensor_bands(x: Tensor) -> Tensor:
 
 
 def _tensor_blocks(plane: Tensor) -> Tensor:
-    """Returns what `_blocks` does."""
+    """Returns what `cut_blocks` does."""
     rows, columns = plane.shape[0] // BLOCK, plane.shape[1] // BLOCK
     whole = plane[: rows * BLOCK, : columns * BLOCK].reshape(rows, BLOCK, columns, BLOCK)
     return whole.transpose(1, 2).reshape(rows * columns, BLOCK * BLOCK)
@@ -385,11 +385,15 @@ def _tensor_repeated(bands: Tensor) -> float:
 
 # -- what came of it -------------------------------------------------------------------------------------------------
 
-# The bounds come from pictures whose clean originals are known; docs/guide/denoise.md has the rates.
-SHIFT, SHIFT_OF_NOISE = 1.25, 0.2
-"""How far the mean of a channel may shift: so many 8-bit units, and such a share of the noise. Where noise was clipped
-at black or white, the mean has to shift back; the means of photographs of cameras shift by up to 1.5 in good
-results."""
+# The bounds were chosen on pictures whose clean originals are known; `aeimg bench checks` counts false alarms and
+# misses on others.
+SHIFT = 1.5
+"""How far the mean of a channel may shift, in 8-bit units."""
+CLIPPED, MOST_CLIPPED = 3.0, 80
+"""How near to black and white the mean of a block may not lie so that its shift counts: so many times the noise, at
+most so many 8-bit units. Where noise was clipped at black or white, the mean has to shift back."""
+UNCLIPPED = 0.05
+"""The least share of the blocks that must count, so that anything is said of a shift."""
 LARGEST_STRUCTURE = 0.3
 """The largest `structure` that is never reported. The noise of cameras, which grows with brightness,
 gives up to 0.9."""
@@ -413,7 +417,8 @@ class Check:
     noise_after: float
     """The same after denoising."""
     shift: tuple[float, ...]
-    """By how much the mean of each channel rose, in 8-bit units."""
+    """By how much the mean of each channel rose, in 8-bit units, in blocks that are so far from black and white that no
+    noise was clipped; 0 where too few are."""
     structure: float
     """The correlation, over blocks, of what was removed with the detail that is left: about 0 where only noise was
     removed, towards 1 where edges and texture went with it."""
@@ -424,24 +429,28 @@ class Check:
     white_after: float = 0.0
     """The same after denoising."""
 
-    def warnings(self, strength: float = 1.0) -> list[str]:
-        """Returns a sentence for each figure that is out of bounds for that strength, with what to do."""
-        found = []
-        bound = SHIFT + SHIFT_OF_NOISE * self.noise_before
-        if max(map(abs, self.shift)) > bound:
+    def notes(self, strength: float = 1.0) -> dict[str, str]:
+        """Returns a sentence for each figure that is out of bounds for that strength, with what to do, by what it is
+        about: "colours", "detail" or "noise"."""
+        found = {}
+        if max(map(abs, self.shift)) > SHIFT:
             shifts = ", ".join(f"{value:+.1f}" for value in self.shift)
-            found.append(f"the colours may have shifted: the means of the channels changed by {shifts} (of 255)")
+            found["colours"] = f"the colours may have shifted: the means of the channels changed by {shifts} (of 255)"
         if self._detail_removed():
-            found.append(
+            found["detail"] = (
                 f"some detail may be gone: up to {self.removed:.0f} of 255 was removed where the picture is "
                 "most detailed; compare it with the original, and try a lower --strength if it looks too smooth"
             )
         if self._noise_left() and self.noise_after > (1 - 0.5 * strength) * self.noise_before:
-            found.append(
+            found["noise"] = (
                 f"some noise may be left ({self.noise_after:.1f} of 255, {self.noise_before:.1f} before); "
                 "if you see it, try a higher --sigma or another --model"
             )
         return found
+
+    def warnings(self, strength: float = 1.0) -> list[str]:
+        """Returns the sentences of `notes`."""
+        return list(self.notes(strength).values())
 
     def _detail_removed(self) -> bool:
         most = max(MOST_REMOVED, MOST_OF_NOISE * self.white_before)
@@ -455,18 +464,26 @@ class Check:
 def check(before: Array, after: Array) -> Check:
     """Compares pixels `[C,H,W]` of one dtype before and after denoising."""
     old, new = _bands(before), _bands(after)
-    taken = old - new
-    shift = tuple(float(-value) for value in taken.mean((1, 2)))
-    residual, detail = _blocks(taken.mean(0)).std(1), _blocks(new.mean(0)).std(1)
+    taken, visible = old - new, _visible(old)
+    shift = tuple(_shift(*planes, visible) for planes in zip(old, new, strict=True))
+    residual, detail = cut_blocks(taken.mean(0)).std(1), cut_blocks(new.mean(0)).std(1)
     structure = removed = 0.0
     if len(residual) >= 16:
         removed = float(np.median(residual[np.argsort(detail)[-(len(detail) // 10 + 1) :]]))
         if min(residual.std(), detail.std()) > 0:
             structure = float(np.corrcoef(np.log(residual + 0.5), np.log(detail + 0.5))[0, 1])
-    found = Check(_visible(old), _visible(new), shift, structure, removed)
+    found = Check(visible, _visible(new), shift, structure, removed)
     # White noise takes longer to measure than all of this, and is needed for few pictures.
     if structure > LARGEST_STRUCTURE and removed > MOST_REMOVED:
         found = replace(found, white_before=estimate_sigma(before))
     if found.noise_after > NOISE_LEFT:
         found = replace(found, white_after=estimate_sigma(after))
     return found
+
+
+def _shift(old: Array, new: Array, noise: float) -> float:
+    """Returns by how much the mean of a channel `[H,W]` rose where no noise of that level was clipped."""
+    before, after = cut_blocks(old).mean(1), cut_blocks(new).mean(1)
+    edge = min(CLIPPED * noise, MOST_CLIPPED)
+    counted = (after >= edge) & (after <= 255 - edge)
+    return float((after - before)[counted].mean()) if counted.sum() > UNCLIPPED * len(counted) else 0.0

@@ -79,7 +79,7 @@ def test_a_picture_that_fails_is_named_and_counts_in_no_mean(folder):
 
 @pytest.mark.parametrize(
     ("task", "settings", "words", "said"),
-    [("compress", {"measure": [True]}, {}, "can't be compared; these can: model, quality"),
+    [("compress", {"measure": [True]}, {}, "can't be compared; these can: 'model', 'quality'"),
      ("denoise", {"image_quality": [50, 90]}, {}, "can't be compared"),
      ("decompress", {"scale": [1, "1/2"]}, {}, "no settings to compare"),
      ("features", {"model": ["vanilla"]}, {}, "no settings to compare"),
@@ -122,9 +122,9 @@ def test_the_command_prints_the_means_and_writes_page_and_json(folder):
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(["--compare", "quality"], "like quality=30,50,70"), (["--compare", "quality=a"], "'a' is not a number"),
+    [(["--compare", "quality"], "like quality=30,50,70"), (["--compare", "quality=a"], "'a' is not a whole number"),
      (["--compare", "quality=1", "--compare", "quality=2"], "names quality twice"),
-     (["--compare", "quality=30", "--dry-run"], "leave out dry_run"),
+     (["--compare", "quality=30", "--dry-run"], "leave out --dry-run"),
      (["--compare", "quality=30", "--quality", "40"], "quality is compared"), ([], "name where the results go")],
 )  # fmt: skip
 def test_a_wrong_call_says_what_is_wrong(folder, words, said):

@@ -308,6 +308,20 @@ def test_a_colour_shift_a_blur_and_noise_that_stays_are_warned_of(photograph):
     assert "some detail may be gone" in detail
 
 
+def test_noise_that_was_clipped_shifts_no_colours_and_hides_no_shift(photograph):
+    dark = photograph // 3
+    grainy = np.clip(dark + np.random.default_rng(2).normal(0, 50, dark.shape), 0, 255).astype(np.uint8)
+    half = photograph.shape[1] // 2
+    before, clean = (np.concatenate([x[:, :half], y[:, half:]], 1) for x, y in (
+        (grainy, np.clip(photograph + np.random.default_rng(3).normal(0, 50, dark.shape), 0, 255).astype(np.uint8)),
+        (dark, photograph)))  # fmt: skip
+    assert abs(clean.astype(float) - before).mean() > 10
+    assert max(abs((clean.astype(float) - before).mean((0, 1)))) > 3
+    assert "colours" not in check(before.transpose(2, 0, 1), clean.transpose(2, 0, 1)).notes()
+    tinted = np.clip(clean.astype(int) + np.array([0, 0, 3]), 0, 255).astype(np.uint8)
+    assert "colours" in check(before.transpose(2, 0, 1), tinted.transpose(2, 0, 1)).notes()
+
+
 def _noisy_file(path, sigma, seed):
     clean = np.asarray(Image.open(path).convert("RGB"))[:256, :256]
     rng = np.random.default_rng((seed, sigma))

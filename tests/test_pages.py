@@ -309,6 +309,29 @@ def test_the_page_fits_a_phone(browser, page_file, scheme):
     assert visit.complaints == []
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_names_break_only_where_they_are_too_long(browser, tmp_path, width):
+    album = Album(1 << 20, 2)
+    rows = []
+    for number, name in enumerate(("photograph.png", "x" * 200 + ".png")):
+        rows.append(record(number, input=f"in/{name}", psnr=30.0, ssim=0.9, ssimulacra2=70.0, bytes_in=123456,
+                           bytes_out=12345, quality=60, model="aeimg-codec-3", seconds=1.5))  # fmt: skip
+        album.add(rows[-1]["output"], noise(number, 30), noise(number, 30), rank=rank(rows[-1]))
+    file = tmp_path / "names.html"
+    file.write_bytes(report_page(rows, album, folder=tmp_path))
+    visit = Visit(browser, file, viewport={"width": width, "height": 800})
+    heights = {name[:5]: visit.page.locator("#rows .open", has_text=name).bounding_box()["height"]
+               for name in ("photograph", "xxxxx")}  # fmt: skip
+    assert heights["photo"] < 30 < heights["xxxxx"]
+    frame = "document.getElementById('frame')"
+    assert visit.page.evaluate(f"{frame}.scrollWidth - {frame}.clientWidth") <= 0
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    visit.page.click("#rows tr >> nth=0")
+    assert "PSNR 30.00 · SSIM 0.9000 · SSIMULACRA2 70.0 · Model: aeimg" in visit.page.locator("#facts").text_content()
+    assert visit.page.locator("svg.handle").bounding_box()["width"] == 44
+    assert visit.complaints == []
+
+
 @pytest.mark.slow
 def test_a_page_of_20000_files_opens_in_a_second(browser, tmp_path):
     count, size = 20_000, 20 << 20

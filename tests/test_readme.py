@@ -317,6 +317,26 @@ def test_the_speeds_are_those_that_were_measured():
     assert figure(r"and ([\d.]+) in the precision that `--dtype auto`") == pytest.approx(speeds["auto"], abs=0.051)
 
 
+def test_the_guide_says_how_often_notes_are_wrong():
+    checks = json.loads((ROOT / "docs" / "bench-checks.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "guide" / "denoise.md").read_text(encoding="utf-8")
+    held_out, well = checks["held_out"], [row for row in checks["held_out"]["cases"].values() if row["well"]]
+    notes = {"some detail may be gone": "detail", "some noise may be left": "noise", "the colours may have": "colours"}
+    for note, kind in notes.items():
+        found = re.search(rf"\| {note}[^|]*\|[^|]* (\d) of 255[^|]*\| ([\d.]+)% \| ([\d.]+)% \|", text)
+        assert found, note
+        assert float(found[1]) == checks["bounds"][kind]
+        rates = [held_out["rates"][kind][name] for name in ("false", "missed")]
+        assert [float(value) for value in found.groups()[1:]] == pytest.approx(rates, abs=0.051)
+        assert rates[0] <= 5
+    unasked = re.search(r"Of (\d+) results that\s`aeimg denoise` made unasked, ([\d.]+)% got", text)
+    assert unasked and int(unasked[1]) == sum(row["results"] for row in well)
+    assert float(unasked[2]) == pytest.approx(held_out["rates"]["any"], abs=0.051)
+    assert held_out["rates"]["any"] <= 5
+    jpeg = held_out["cases"]["sigma 25, then JPEG 75"]
+    assert f"Most false alarms, {jpeg['detail']['false']} of {jpeg['results']} results" in text
+
+
 def test_the_measured_weights_are_those_that_ship():
     import torch
 
@@ -327,7 +347,8 @@ def test_the_measured_weights_are_those_that_ship():
         return {model.label: model.digest.hex() for model in models}
 
     denoisers = shipped("denoise", *registry.CHOICES)
-    for name, models in (("compress", shipped("compress", None)), ("denoise", denoisers), ("pairs", denoisers)):
+    measured = {"compress": shipped("compress", None), **dict.fromkeys(("denoise", "pairs", "checks"), denoisers)}
+    for name, models in measured.items():
         assert json.loads((ROOT / "docs" / f"bench-{name}.json").read_text())["models"] == models
 
 

@@ -2,6 +2,7 @@
 
 bench_compress   rate-distortion points of aeimg and its peers on the same images; BD-rates by each metric; speeds
 bench_denoise    PSNR over noise levels, known and estimated, after JPEG, of real pairs; speed on one core
+bench_checks     how often the notes of denoise are false alarms, and how often they miss a fault
 bench_images     an image-to-image task, such as upscale or colorize, as it states its evaluation
 bench_engine     how near a run over files comes to what its parts need
 bench_scale      a Ray cluster of this machine beside the plain engine
@@ -19,7 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..weights import load_tensors, save_weights
-from . import compress, denoise, engine, images, scale, textbooks
+from . import checks, compress, denoise, engine, images, scale, textbooks
+from .checks import bench_checks
 from .compress import bench_compress
 from .denoise import bench_denoise
 from .engine import bench_engine
@@ -32,6 +34,7 @@ from .textbooks import bench_anomaly, bench_textbooks
 
 __all__ = [
     "bench_anomaly",
+    "bench_checks",
     "bench_compress",
     "bench_denoise",
     "bench_engine",
@@ -52,6 +55,7 @@ __all__ = [
 _TABLES = {
     "compress": compress.table,
     "denoise": denoise.table,
+    "checks": checks.table,
     "engine": engine.table,
     "scale": scale.table,
     "anomaly": textbooks.anomaly_table,

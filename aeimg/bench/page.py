@@ -19,8 +19,8 @@ Table = dict[str, Any]
 
 
 def check_bench_page(target: Path) -> None:
-    """Raises `UsageError` where the name does not end in .html or another file would be overwritten; `OutputError`
-    where nothing can be written there."""
+    """Raises `UsageError` where the name does not end in .html, its folder is not there or another file would be
+    overwritten; `OutputError` where nothing can be written there."""
     if target.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"report: {str(target)!r} does not end in .html")
     check_page(target)

@@ -41,10 +41,12 @@ def digest_of(figures: Mapping[str, Any]) -> str:
 
 
 def check_plot(target: Path) -> None:
-    """Raises `UsageError` where the name is not that of a plot or where another file would be overwritten, and
-    `OutputError` where matplotlib is missing or nothing can be written there."""
+    """Raises `UsageError` where the name is not that of a plot, its folder is not there or another file would be
+    overwritten, and `OutputError` where matplotlib is missing or nothing can be written there."""
     if target.suffix.lower() not in KINDS:
         raise UsageError(f"{target}: plots are SVG or PNG files, so name it .svg or .png")
+    if not target.parent.is_dir():
+        raise UsageError(f"{target}: there is no folder {target.parent} for the plot; make it, or name another one")
     plots.check_available()
 
     def ours(path: Path) -> bool:

@@ -197,8 +197,9 @@
   }
 
   function tell(row) { // the figures and notes of the result that is shown on the right
-    $("facts").textContent = data.columns.map((column, n) => [column.short || column.title, shown(row[VALUES][n], column)])
-      .filter(([, text]) => text).map(([title, text]) => `${title} ${text}`).join(" · ");
+    $("facts").textContent = data.columns.map((column, n) => [column, shown(row[VALUES][n], column)])
+      .filter(([, text]) => text)
+      .map(([column, text]) => `${column.short || column.title}${column.kind === "text" ? ":" : ""} ${text}`).join(" · ");
     $("notes").replaceChildren(...row[NOTES].map((note) => make("li", "", note)));
     $("notes").className = row[STATE] === "failed" ? "failed" : "";
   }

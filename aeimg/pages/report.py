@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import __version__
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 from ..paths import check_target, write_atomic
 from .album import GAIN, MAP_TOP, Album, Gallery, Rank
 
@@ -54,9 +54,12 @@ FIGURES = {
 """Figures of which the summary of a page gives the mean."""
 
 
-def check_page(target: Path) -> None:
-    """Raises `UsageError` where `target` is there already and is no page that aeimg has made; `OutputError` where it
-    can't be written."""
+def check_page(target: Path, out: Path | None = None) -> None:
+    """Raises `UsageError` where `target` is there already and is no page that aeimg has made, or lies in a folder that
+    is not there and not in `out`, which the run makes; `OutputError` where it can't be written."""
+    folder = Path(os.path.abspath(target.parent))
+    if not folder.is_dir() and (out is None or not folder.is_relative_to(os.path.abspath(out))):
+        raise UsageError(f"{target}: there is no folder {target.parent} for the report; make it, or name another one")
 
     def ours(path: Path) -> bool:
         try:
