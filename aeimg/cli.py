@@ -551,7 +551,7 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
     counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "missed", "seconds",
               "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
-    about |= {"failed": len(summary.failed), "files": summary.files}
+    about |= {"failed": len(summary.failed), "files": list(summary.files)}
     write_atomic(file, json.dumps(about, indent=1, default=str).encode())  # options may be paths
 
 

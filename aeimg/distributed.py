@@ -197,5 +197,6 @@ def _add(total: Summary, one: dict[str, Any]) -> None:
     for kind, number in one.get("passed_over", {}).items():
         total.passed_over[kind] = max(total.passed_over.get(kind, 0), int(number))
     files = list(one.get("files", ()))
-    total.files += files
+    for record in files:
+        total.files.append(record)
     total.failed += [(located(record["input"]), record["error"]) for record in files if record["status"] == "failed"]
