@@ -738,7 +738,8 @@ class _FileRun:
         if self.shard is None:
             return
         counts = {one.name: getattr(self.summary, one.name) for one in fields(Summary) if one.name != "failed"}
-        counts["files"] = [one for one in self.summary.files if one["status"] == "failed" or "warnings" in one]
+        bad, others = shards.told(self.summary.files)
+        counts |= {"files": bad, "others": others}
         shards.write_record(out, self.shard, {"task": self.name, "state": state, "at": time.time(), "summary": counts})
 
     def _watch(self, sources: list[str], out: paths.Place, to_files: _ToFiles, progress: bool) -> None:
