@@ -125,7 +125,8 @@ def _dataset(source: Any, plan: Plan, workers: int | None) -> Any:
         batch_size=plan.run.batch_size,
         compute=ray.data.ActorPoolStrategy(size=count),
         fn_constructor_args=[plan],
-        max_task_retries=3,
+        # A picture at which an actor dies each time must end. Ray 2.64 takes such options in no other way.
+        ray_remote_args_fn=lambda: {"max_task_retries": 3},
         **need,
     )
 
