@@ -630,7 +630,7 @@ def _write_json(file: Path, summary: Summary, **about: Any) -> None:
     counts = ("done", "skipped", "planned", "expected", "pixels", "bytes_in", "bytes_out", "missed", "seconds",
               "passed_over")  # fmt: skip
     about = {"aeimg": __version__, **about, **{key: getattr(summary, key) for key in counts}}
-    about |= {"failed": len(summary.failed), "files": summary.files}
+    about |= {"failed": len(summary.failed), "files": list(summary.files)}
     write_atomic(file, json.dumps(about, indent=1, default=str).encode())  # options may be paths
 
 
@@ -930,8 +930,9 @@ def verify(sources: tuple[str, ...], json_file: Path | None, allow_empty: bool, 
 @main.command("merge-reports")
 @click.argument("out", type=FILE)
 @click.option("--json", "json_file", type=PATH, help="Write the sum to this file.")
+@click.option("--report", type=PATH, help="Write one page of all shards to this file (.html).")
 @click.option("-q", "--quiet", is_flag=True, help="Print no summary, but name failures.")
-def merge_reports(out: str, json_file: Path | None, quiet: bool) -> None:
+def merge_reports(out: str, json_file: Path | None, report: Path | None, quiet: bool) -> None:
     """Sum up what the shards of a run have done whose results lie in OUT.
 
     Exits with 1 where a file failed or a shard has not ended. See --shard of denoise, compress and decompress.
@@ -941,7 +942,7 @@ def merge_reports(out: str, json_file: Path | None, quiet: bool) -> None:
 
     if json_file is not None:
         _check_json(json_file, "aeimg")
-    merged = merge(out)
+    merged = merge(out, report=report)
     _print_summary(merged.summary, merged.task, quiet=quiet, dry=False)
     for index, what in merged.unfinished:
         _say(f"shard {index} of {merged.count} {what}")

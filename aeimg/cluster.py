@@ -10,7 +10,8 @@ killed: Ray starts another, which does its block again, file by file. A file at 
 has failed.
 
 Actors leave a whole CPU to the tasks of Ray Data that read: where they take all, a job waits for ever
-(ray-project/ray#44687). A `Ledger` knows what actors have begun. Where nothing goes on, `ClusterError` says why.
+(ray-project/ray#44687). An actor of `attempts` knows what they have begun. Where nothing goes on, `ClusterError` says
+why.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ import secrets
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from . import pages, paths
+from .attempts import Attempts
 from .engine import _FileRun, _ToFiles, _Written, make_task
 from .errors import AeimgError, ClusterError, InputError, ModelError, UsageError
 from .manifest import Manifest
@@ -52,8 +54,14 @@ LARGEST_BLOCK = 32
 """How many files an actor is given at once, at most."""
 STORE = 256 << 20
 """The bytes of the object store of a cluster that is started here: it holds paths and records."""
+WIND_UP = 5.0
+"""How many seconds Ray Data has to end a job whose results are all there."""
 BEAT = 5.0
 """How many seconds may lie between two signs of life of an actor that does files."""
+
+
+loads: ContextVar[dict[int, float] | None] = ContextVar("loads", default=None)
+"""A dictionary, where someone wants to know which processes have loaded models, and after how many CPU seconds."""
 
 
 @dataclass(frozen=True)
@@ -160,50 +168,18 @@ def _share(of: float, count: int) -> float:
 # -- in the cluster ------------------------------------------------------------------------------------------
 
 
-class Ledger:
-    """An actor that takes no CPU, and knows what the others have begun."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-        self.ended: dict[int, bytes] = {}
-        self.signs = 0
-
-    def begin(self, what: str) -> int:
-        """Takes note that a block or a file is begun. Returns how often it was by now."""
-        self.signs += 1
-        self.begun[what] += 1
-        return self.begun[what]
-
-    def end(self, number: int, row: bytes) -> None:
-        """Takes note of what became of a file of a block that is done again."""
-        self.signs += 1
-        self.ended[number] = row
-
-    def known(self, number: int) -> bytes | None:
-        """Returns what became of such a file, if it is done."""
-        return self.ended.get(number)
-
-    def beat(self) -> None:
-        """Takes note that an actor has done something."""
-        self.signs += 1
-
-    def state(self) -> tuple[int, int, list[str]]:
-        """Returns how many signs of life there were, how much was begun, and what was begun again."""
-        again = [what for what, times in self.begun.items() if times > 1]
-        return self.signs, len(self.begun), again
-
-
 class Worker:
     """An actor: it holds the model, and does blocks of files."""
 
-    def __init__(self, plan: Plan, ledger: Any) -> None:
-        self.ledger, self.broken = ledger, ""
+    def __init__(self, plan: Plan, attempts: Any) -> None:
+        self.attempts, self.broken = attempts, ""
         try:
             made = plan.made()
             name = "-".join(part for part in (plan.shard, "ray", secrets.token_hex(6)) if part)
             manifest = None if plan.out is None else Manifest(paths.located(plan.out), name, read=False)
             self.to_files = _ToFiles(made, manifest, plan.recipe)
             self.album, self.run = plan.album, plan.run
+            attempts.loaded.remote(os.getpid(), time.process_time())
         except Exception as error:  # it is the driver that ends the run
             self.broken = reason(error)
 
@@ -219,16 +195,16 @@ class Worker:
             number: paths.Job(paths.located(os.fsdecode(source)), paths.located(os.fsdecode(target)))
             for number, source, target in zip(numbers, block["source"], block["target"], strict=True)
         }
-        if ray.get(self.ledger.begin.remote(f"block {numbers[0]}")) == 1:
+        if ray.get(self.attempts.begin.remote(f"block {numbers[0]}")) == 1:
             return _rows(dict(self._done(jobs)))
         rows: dict[int, bytes] = {}
         for number, job in jobs.items():  # an actor has died at one of them
-            row = ray.get(self.ledger.known.remote(number))
-            if row is None and ray.get(self.ledger.begin.remote(str(job.source))) > LIVES:
+            row = ray.get(self.attempts.known.remote(number))
+            if row is None and ray.get(self.attempts.begin.remote(str(job.source))) > LIVES:
                 row = _row(Outcome(job, error=InputError(f"{job.source}: a worker died {LIVES} times while doing it")))
             elif row is None:
                 row = dict(self._done({number: job}))[number]
-            self.ledger.end.remote(number, row)
+            self.attempts.end.remote(number, row)
             rows[number] = row
         return _rows(rows)
 
@@ -246,7 +222,7 @@ class Worker:
         )
         for number, outcome in zip(jobs, outcomes, strict=True):
             if time.monotonic() - last > BEAT:
-                self.ledger.beat.remote()
+                self.attempts.beat.remote()
                 last = time.monotonic()
             gallery = None if album is None else album.galleries.pop(str(outcome.source.target), None)
             yield number, _row(outcome, gallery)
@@ -305,8 +281,8 @@ class Waiting:
 
     ray: Any
     """The package."""
-    ledger: Any
-    """The actor."""
+    attempts: Any
+    """The actor that knows what was begun."""
     patience: float
     """In seconds."""
     need: dict[str, float]
@@ -314,18 +290,18 @@ class Waiting:
     since: float = 0.0
     """When it was last seen to go on."""
     state: tuple[int, int, list[str]] = (0, 0, [])
-    """What the ledger said last."""
+    """What it said last."""
     asked: Any = None
-    """The answer that the ledger owes."""
+    """The answer that it owes."""
 
     def seen(self) -> None:
         """Takes note that something came."""
         self.since = time.monotonic()
 
     def check(self) -> None:
-        """Asks the ledger, without waiting for it. Raises `ClusterError`."""
+        """Asks the actor of `attempts`, without waiting for it. Raises `ClusterError`."""
         if self.asked is None:
-            self.asked = self.ledger.state.remote()
+            self.asked = self.attempts.state.remote()
         elif self.ray.wait([self.asked], timeout=0)[0]:
             try:
                 state = self.ray.get(self.asked)
@@ -401,8 +377,8 @@ class ClusterRun(_FileRun):
     ) -> Generator[Outcome[paths.Job, _Written], None, None]:
         plan = self._plan(to_files)
         count, need = pool(ray, self.workers, plan.device)
-        ledger = ray.remote(num_cpus=0)(Ledger).remote()
-        waiting = Waiting(ray, ledger, self.patience, need)
+        attempts = ray.remote(num_cpus=0)(Attempts).remote()
+        waiting = Waiting(ray, attempts, self.patience, need)
         waiting.seen()
         block = min(LARGEST_BLOCK, max(1, len(todo) // (4 * count)))
         results = rows_of(ray, todo, -(-len(todo) // block)).map_batches(
@@ -410,11 +386,13 @@ class ClusterRun(_FileRun):
             batch_size=None,
             zero_copy_batch=True,
             compute=ray.data.ActorPoolStrategy(size=count),
-            fn_constructor_args=[plan, ledger],
+            fn_constructor_args=[plan, attempts],
             **need,
         )  # fmt: skip
         done = pixels = 0
         for number, row in _pulled(results, waiting, len(todo)):
+            if len(todo) == done + 1 and (told := loads.get()) is not None:
+                told.update(ray.get(attempts.loads.remote()))
             about = pickle.loads(row)
             if "broken" in about:
                 raise ModelError(about["broken"])
@@ -503,3 +481,5 @@ def _pulled(results: Any, waiting: Waiting, count: int) -> Iterator[tuple[int, b
             if int(number) not in seen:
                 seen.add(int(number))
                 yield int(number), bytes(row)
+    with contextlib.suppress(queue.Empty):  # Ray Data ends its job, and says so, which `_quiet` keeps from the user
+        came.get(timeout=WIND_UP)

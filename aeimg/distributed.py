@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import paths
+from . import pages, paths
 from .cluster import STALLED, Bytes, ClusterRun, Plan, package, pool
 from .contract import ImageTask
 from .devices import pick_device, pick_dtype
@@ -124,7 +125,8 @@ def _dataset(source: Any, plan: Plan, workers: int | None) -> Any:
         batch_size=plan.run.batch_size,
         compute=ray.data.ActorPoolStrategy(size=count),
         fn_constructor_args=[plan],
-        max_task_retries=3,
+        # A picture at which an actor dies each time must end. Ray 2.64 takes such options in no other way.
+        ray_remote_args_fn=lambda: {"max_task_retries": 3},
         **need,
     )
 
@@ -141,6 +143,8 @@ class Merged:
     """How many shards there are."""
     unfinished: list[tuple[int, str]] = field(default_factory=list)
     """Each shard that has not ended, and what is known of it."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """For a page: of all files that failed or have warnings, and of each shard's first `shards.TOLD` others."""
 
     @property
     def exit_code(self) -> int:
@@ -152,12 +156,17 @@ class Merged:
         return self.summary.done + self.summary.skipped
 
 
-def merge_reports(out: str | os.PathLike[str]) -> Merged:
-    """Returns what the shards have done whose results lie in the folder `out`, or at its URL.
+def merge_reports(out: str | os.PathLike[str], *, report: Name | None = None) -> Merged:
+    """Returns what the shards have done whose results lie in the folder `out`, or at its URL, and writes one page of it
+    to the file `report` (.html): the table of a run's report, without pictures, which each shard's own report has.
 
     Where there are records of runs with different numbers of shards, those of the latest one count. Raises `UsageError`
-    where there are none, `OutputError` where one can't be read.
+    where there are none, `OutputError` where one can't be read or the page can't be written.
     """
+    if report is not None:
+        if os.path.splitext(report)[1].lower() not in (".html", ".htm"):
+            raise UsageError(f"report: {str(report)!r} does not end in .html")
+        pages.check_page(Path(report))
     folder = located(out)
     records = read_records(folder) if is_folder(folder) else []
     if not records:
@@ -175,9 +184,27 @@ def merge_reports(out: str | os.PathLike[str]) -> Merged:
             merged.unfinished.append((index, STATES.get(record["state"], record["state"])))
         try:
             _add(merged.summary, record.get("summary", {}))
+            merged.records += [one for key in ("files", "others") for one in record.get("summary", {}).get(key, ())]
         except (TypeError, ValueError, AttributeError) as error:
             raise OutputError(f"{folder}: the record of shard {index} of {count} is damaged ({error})") from error
+    if report is not None:
+        about = {"task": merged.task, "seconds": merged.summary.seconds, "note": _note(merged)}
+        pages.write_report(Path(report), merged.records, None, about)
     return merged
+
+
+def _note(merged: Merged) -> str:
+    """Returns what the page of several shards has to say beside its table."""
+    summary, sentences = merged.summary, [f"This page is of {merged.count} shards."]
+    sentences += [f"Shard {index} {what}." for index, what in merged.unfinished]
+    files = summary.done + summary.skipped + summary.planned + len(summary.failed)
+    if files > len(merged.records):
+        sentences.append(
+            f"The table and its figures are of {len(merged.records):,} of {files:,} files, all among them that failed "
+            f"or have a warning. In all {summary.done:,} are done, {summary.skipped:,} were there already and "
+            f"{len(summary.failed):,} failed."
+        )
+    return " ".join(sentences)
 
 
 STATES = {
@@ -197,5 +224,6 @@ def _add(total: Summary, one: dict[str, Any]) -> None:
     for kind, number in one.get("passed_over", {}).items():
         total.passed_over[kind] = max(total.passed_over.get(kind, 0), int(number))
     files = list(one.get("files", ()))
-    total.files += files
+    for record in files:
+        total.files.append(record)
     total.failed += [(located(record["input"]), record["error"]) for record in files if record["status"] == "failed"]

@@ -30,6 +30,7 @@ from .contract import ImageTask
 from .devices import pick_device, pick_dtype
 from .errors import AeimgError, InputError, OutputError, UsageError
 from .images import WRITABLE, left_out, open_image
+from .ledger import Results
 from .loaded import TensorTask, process_one, value_of
 from .manifest import Manifest, Record, State, digest, record_of, stamp
 from .progress import Progress
@@ -94,10 +95,11 @@ class Summary:
     """How many files other shards take."""
     seconds: float = 0.0
     """How long the run took."""
-    files: list[dict[str, Any]] = field(default_factory=list)
-    """A record for each file: `input`, `output`, `status` ("done", "skipped", "failed" or "planned"); then, as it
-    applies, sizes, `seconds`, `model`, `quality`, `bpp`, `target_missed` (what the result has instead of the target),
-    `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `ssimulacra2`, `warnings`, `error`."""
+    files: Results = field(default_factory=Results)
+    """A sequence of records, a dictionary for each file: `input`, `output`, `status` ("done", "skipped", "failed" or
+    "planned"); then, as it applies, sizes, `seconds`, `model`, `quality`, `bpp`, `target_missed` (what the result has
+    instead of the target), `psnr` (None where nothing was lost), `ssim` (None under 11 pixels), `ssimulacra2`,
+    `warnings`, `error`. `list(files)` is what JSON takes."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -739,7 +741,8 @@ class _FileRun:
         if self.shard is None:
             return
         counts = {one.name: getattr(self.summary, one.name) for one in fields(Summary) if one.name != "failed"}
-        counts["files"] = [one for one in self.summary.files if one["status"] == "failed" or "warnings" in one]
+        bad, others = shards.told(self.summary.files)
+        counts |= {"files": bad, "others": others}
         shards.write_record(out, self.shard, {"task": self.name, "state": state, "at": time.time(), "summary": counts})
 
     def _watch(self, sources: list[str], out: paths.Place, to_files: _ToFiles, progress: bool) -> None:
@@ -832,18 +835,17 @@ class _FileRun:
         if self.shard is None or alone:
             return jobs, alone
         # All pages of a file are for one shard; of pages in latent files, the first says which.
-        places = {one.path: one.relative for one in found}
-        mine = [job for job in jobs if self.shard.takes(places[job.source])]
+        taken = {os.fspath(one.path) for one in found if self.shard.takes(one.relative)}
+        mine = [job for job in jobs if os.fspath(job.source) in taken]
         self.summary.elsewhere = len(jobs) - len(mine)
         return mine, alone
 
     def _end(self, jobs: list[paths.Job], began: float) -> None:
-        order = {str(job.target): number for number, job in enumerate(jobs)}
-        self.summary.files.sort(key=lambda record: order.get(record["output"], len(order)))
+        self.summary.files.arrange(jobs)
         self.summary.seconds = time.monotonic() - began
 
     def _note(self, job: paths.Job, status: str, **about: Any) -> None:
-        self.summary.files.append({"input": str(job.source), "output": str(job.target), "status": status, **about})
+        self.summary.files.note(job, status, about)
 
     def _left_to_do(self, jobs: list[paths.Job], to_files: _ToFiles, *, renew: bool) -> list[paths.Job]:
         """Returns the jobs whose output is not there yet, or no longer right, as `if_exists` demands."""
@@ -974,12 +976,13 @@ def _plan(
     wanted = latent or (own.suffix if isinstance(own, FormatOptions) else None)
     kept = task == "decompress" and isinstance(own, FormatOptions) and own.format == "keep"
 
-    @functools.cache
+    kept_suffix = functools.cache(_kept)  # which reads the file
+
     def suffix(path: paths.Place) -> str:
         if wanted:
             return wanted
         if kept:
-            return _kept(path)
+            return kept_suffix(path)
         return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
     if len(sources) == 1 and paths.is_file(sources[0]) and not paths.is_folder(out):

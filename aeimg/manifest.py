@@ -22,7 +22,7 @@ import json
 import os
 import re
 import secrets
-import sys
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -121,8 +121,57 @@ def _parsed(line: bytes) -> tuple[str, Record] | None:
     texts = (out, record.recipe, record.source, record.result, record.version or "")
     numbers = (record.size, record.mtime, record.bytes, 0 if record.ctime is None else record.ctime)
     sound = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
-    # One recipe stands in most records: it is held once.
-    return (out, replace(record, recipe=sys.intern(record.recipe))) if sound else None
+    return (out, record) if sound else None
+
+
+# -- in memory -----------------------------------------------------------------------------------------------
+
+PACKED = struct.Struct("<4q16s16sI")
+"""Size, mtime, ctime and bytes; the digests; the number of the recipe. The version of the source follows, in UTF-8."""
+NO_TIME = -(1 << 63)
+"""Stands for a ctime that is unknown."""
+
+
+class _Records:
+    """The records of results by name: some may have several. Most take 112 bytes, where a `Record` takes about 400."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, bytes | Record | tuple[bytes | Record, ...]] = {}
+        self._recipes: list[str] = []
+        self._numbers: dict[str, int] = {}
+
+    def add(self, name: str, record: Record) -> None:
+        """Adds the record of a result."""
+        packed, earlier = self._packed(record), self._known.get(name, ())
+        if earlier == ():
+            self._known[name] = packed
+        else:
+            self._known[name] = (*(earlier if isinstance(earlier, tuple) else (earlier,)), packed)
+
+    def of(self, name: str) -> list[Record]:
+        """Returns the records of a result, in the order in which they came."""
+        known = self._known.get(name, ())
+        several = known if isinstance(known, tuple) else (known,)
+        return [one if isinstance(one, Record) else self._unpacked(one) for one in several]
+
+    def _packed(self, record: Record) -> bytes | Record:
+        number = self._numbers.setdefault(record.recipe, len(self._recipes))
+        if number == len(self._recipes):
+            self._recipes.append(record.recipe)
+        times = record.mtime, NO_TIME if record.ctime is None else record.ctime
+        try:
+            digests = bytes.fromhex(record.source), bytes.fromhex(record.result)
+            packed = PACKED.pack(record.size, *times, record.bytes, *digests, number)
+            packed += b"" if record.version is None else b"=" + record.version.encode()
+        except (ValueError, struct.error):  # no digests of ours, or numbers that no file system has
+            return record
+        return packed if self._unpacked(packed) == record else record
+
+    def _unpacked(self, packed: bytes) -> Record:
+        size, mtime, ctime, made, source, result, number = PACKED.unpack_from(packed)
+        version = packed[PACKED.size + 1 :].decode() if len(packed) > PACKED.size else None
+        changed = None if ctime == NO_TIME else ctime
+        return Record(self._recipes[number], size, mtime, source.hex(), made, result.hex(), changed, version)
 
 
 class Manifest:
@@ -133,7 +182,7 @@ class Manifest:
         in "3-of-16"."""
         self.out = out
         self.path: Place = out / (f".aeimg-manifest-{shard}.jsonl" if shard else NAME)
-        self._records: dict[str, Record | tuple[Record, ...]] = {}
+        self._records = _Records()
         self._file: _LocalFile | _UrlFile
         if isinstance(out, Url):
             self._file = _UrlFile(out, shard)
@@ -141,14 +190,7 @@ class Manifest:
             self._file = _LocalFile(out, Path(self.path))
         for line in self._file.lines() if read else ():
             if (found := _parsed(line)) is not None:
-                self._remember(*found)
-
-    def _remember(self, key: str, record: Record) -> None:
-        # Most results have one record, which takes less memory without a list.
-        earlier = self._records.get(key, ())
-        self._records[key] = (
-            record if earlier == () else (*(earlier if isinstance(earlier, tuple) else (earlier,)), record)
-        )
+                self._records.add(*found)
 
     def _key(self, job: Job) -> str:
         return job.target.relative_to(self.out).as_posix()  # type: ignore[arg-type]  # both are of one kind
@@ -194,8 +236,7 @@ class Manifest:
         size = self._size(job.target)
         if size is None:
             return State.MISSING
-        known = self._records.get(self._key(job), ())
-        ours = [record for record in (known if isinstance(known, tuple) else (known,)) if record.bytes == size]
+        ours = [record for record in self._records.of(self._key(job)) if record.bytes == size]
         if len({record.result for record in ours}) > 1:
             ours = self._made(job, ours)
         if not ours:
@@ -237,7 +278,7 @@ class Manifest:
         about = {key: value for key, value in asdict(record).items() if value is not None}
         self._file.append(json.dumps({"out": self._key(job), **about}).encode())
         with self._file.lock:
-            self._remember(self._key(job), record)
+            self._records.add(self._key(job), record)
 
 
 class _LocalFile:

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 
 from . import urls
 from .errors import OutputError, UnreadableImage, UsageError
+from .ledger import Compact, Split
 from .urls import Status, Url, is_url, redacted
 
 IMAGE_SUFFIXES = frozenset(
@@ -135,13 +136,15 @@ def check_output(out: Place) -> None:
 # -- finding ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+@dataclass(frozen=True)
+class Found(Compact):
     """An input file."""
 
-    path: Place
+    __slots__ = ("_path_folder", "_path_name", "base")
+
+    path: Split = Split()  # noqa: RUF009  # a descriptor, which is for the class
     """The file."""
-    base: Place
+    base: Place  # type: ignore[misc]  # mypy takes the field before it for one with a default
     """The folder to which its place in the tree is relative."""
 
     @property
@@ -450,13 +453,15 @@ def find_images(source: Path) -> list[Path]:
 # -- planning --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+@dataclass(frozen=True)
+class Job(Compact):
     """One input file and its result."""
 
-    source: Place
+    __slots__ = ("_source_folder", "_source_name", "_target_folder", "_target_name")
+
+    source: Split = Split()  # noqa: RUF009  # a descriptor, which is for the class
     """The input file."""
-    target: Place
+    target: Split = Split()  # noqa: RUF009  # a descriptor, which is for the class
     """The file to be written."""
 
 

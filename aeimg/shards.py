@@ -13,7 +13,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,23 @@ def _auto(environment: Mapping[str, str]) -> Shard:
 
 
 # -- records -------------------------------------------------------------------------------------------------
+
+
+TOLD = 2000
+"""Of so many files at most, where nothing is wrong with them, a shard's record holds what became of them."""
+
+
+def told(files: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns what the record of a shard holds of its files: those that failed or have warnings, and the first `TOLD`
+    of the others."""
+    bad: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for one in files:
+        if one["status"] == "failed" or "warnings" in one:
+            bad.append(one)
+        elif len(others) < TOLD:
+            others.append(one)
+    return bad, others
 
 
 def write_record(out: Place, shard: Shard, about: Mapping[str, Any]) -> None:

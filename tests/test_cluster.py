@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import json
 import os
 import signal
 import threading
@@ -157,6 +158,20 @@ def test_a_dataset_of_files_becomes_one_of_results(cluster, folder):
     assert rows["bad.png"]["error"] and not rows["bad.png"]["bytes"]
     wanted = aeimg.process((folder / "0" / "0.png").read_bytes(), "denoise", strength=0)
     assert rows["0.png"]["bytes"] == wanted and '"width": 32' in rows["0.png"]["record"]
+
+
+def test_the_bench_states_what_a_cluster_costs(cluster, folder, tmp_path, monkeypatch):
+    (folder / "bad.png").unlink()
+    monkeypatch.setattr("aeimg.bench.scale.ROUNDS", 1)
+    file = tmp_path / "figures.json"
+    done = CliRunner().invoke(main, ["bench", "scale", str(folder), "--limit", "2", "--json", str(file)])
+    assert done.exit_code == 0 and "start and end of the cluster" in done.output, done.output
+    rows = json.loads(file.read_bytes())["rows"]
+    assert list(rows) == ["plain", "ray, 1", "ray, 2"] and rows["plain"]["above"] == 0
+    for name, row in rows.items():
+        assert row["files"] == 2 and row["rounds"] == [row["cpu_per_megapixel"]]
+        assert row["cpu_per_megapixel"] > 0 and ("loading" in row) == (name != "plain")
+    assert rows["ray, 1"]["loading"] > 0.5  # seconds: it imports torch
 
 
 def test_what_a_cluster_can_not_do_is_refused(cluster, folder):

@@ -140,6 +140,30 @@ def test_reports_are_merged_into_one_summary_and_one_exit_code(folder, tmp_path)
     assert json.loads((tmp_path / "sum.json").read_bytes())["shards"] == {"count": 3, "unfinished": []}
 
 
+def test_one_page_is_of_all_shards(folder, tmp_path, monkeypatch):
+    (folder / "bad.png").write_bytes(b"no picture")
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    for index in (1, 2):
+        run(folder, out, f"{index}/2")
+    done = CliRunner().invoke(main, ["merge-reports", str(out), "--report", str(page)])
+    text = page.read_text()
+    assert done.exit_code == 1 and "bad.png" in text and "of 2 shards" in text
+    assert all(f"{number}.png" in text for number in range(20)) and "The table and its figures" not in text
+    monkeypatch.setattr("aeimg.shards.TOLD", 3)
+    for index in (2, 3, 4):
+        run(folder, out, f"{index}/4")
+    merged = merge_reports(out, report=page)
+    assert len(merged.records) == 10 and len(merged.summary.files) == 1
+    text = page.read_text()
+    assert "Shard 1 has left no record" in text and "are of 10 of " in text and "bad.png" in text
+    other = tmp_path / "mine.html"
+    other.write_text("mine")
+    for name, why in ((other, "was not written by an earlier run"), (tmp_path / "page.txt", "end in .html")):
+        with pytest.raises(UsageError, match=why):
+            merge_reports(out, report=name)
+    assert other.read_text() == "mine"
+
+
 def test_a_shard_that_was_killed_or_interrupted_is_named(folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(folder, out, "1/1")
