@@ -399,6 +399,22 @@ _PAGES = click.option(
 )
 
 
+def _process_on(engine: str, out: str, options: dict[str, Any]) -> Callable[..., Any]:
+    """Returns `process` of an engine, "local" or "ray"; its task, a name that may be a plug-in's, says which options it
+    has. Raises `UsageError` where the engine can't take the call."""
+    if engine == "ray":
+        if out == "-":
+            raise UsageError("--engine ray is for files, and standard output is none")
+        from . import distributed
+
+        return distributed.process
+    if options["workers"] is not None or options["stall_timeout"] is not None:
+        raise UsageError("--workers and --stall-timeout are for --engine ray")
+    from . import engine as local
+
+    return local.process
+
+
 def _run(
     sources: tuple[str, ...],
     out: str,
@@ -421,17 +437,9 @@ def _run(
         _compare((*sources, out), task, compared, sample=sample, quiet=quiet, json_file=json_file)
         return
     from .engine import Interrupted
-    from .engine import process as typed
     from .urls import redacted
 
-    process: Callable[..., Any] = typed  # the task, here a name that may be a plug-in's, says which options there are
-    if options.pop("engine") == "ray":
-        if out == "-":
-            raise UsageError("--engine ray is for files, and standard output is none")
-        from .distributed import process
-    elif options["workers"] is not None or options["stall_timeout"] is not None:
-        raise UsageError("--workers and --stall-timeout are for --engine ray")
-
+    process = _process_on(options.pop("engine"), out, options)
     logging.getLogger("aeimg").setLevel(logging.DEBUG if verbose else logging.NOTSET)
     options = {key: value for key, value in options.items() if value is not None}
     if out == "-":

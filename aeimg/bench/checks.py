@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,8 @@ def bench_checks(
 
     def denoise(pictures: Sequence[Picture], **options: Any) -> list[Array]:
         clean = []
-        for y in map(np.asarray, process(iter(pictures), "denoise", **options, **chosen)):
+        source: Iterator[Any] = iter(pictures)  # of either kind, which `process` does not state
+        for y in map(np.asarray, process(source, "denoise", **options, **chosen)):
             clean.append(y)
             shown.add(y.shape[0] * y.shape[1])
         return clean
