@@ -54,8 +54,10 @@ LARGEST_BLOCK = 32
 """How many files an actor is given at once, at most."""
 STORE = 256 << 20
 """The bytes of the object store of a cluster that is started here: it holds paths and records."""
+PULLING = "aeimg-ray"
+"""The name of the thread that waits for results."""
 WIND_UP = 5.0
-"""How many seconds Ray Data has to end a job whose results are all there."""
+"""How many seconds Ray Data has to end a job."""
 BEAT = 5.0
 """How many seconds may lie between two signs of life of an actor that does files."""
 
@@ -140,7 +142,28 @@ def connected(workers: int | None) -> Iterator[Any]:
                 signal.signal(number, handler)
         yield ray
     finally:
-        ray.shutdown()
+        with _no_other_cluster():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _no_other_cluster() -> Iterator[None]:
+    """Keeps the threads of an interrupted job from starting another cluster, by what they ask of the one that has just
+    ended, and waits for them."""
+    try:
+        from ray._private import auto_init_hook as hook
+    except ImportError:  # another version of Ray
+        yield
+        return
+    before, hook.enable_auto_connect = hook.enable_auto_connect, False
+    try:
+        yield
+        until = time.monotonic() + WIND_UP
+        for thread in threading.enumerate():
+            if thread.name.startswith((PULLING, "StreamingExecutor")):
+                thread.join(max(0.0, until - time.monotonic()))
+    finally:
+        hook.enable_auto_connect = before
 
 
 def pool(ray: Any, workers: int | None, device: str) -> tuple[int, dict[str, float]]:
@@ -369,7 +392,7 @@ class ClusterRun(_FileRun):
         if not todo:
             return
         shown = watched.progress if isinstance(watched, Watched) else None
-        with connected(self.workers) as ray, _quiet(ray):
+        with _quiet(package()), connected(self.workers) as ray:  # quiet until the cluster has ended
             yield from self._from_actors(ray, todo, to_files, shown)
 
     def _from_actors(
@@ -465,7 +488,7 @@ def _pulled(results: Any, waiting: Waiting, count: int) -> Iterator[tuple[int, b
         except BaseException as error:
             came.put(error)
 
-    threading.Thread(target=pull, name="aeimg-ray", daemon=True).start()
+    threading.Thread(target=pull, name=PULLING, daemon=True).start()
     seen: set[int] = set()
     while len(seen) < count:
         try:

@@ -6,6 +6,8 @@ import _thread
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -134,6 +136,34 @@ def test_an_interrupted_run_is_gone_on_with(cluster, folder, tmp_path):
     assert rest.done + rest.skipped == 12 and len(rest.failed) == 1
     assert rest.skipped > 0
     assert len(contents(out)) == 12
+
+
+INTERRUPTED = """
+import _thread, sys, threading, time
+from pathlib import Path
+from aeimg import distributed
+from aeimg.engine import Interrupted
+out = Path(sys.argv[2])
+def stop():
+    while not list(out.rglob("[0-9]*.png")):
+        time.sleep(0.01)
+    _thread.interrupt_main()
+threading.Thread(target=stop, daemon=True).start()
+try:
+    distributed.process(sys.argv[1], "denoise", out=out, workers=1, strength=0)
+except Interrupted:
+    import ray
+    time.sleep(3)
+    print("initialised" if ray.is_initialized() else "ended")
+"""
+
+
+def test_an_interrupted_run_ends_its_cluster_and_starts_no_other(folder, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.stdout.strip() == "ended", done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_job_that_can_not_go_on_ends_with_the_cause(cluster, folder, tmp_path):

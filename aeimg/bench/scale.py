@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 LOOK = 1.0
 """How many seconds lie between two looks at the time that processes have taken."""
-ROUNDS = 3
+ROUNDS = 2
 """How often each engine is measured."""
 PER_FOLDER = 1000
 """How many files lie in one folder of a simulation."""
