@@ -269,10 +269,11 @@ def bench_checks(
         progress: whether a progress bar is shown on standard error, or a line now and then.
     """
     chosen = Chosen(model=None, device=device, dtype=dtype)
+    several: Callable[..., Any] = process  # whose types are for pictures of one kind
 
     def denoise(pictures: Sequence[Picture], **options: Any) -> list[Array]:
         clean = []
-        for y in map(np.asarray, process(iter(pictures), "denoise", **options, **chosen)):
+        for y in map(np.asarray, several(iter(pictures), "denoise", **options, **chosen)):
             clean.append(y)
             shown.add(y.shape[0] * y.shape[1])
         return clean
