@@ -429,10 +429,7 @@ def _run(
     """Runs `process` over files, and prints what it did."""
     compared, sample = options.pop("compared", ()), options.pop("sample", 0)
     _check_written(options["report"], json_file)
-    if _was_given("report_size") and options["report"] is None:
-        raise UsageError("--report-size is for --report")
-    if _was_given("sample") and not compared:
-        raise UsageError("--sample is for --compare")
+    _check_needed(report_size=("--report", options["report"]), sample=("--compare", compared))
     if compared:
         _compare((*sources, out), task, compared, sample=sample, quiet=quiet, json_file=json_file)
         return
@@ -518,6 +515,13 @@ def _was_given(name: str) -> bool:
     """Whether the option of that name stands on the command line; where it comes from the environment, it is meant for
     many calls, also for those that it says nothing to."""
     return click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _check_needed(**needed: tuple[str, Any]) -> None:
+    """Raises `UsageError` where an option is given, and not the one that it is for, which has no value then."""
+    for name, (other, value) in needed.items():
+        if _was_given(name) and not value:
+            raise UsageError(f"{_flag(name)} is for {other}")
 
 
 def _check_written(*files: Path | None) -> None:

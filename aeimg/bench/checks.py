@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,11 +269,11 @@ def bench_checks(
         progress: whether a progress bar is shown on standard error, or a line now and then.
     """
     chosen = Chosen(model=None, device=device, dtype=dtype)
+    several: Callable[..., Any] = process  # whose types are for pictures of one kind
 
     def denoise(pictures: Sequence[Picture], **options: Any) -> list[Array]:
         clean = []
-        source: Iterator[Any] = iter(pictures)  # of either kind, which `process` does not state
-        for y in map(np.asarray, process(source, "denoise", **options, **chosen)):
+        for y in map(np.asarray, several(iter(pictures), "denoise", **options, **chosen)):
             clean.append(y)
             shown.add(y.shape[0] * y.shape[1])
         return clean
