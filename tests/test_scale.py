@@ -81,8 +81,11 @@ def test_what_the_page_says_of_ray_and_of_many_files_is_what_was_measured():
         above = "" if name == "plain" else f"{100 * row['above']:+.0f}%"
         loading = "" if name == "plain" else f"{row['loading']:.1f}"
         assert f"| {label} | {row['cpu_per_megapixel']:.2f} | {above} | {loading} |" in PAGE
-        assert row["files"] == 12 and row["megapixels"] / 12 == pytest.approx(2.8, abs=0.05)
+        assert row["files"] == 24 and row["megapixels"] / 24 == pytest.approx(2.8, abs=0.05)
     assert f"took {cluster['start']['cpu']:.0f} CPU seconds" in PAGE
+    seconds = [cluster["rows"][name]["seconds"] for name in ("ray, 1", "ray, 2")]
+    assert f"took {seconds[0]:.0f} seconds, and that with two\n{seconds[1]:.0f}." in PAGE
+    assert f"they took\n{100 * cluster['idle']['cpu'] / cluster['idle']['seconds']:.0f}% of a core" in PAGE
     assert files["simulated"] == 200_000 and files["bytes_per_file"] < 1000 and files["seconds_per_file"] < 1e-3
     costs = f"{1e3 * files['seconds_per_file']:.2f} ms of CPU time and {files['bytes_per_file']:.0f} bytes of memory"
     assert costs in PAGE
