@@ -359,7 +359,7 @@ class Hyperprior(nn.Module):
         with torch.autocast(codes.device.type, enabled=False):
             folded = self.synthesis_kernels
             kernels = (self._kernels(self.synthesis_shift) if folded is None else folded) / 255
-            grey = torch.full((3 * 64,), 0.5, device=codes.device)
+            grey = codes.new_full((3 * 64,), 0.5)
             if small is None:
                 return F.conv_transpose2d(codes, kernels, grey, stride=2, padding=1)
             pixels = F.conv_transpose2d(codes[:, :LEADING], kernels[:LEADING], grey, stride=2, padding=1)
