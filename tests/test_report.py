@@ -129,7 +129,8 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 
 def test_a_folder_is_a_table_that_sorts(tmp_path, small):
-    for name, pixels, quality in (("a", small, 20), ("b", small, 90), ("c", small[:8, :8], 50)):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)  # so small and so bad that it is stored
+    for name, pixels, quality in (("a", small, 20), ("b", small, 90), ("c", noise, 50)):
         (tmp_path / f"{name}.aei").write_bytes(aeimg.process(pixels, "compress", quality=quality))
 
     def order(sort: str) -> list[str]:
