@@ -303,7 +303,7 @@ class Hyperprior(nn.Module):
         """Standard deviation of each component, in 8-bit units."""
         self.register_buffer("analysis_kernels", None, persistent=False)
         self.register_buffer("synthesis_kernels", None, persistent=False)
-        """The linear transform's kernels, where `fold` has computed them."""
+        """The linear transform's kernels, those of the synthesis in parts of 255, where `fold` has computed them."""
 
     # -- the linear autoencoder -------------------------------------------------------------------------
 
@@ -332,7 +332,8 @@ class Hyperprior(nn.Module):
     def fold(self) -> None:
         """Computes the linear transform's kernels once and for all: for networks that are not trained any more."""
         self.analysis_kernels = self._kernels(self.analysis_shift).contiguous(memory_format=torch.channels_last)
-        self.synthesis_kernels = self._kernels(self.synthesis_shift).contiguous(memory_format=torch.channels_last)
+        pixels = self._kernels(self.synthesis_shift) / 255
+        self.synthesis_kernels = pixels.contiguous(memory_format=torch.channels_last)
 
     def _small_dtype(self, x: Tensor) -> torch.dtype | None:
         """The precision of the linear transform's small codes, where it is not fp32; training keeps it in fp32."""
@@ -358,7 +359,7 @@ class Hyperprior(nn.Module):
         small = self._small_dtype(codes)
         with torch.autocast(codes.device.type, enabled=False):
             folded = self.synthesis_kernels
-            kernels = (self._kernels(self.synthesis_shift) if folded is None else folded) / 255
+            kernels = self._kernels(self.synthesis_shift) / 255 if folded is None else folded
             grey = codes.new_full((3 * 64,), 0.5)
             if small is None:
                 return F.conv_transpose2d(codes, kernels, grey, stride=2, padding=1)
