@@ -1366,6 +1366,7 @@ def bench(
     `aeimg plot` draws the figures of --json later.
     """
     from . import bench as benches
+    from .pages import check_page
     from .paths import write_atomic
 
     _check_written(json_file, plot_file, page_file)
@@ -1376,7 +1377,7 @@ def bench(
             raise UsageError(f"there is no plot of {what}; compress and denoise have one")
         benches.check_plot(plot_file)
     if page_file is not None:
-        benches.check_bench_page(page_file)
+        check_page(page_file)
     options["progress"] = not quiet
     weights = Path(options["model"] or "")
     if card and weights.suffix != ".safetensors":

@@ -414,8 +414,8 @@ class ClusterRun(_FileRun):
         )  # fmt: skip
         done = pixels = 0
         for number, row in _pulled(results, waiting, len(todo)):
-            if len(todo) == done + 1 and (told := loads.get()) is not None:
-                told.update(ray.get(attempts.loads.remote()))
+            if len(todo) == done + 1 and (wanted := loads.get()) is not None:
+                wanted.update(ray.get(attempts.loads.remote()))
             about = pickle.loads(row)
             if "broken" in about:
                 raise ModelError(about["broken"])

@@ -144,7 +144,7 @@ class Merged:
     unfinished: list[tuple[int, str]] = field(default_factory=list)
     """Each shard that has not ended, and what is known of it."""
     records: list[dict[str, Any]] = field(default_factory=list)
-    """For a page: of all files that failed or have warnings, and of each shard's first `shards.TOLD` others."""
+    """For a page: of all files that failed or have warnings, and of each shard's first `shards.RECORDED` others."""
 
     @property
     def exit_code(self) -> int:
@@ -164,8 +164,6 @@ def merge_reports(out: str | os.PathLike[str], *, report: Name | None = None) ->
     where there are none, `OutputError` where one can't be read or the page can't be written.
     """
     if report is not None:
-        if os.path.splitext(report)[1].lower() not in (".html", ".htm"):
-            raise UsageError(f"report: {str(report)!r} does not end in .html")
         pages.check_page(Path(report))
     folder = located(out)
     records = read_records(folder) if is_folder(folder) else []

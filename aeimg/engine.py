@@ -741,7 +741,7 @@ class _FileRun:
         if self.shard is None:
             return
         counts = {one.name: getattr(self.summary, one.name) for one in fields(Summary) if one.name != "failed"}
-        bad, others = shards.told(self.summary.files)
+        bad, others = shards.recorded(self.summary.files)
         counts |= {"files": bad, "others": others}
         shards.write_record(out, self.shard, {"task": self.name, "state": state, "at": time.time(), "summary": counts})
 

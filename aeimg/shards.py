@@ -108,19 +108,19 @@ def _auto(environment: Mapping[str, str]) -> Shard:
 # -- records -------------------------------------------------------------------------------------------------
 
 
-TOLD = 2000
+RECORDED = 2000
 """Of so many files at most, where nothing is wrong with them, a shard's record holds what became of them."""
 
 
-def told(files: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Returns what the record of a shard holds of its files: those that failed or have warnings, and the first `TOLD`
-    of the others."""
+def recorded(files: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Returns what the record of a shard holds of its files: those that failed or have warnings, and the first
+    `RECORDED` of the others."""
     bad: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     for one in files:
         if one["status"] == "failed" or "warnings" in one:
             bad.append(one)
-        elif len(others) < TOLD:
+        elif len(others) < RECORDED:
             others.append(one)
     return bad, others
 

@@ -89,7 +89,7 @@ def test_what_the_page_says_of_ray_and_of_many_files_is_what_was_measured():
     assert files["simulated"] == 200_000 and files["bytes_per_file"] < 1000 and files["seconds_per_file"] < 1e-3
     costs = f"{1e3 * files['seconds_per_file']:.2f} ms of CPU time and {files['bytes_per_file']:.0f} bytes of memory"
     assert costs in PAGE
-    assert f"of the first {shards.TOLD:,} others of each shard" in PAGE
+    assert f"of the first {shards.RECORDED:,} others of each shard" in PAGE
     minutes, size = 1e6 * files["seconds_per_file"] / 60, files["bytes_per_file"] / 1e3
     assert f"a million take {minutes:.0f} minutes and {size:.1f} GB" in PAGE
 

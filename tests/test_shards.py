@@ -149,7 +149,7 @@ def test_one_page_is_of_all_shards(folder, tmp_path, monkeypatch):
     text = page.read_text()
     assert done.exit_code == 1 and "bad.png" in text and "of 2 shards" in text
     assert all(f"{number}.png" in text for number in range(20)) and "The table and its figures" not in text
-    monkeypatch.setattr("aeimg.shards.TOLD", 3)
+    monkeypatch.setattr("aeimg.shards.RECORDED", 3)
     for index in (2, 3, 4):
         run(folder, out, f"{index}/4")
     merged = merge_reports(out, report=page)

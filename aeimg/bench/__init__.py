@@ -26,7 +26,7 @@ from .compress import bench_compress
 from .denoise import bench_denoise
 from .engine import bench_engine
 from .images import bench_images
-from .page import check_bench_page, write_page
+from .page import write_page
 from .plot import check_plot, has_plot, read_figures, write_plot
 from .scale import bench_scale, simulate
 from .setting import Figures
@@ -41,7 +41,6 @@ __all__ = [
     "bench_images",
     "bench_scale",
     "bench_textbooks",
-    "check_bench_page",
     "check_plot",
     "has_plot",
     "read_figures",

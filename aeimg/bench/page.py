@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, plots
-from ..errors import UsageError
 from ..pages import check_page, render
 from ..paths import write_atomic
 from .compress import METRICS
@@ -18,18 +17,10 @@ Table = dict[str, Any]
 """`caption`, `head` and `rows` of text."""
 
 
-def check_bench_page(target: Path) -> None:
-    """Raises `UsageError` where the name does not end in .html, its folder is not there or another file would be
-    overwritten; `OutputError` where nothing can be written there."""
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"report: {str(target)!r} does not end in .html")
-    check_page(target)
-
-
 def write_page(figures: Figures, target: Path, text: str) -> None:
     """Writes the page of figures, of which `text` is the table. Its plot is left out where there is none of such
-    figures or where matplotlib is missing. Raises what `check_bench_page` does."""
-    check_bench_page(target)
+    figures or where matplotlib is missing. Raises what `check_page` does."""
+    check_page(target)
     drawn = has_plot(figures) and plots.is_available()
     page = render(
         "bench.html.j2",

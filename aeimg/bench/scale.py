@@ -158,14 +158,14 @@ def bench_scale(
 
 
 def _with_workers(spent: _Spent, workers: int, paths: list[Path], task: str, words: dict[str, Any]) -> Figures:
-    told: dict[int, float] = {}
-    token = loads.set(told)
+    loaded: dict[int, float] = {}
+    token = loads.set(loaded)
     earlier = spent.by_process()  # Ray may have started the processes of workers already
     try:
         row = _measured(spent.seconds, lambda: distributed.process(paths, task, workers=workers, **words))
     finally:
         loads.reset(token)
-    row["loading"] = sum(seconds - earlier.get(one, 0.0) for one, seconds in told.items())
+    row["loading"] = sum(seconds - earlier.get(one, 0.0) for one, seconds in loaded.items())
     row["cpu"] -= row["loading"]
     row["cpu_per_megapixel"] = row["cpu"] / row["megapixels"]
     return row

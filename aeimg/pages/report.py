@@ -55,8 +55,11 @@ FIGURES = {
 
 
 def check_page(target: Path, out: Path | None = None) -> None:
-    """Raises `UsageError` where `target` is there already and is no page that aeimg has made, or lies in a folder that
-    is not there and not in `out`, which the run makes; `OutputError` where it can't be written."""
+    """Raises `UsageError` where the name of `target` does not end in .html, where it is there already and is no page
+    that aeimg has made, or lies in a folder that is not there and not in `out`, which the run makes; `OutputError`
+    where it can't be written."""
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"report: {str(target)!r} does not end in .html")
     folder = Path(os.path.abspath(target.parent))
     if not folder.is_dir() and (out is None or not folder.is_relative_to(os.path.abspath(out))):
         raise UsageError(f"{target}: there is no folder {target.parent} for the report; make it, or name another one")
