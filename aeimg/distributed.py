@@ -125,7 +125,7 @@ def _dataset(source: Any, plan: Plan, workers: int | None) -> Any:
         batch_size=plan.run.batch_size,
         compute=ray.data.ActorPoolStrategy(size=count),
         fn_constructor_args=[plan],
-        # A picture at which an actor dies each time must end. Ray announces that 2.64 will take no such options.
+        # A picture at which an actor dies each time must end.
         ray_remote_args_fn=lambda: {"max_task_retries": 3},
         **need,
     )

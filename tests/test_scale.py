@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aeimg import bench, shards
+from aeimg import shards
 from aeimg.cli import main
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "scaling.md").read_text()

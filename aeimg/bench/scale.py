@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import resource
 import tempfile
 import threading
 import time
@@ -221,7 +220,6 @@ def simulate(count: int, folder: Path | None = None) -> Figures:
         "seconds": {step: value / count for step, value in seconds.items()},
         "bytes": {step: value / count for step, value in held.items()},
         "seconds_per_file": sum(seconds.values()) / count, "bytes_per_file": peak / count,
-        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }  # fmt: skip
 
 
