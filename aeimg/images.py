@@ -371,8 +371,9 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes, place: Place) -> D
     elif image.format == "AVIF":
         bits = _avif_bits(data)
         if bits > 8:
-            index = {"index": place.frame} if getattr(image, "is_animated", False) else {}
-            return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data, **index)), bits)
+            if getattr(image, "is_animated", False):  # imagecodecs writes past its buffer for one frame of several
+                raise UnsupportedImage(f"{name}: animated AVIF of {bits} bits is not handled; convert it to 8 bits")
+            return lambda _: to_sixteen_bits(planar(_imagecodecs("avif_decode", data)), bits)
     elif image.format == "JPEG2000":
         return _deep_jpeg2000(name, data)
     elif image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
@@ -386,8 +387,8 @@ def _deep_decoder(name: str, image: Image.Image, data: bytes, place: Place) -> D
     return None
 
 
-def _imagecodecs(function: str, data: bytes, **options: int) -> Array:
-    return np.asarray(getattr(importlib.import_module("imagecodecs"), function)(data, **options))
+def _imagecodecs(function: str, data: bytes) -> Array:
+    return np.asarray(getattr(importlib.import_module("imagecodecs"), function)(data))
 
 
 def _deep_tiff(name: str, data: bytes, place: Place) -> Deep | None:

@@ -191,6 +191,23 @@ def test_a_dataset_of_files_becomes_one_of_results(cluster, folder):
     assert rows["0.png"]["bytes"] == wanted and '"width": 32' in rows["0.png"]["record"]
 
 
+def test_a_store_that_is_full_loses_nothing(cluster, folder, tmp_path, png):
+    held = [ray.put(np.full(36 << 20, number, np.uint8)) for number in range(6)]  # 216 MB; the store has 200
+    random = np.random.default_rng(1)
+    for number in range(30):  # 3 MB each, and as much again for each result
+        (folder / f"large-{number}.png").write_bytes(png(random.integers(0, 256, (1000, 1000, 3), np.uint8)))
+    made = distributed.process(ray.data.read_binary_files(str(folder), include_paths=True), "denoise", workers=1,
+                               strength=0)  # fmt: skip
+    rows = {Path(row["path"]).name: row for row in made.iter_rows()}
+    assert len(rows) == 43 and [name for name, row in rows.items() if row["error"]] == ["bad.png"]
+    for number in range(0, 30, 10):
+        name = f"large-{number}.png"
+        assert rows[name]["bytes"] == aeimg.process((folder / name).read_bytes(), "denoise", strength=0)
+    summary = distributed.process(folder, "denoise", out=tmp_path / "out", workers=1, strength=0)
+    assert (summary.done, len(summary.failed)) == (42, 1) and len(contents(tmp_path / "out")) == 42
+    assert [int(ray.get(one)[0]) for one in held] == list(range(6))
+
+
 def test_the_bench_states_what_a_cluster_costs(cluster, folder, tmp_path, monkeypatch):
     (folder / "bad.png").unlink()
     monkeypatch.setattr("aeimg.bench.scale.ROUNDS", 1)

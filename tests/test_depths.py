@@ -180,6 +180,13 @@ def test_avif_of_more_than_8_bits_is_read_whole(ten, bits):
         process(data, "denoise", format="avif")
 
 
+def test_animated_avif_of_more_than_8_bits_is_refused(ten):
+    # The decoder crashed the process when it was asked for one frame of several, except for the last one.
+    data = imagecodecs.avif_encode(np.stack([ten, ten // 2, ten // 4]), level=90, bitspersample=10)
+    with pytest.raises(UnsupportedImage, match="animated AVIF of 10 bits is not handled; convert it to 8 bits"):
+        images.ImageFile(data, "flag.avif").picture(3)
+
+
 @pytest.mark.parametrize(("primaries", "transfer"), [(9, 16), (9, 18), (12, 13), (1, 13)])
 def test_colours_of_avif_beyond_srgb_are_kept_for_png(ten, primaries, transfer):
     data = imagecodecs.avif_encode(ten, level=90, bitspersample=10, primaries=primaries, transfer=transfer, matrix=9)
