@@ -180,7 +180,8 @@ def mutated_tensors(tensors: dict[str, torch.Tensor], change: Change) -> dict[st
                 bounds = None if flat.dtype == torch.bool else torch.iinfo(flat.dtype)
                 finite = int(odd) if abs(odd) < 2**40 else 1
                 odd = min(max(finite, bounds.min), bounds.max) if bounds else finite % 2
-            flat[where % flat.numel()] = odd
+            # As a tensor, because torch refuses a number that is too large for the type.
+            flat[where % flat.numel()] = torch.tensor(odd).to(flat.dtype)
         made[name] = flat.view(tensor.shape)
     return made
 

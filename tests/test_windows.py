@@ -130,7 +130,7 @@ def test_a_damaged_tile_is_found_where_it_is_needed(tiled, piece):
 
 
 CHILD = """
-import json, sys, time
+import json, sys
 import torch, numpy
 import aeimg
 
@@ -143,9 +143,8 @@ def peak():
 
 open("/proc/self/clear_refs", "w").write("5")  # from here on, the peak is a new one
 before = peak()
-began = time.process_time()
 part = process(sys.argv[1], "decompress", kind="numpy", crop=json.loads(sys.argv[2]))
-print(json.dumps([list(part.shape), time.process_time() - began, peak() - before]))
+print(json.dumps([list(part.shape), peak() - before]))
 """
 
 
@@ -174,8 +173,6 @@ def test_a_crop_of_a_hundred_megapixels_takes_the_memory_of_the_crop(photograph,
     corner = 5 * 16 * hyperprior_codec.TILE - 256
     command = [sys.executable, "-c", CHILD, str(tmp_path / "a.aei"), json.dumps([corner, corner, 512, 512])]
     done = subprocess.run(command, env={**os.environ, "MALLOC_ARENA_MAX": "1"}, capture_output=True, check=True)
-    shape, seconds, grown = json.loads(done.stdout)
-    print(f"{seconds:.2f} CPU-seconds, {grown:.0f} MB")
+    shape, grown = json.loads(done.stdout)
     assert shape == [512, 512, 3]
     assert grown < 300
-    assert seconds < 1.5
