@@ -1247,9 +1247,7 @@ TRAINED = (
     help="Train a blind denoiser on real photographs, too: a folder with noisy/ and clean/.",
 )
 @click.option("--name", help="Give the model this name. [default: the file's name]")
-@click.option(
-    "--version", type=click.IntRange(1), default=1, show_default=True, help="Give the weights this version number."
-)
+@click.option("--version", type=click.IntRange(1), help="Give the weights this version number. [default: 1]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32 or bf16.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Equal seeds draw equal batches.")

@@ -14,7 +14,7 @@ A section occurs at most once. A tag in lower case may be passed over by a reade
 upper case may not. The sections of version 1:
 
     I  image    varint width, varint height, u8 channels (1 grey, 3 RGB), u8 bits per channel (8 or 16)
-    M  model    8 bytes: the first of the SHA-256 over the weights; then the label in UTF-8: `aeimg-codec-4`
+    M  model    8 bytes: the first of the SHA-256 over the weights; then the label in UTF-8: `aeimg-codec-5`
     P  payload  u8 quality (1..100), then what the model's coder wrote
     S  stored   the source file itself, or a lossless WebP or PNG of the pixels: where the model's code was larger
     A  alpha    a greyscale PNG of the picture's size and depth

@@ -87,7 +87,7 @@ class _LoadedModel:
 
     @property
     def models(self) -> tuple[tuple[str, str], ...]:
-        """Label and digest of the weights: `(("aeimg-codec-4", "0f..."),)`. A denoiser that chooses has several."""
+        """Label and digest of the weights: `(("aeimg-codec-5", "0f..."),)`. A denoiser that chooses has several."""
         raise NotImplementedError
 
     def _arguments(self) -> tuple[Any, ...]:

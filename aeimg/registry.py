@@ -45,7 +45,7 @@ BUILTINS = {
     "aeimg-denoise": ("denoise", "aeimg-denoise-5"),
     "aeimg-denoise-blind": ("denoise", "aeimg-denoise-blind-3"),
     "aeimg-denoise-jpeg": ("denoise", "aeimg-denoise-jpeg-1"),
-    "aeimg-codec": ("compress", "aeimg-codec-4"),
+    "aeimg-codec": ("compress", "aeimg-codec-5"),
     # Here is the line of each model for upscale and colorize, once its weights ship: nothing else names them.
     # The textbooks' autoencoders, of handwritten digits.
     "linear": ("compress", "linear-1"),
@@ -405,7 +405,7 @@ def _make(found: Entry, device: torch.device) -> Any:
 def load_model(path: Path, task: str | None = None) -> Any:
     """Returns the model of a weights file: in fp32 on the CPU, in evaluation mode, every attribute of `contract` set.
 
-    Its `label` ("aeimg-codec-4") and `digest` (see `weights.identify`) are those of the file. Raises `ModelError` where
+    Its `label` ("aeimg-codec-5") and `digest` (see `weights.identify`) are those of the file. Raises `ModelError` where
     the file is for another task than `task`, `InvalidWeights` for a damaged file.
     """
     import torch
@@ -475,7 +475,7 @@ def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -
 def get(model: str | os.PathLike[str] | None, task: str, device: torch.device) -> Any:
     """Returns the model for `task` that `model` names, on `device`; None is the default for the task.
 
-    `model` is a registered name, a weights file, the label of one (`aeimg-codec-4`) that lies in `weights_folders`, or
+    `model` is a registered name, a weights file, the label of one (`aeimg-codec-5`) that lies in `weights_folders`, or
     `spandrel:FILE`. Who asks twice gets the same object. Raises `ModelError`.
     """
     name = _name(model, task)

@@ -82,7 +82,7 @@ class Header:
 
     @property
     def label(self) -> str:
-        """Name and version as latent files and weights files spell them: `aeimg-codec-4`."""
+        """Name and version as latent files and weights files spell them: `aeimg-codec-5`."""
         return f"{self.name}-{self.version}"
 
 
@@ -143,9 +143,9 @@ def weights_folders() -> list[Path]:
 
 
 def find_weights(label: str) -> Path:
-    """Returns the weights file called `label` (`aeimg-codec-4`). Raises `ModelError` with a way out."""
+    """Returns the weights file called `label` (`aeimg-codec-5`). Raises `ModelError` with a way out."""
     if not LABEL.fullmatch(label):
-        raise ModelError(f"{label!r:.99} is no label of weights; labels are like aeimg-codec-4, without folders")
+        raise ModelError(f"{label!r:.99} is no label of weights; labels are like aeimg-codec-5, without folders")
     for folder in weights_folders():
         path = folder / f"{label}.safetensors"
         if os.path.isfile(path):

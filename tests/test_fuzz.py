@@ -97,7 +97,7 @@ ODD_NUMBERS = [
 ]
 ODD_VALUES: list[Any] = [
     *ODD_NUMBERS, None, True, False, "", "x", "\0", "../x", "\x1b[2J", "x" * 300, 0.5, -0.5, 1e300, float("nan"),
-    float("inf"), [], {}, [1], [[]], [0] * 50, {"x": 1}, "aeimg-codec-4", "unet", "hyperprior", "dense", "denoise",
+    float("inf"), [], {}, [1], [[]], [0] * 50, {"x": 1}, "aeimg-codec-5", "unet", "hyperprior", "dense", "denoise",
     "compress",
 ]  # fmt: skip
 

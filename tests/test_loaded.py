@@ -274,7 +274,7 @@ def test_to_gives_a_model_on_another_device_and_leaves_this_one(model):
 
 def test_a_model_says_what_it_is(model, codec):
     assert "aeimg-denoise-5" in repr(model) and " on cpu in " in repr(model)
-    assert "aeimg-codec-4 on cpu" in repr(codec)
+    assert "aeimg-codec-5 on cpu" in repr(codec)
 
 
 def test_what_can_not_be_loaded_is_refused():

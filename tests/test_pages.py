@@ -315,7 +315,7 @@ def test_names_break_only_where_they_are_too_long(browser, tmp_path, width):
     rows = []
     for number, name in enumerate(("photograph.png", "x" * 200 + ".png")):
         rows.append(record(number, input=f"in/{name}", psnr=30.0, ssim=0.9, ssimulacra2=70.0, bytes_in=123456,
-                           bytes_out=12345, quality=60, model="aeimg-codec-4", seconds=1.5))  # fmt: skip
+                           bytes_out=12345, quality=60, model="aeimg-codec-5", seconds=1.5))  # fmt: skip
         album.add(rows[-1]["output"], noise(number, 30), noise(number, 30), rank=rank(rows[-1]))
     file = tmp_path / "names.html"
     file.write_bytes(report_page(rows, album, folder=tmp_path))
@@ -339,7 +339,7 @@ def test_a_page_of_20000_files_opens_in_a_second(browser, tmp_path):
     pictures = [noise(seed, 30) for seed in range(20)]
     for number in range(count):
         album.add(f"out/{number}.png", pictures[number % 20], pictures[number % 7], rank=(-number,))
-    rows = [record(n, psnr=30.0 + n % 10, bytes_out=n, bytes_in=9 * n, model="aeimg-codec-4") for n in range(count)]
+    rows = [record(n, psnr=30.0 + n % 10, bytes_out=n, bytes_in=9 * n, model="aeimg-codec-5") for n in range(count)]
     file = tmp_path / "many.html"
     file.write_bytes(report_page(rows, album, folder=tmp_path))
     assert file.stat().st_size <= size

@@ -127,8 +127,9 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path,
     whole, half, resumed = (tmp_path / f"{name}.safetensors" for name in ("whole", "half", "resumed"))
     undisturbed, _ = run(task, photographs, whole, steps=12)
     with interrupted(OBJECTIVES[task], 7):
-        run(task, photographs, half, steps=12)
+        run(task, photographs, half, steps=12, name="given", version=3)
     header, lines = run(task, photographs, resumed, resume=tmp_path / "half.safetensors.checkpoint")
+    assert (header.name, header.version) == ("given", 3)
     assert "for 12 steps" in lines[0]
     assert "at step 6" in lines[1]
     assert len(header.card["curve"]["step"]) > 5
@@ -138,6 +139,15 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(photographs, tmp_path,
     run(task, photographs, again, resume=tmp_path / "resumed.safetensors.checkpoint")
     assert equal(whole, again)
     assert again.with_suffix(".png").is_file()
+
+
+def test_a_run_that_is_resumed_for_more_steps_is_evaluated_on_its_way(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "EVALUATION_SHARE", 10.0)
+    out = tmp_path / "w.safetensors"
+    run("vanilla", photographs, out, steps=10)
+    header, _ = run("vanilla", photographs, out, steps=30, resume=tmp_path / "w.safetensors.checkpoint")
+    assert len([step for step in header.card["curve"]["step"] if 10 < step < 30]) > 5
+    assert None not in header.card["curve"]["loss"]
 
 
 def test_the_same_seed_makes_the_same_weights_and_another_one_others(photographs, tmp_path):

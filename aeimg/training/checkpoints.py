@@ -49,6 +49,10 @@ class RecordedCall(TypedDict, total=False):
     patience: int | None
     pixels: int
     """How many pixels the training images have together."""
+    name: str | None
+    """The name that was given to the model, if any."""
+    version: int
+    """The version number of the weights."""
 
 
 def tensors_of(states: Mapping[str, Mapping[str, Tensor]], optimizers: Optimizers) -> dict[str, Tensor]:
@@ -140,8 +144,11 @@ def _check(journal: Journal, call: Any) -> None:
     if not isinstance(call, dict):
         wrong.append("call")
     else:
-        kinds = {"config": dict, "recipe": dict, "start": str | None, "seed": int | None, "patience": int | None}
+        kinds = {"config": dict, "recipe": dict, "start": str | None, "seed": int | None, "patience": int | None,
+                 "name": str | None, "version": int}  # fmt: skip
         wrong += [name for name, kind in kinds.items() if name in call and not fits(call[name], kind)]
+        if "version" not in wrong and call.get("version", 1) < 1:
+            wrong.append("version")
     if wrong:
         raise ValueError(f"damaged: {', '.join(wrong)}")
 

@@ -18,6 +18,11 @@ MINIMUM_FACTOR = 1e-3
 """The learning rate never falls below this share of its highest value."""
 
 
+def _next(progress: float, count: int) -> float:
+    """The next of `count` equal parts of a run of which so much is over."""
+    return (math.floor(progress * count) + 1) / count
+
+
 @dataclass
 class Journal:
     """How a run has gone so far."""
@@ -58,12 +63,18 @@ class Journal:
         if progress >= self.next_mean:
             self.losses.append((self.step, self.loss_sum / self.loss_count))
             self.loss_sum, self.loss_count = 0.0, 0
-            self.next_mean = (math.floor(progress * LOSS_POINTS) + 1) / LOSS_POINTS
+            self.next_mean = _next(progress, LOSS_POINTS)
 
     def record_evaluation(self, figures: dict[str, float], *, progress: float) -> None:
         """Enters the held-out figures of the weights as they are now."""
         self.evaluations.append({"step": self.step, **figures})
-        self.next_evaluation = (math.floor(progress * EVALUATIONS) + 1) / EVALUATIONS
+        self.next_evaluation = _next(progress, EVALUATIONS)
+
+    def go_on(self, progress: float) -> None:
+        """Takes note of how far the run is when it begins or is resumed: less far than it was, if it is to be longer
+        now."""
+        self.next_mean = min(self.next_mean, _next(progress, LOSS_POINTS))
+        self.next_evaluation = min(self.next_evaluation, _next(progress, EVALUATIONS))
 
     def last_evaluation(self) -> float:
         """The step of the last evaluation, 0 where there was none."""

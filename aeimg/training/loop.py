@@ -200,6 +200,7 @@ class Loop:
     def run(self) -> None:
         """Does the steps that are left, evaluates the result, and leaves a checkpoint also where it is interrupted."""
         self.clocks = dict.fromkeys(("lines", "curves", "checkpoints"), time.monotonic())
+        self.journal.go_on(self.schedule.progress(self.journal.step))
         if self.shown is not None:
             self.shown.through = self.journal.step
             self.shown.begin(self.schedule.progress(self.journal.step))

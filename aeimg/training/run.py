@@ -54,7 +54,7 @@ def train(
     if_exists: str = "error",
     start: str | Path | None = None,
     name: str | None = None,
-    version: int = 1,
+    version: int | None = None,
     pairs: Path | None = None,
     blind: bool = False,
     config: Config | None = None,
@@ -82,7 +82,7 @@ def train(
       A run that resumes that very checkpoint always may.
     - `start`: a registered model or a weights file of the same kind to fine-tune: its weights and config are taken, and
       a third of the recipe's learning rate.
-    - `name`, `version`: what the model is called. Default: the name of the file, 1.
+    - `name`, `version`: what the model is called. Default: what a resumed run had, else the name of the file, 1.
     - `pairs`: a folder of pairs that a blind denoiser learns from, beside the clean images in `data`.
     - `blind`: the denoiser gets no noise level, and learns what cameras do to pictures. `pairs` imply it, and so does a
       `start` that is blind.
@@ -121,7 +121,7 @@ class Call:
     if_exists: str
     start: str | Path | None
     name: str | None
-    version: int
+    version: int | None
     pairs: Path | None
     blind: bool
     config: Config
@@ -131,10 +131,6 @@ class Call:
     seed: int
     log: Callable[[str], None]
     progress: bool
-
-    @property
-    def model_name(self) -> str:
-        return self.name or self.outputs.weights.stem
 
     def check(self) -> None:
         """Raises `UsageError` for values that exclude each other. Looks at no file but the names in `data`."""
@@ -149,11 +145,6 @@ class Call:
         if self.task == "denoise" and self.pairs is not None and Pairs.are_in(self.data):
             raise UsageError(
                 f"{self.data}: holds noisy/ and clean/ itself; pairs beside it need a folder of clean images"
-            )
-        if not is_name(self.model_name):
-            raise UsageError(
-                f"{self.model_name!r:.99} can't be a model's name, which is printable text of up to {LONGEST_NAME} "
-                "characters; give one by --name"
             )
         textbook = self.task in TEXTBOOKS
         if self.recipe.get("labels") is not None and not (textbook and Digits.are_in(self.data)):
@@ -234,6 +225,14 @@ class Run:
         call.outputs.check(resume=call.resume, start=call.start, overwrite=overwrite)
         self.code = commit()  # of the code that runs, not of what the checkout has become when the run ends
         self.origin = Origin.of(call)
+        earlier = self.origin.call
+        self.name = call.name or earlier.get("name") or call.outputs.weights.stem
+        self.version = earlier.get("version", 1) if call.version is None else call.version
+        if not is_name(self.name):
+            raise UsageError(
+                f"{self.name!r:.99} can't be a model's name, which is printable text of up to {LONGEST_NAME} "
+                "characters; give one by --name"
+            )
         self.kind = call.objective(self.origin.config)
         automatic = call.dtype == "auto"
         self.dtype = (
@@ -262,8 +261,8 @@ class Run:
             architecture=objective.architecture,
             config=config_of(loop.average),
             task=objective.task,
-            name=call.model_name,
-            version=call.version,
+            name=self.name,
+            version=self.version,
             card=make_card(loop, call.task, self._described_data(objective), self.code, figures),
         )
         self._write(loop, header)
@@ -335,12 +334,13 @@ class Run:
         patience = origin.call.get("patience") if call.patience is None else call.patience
         settings = Settings(
             device=self.device, dtype=self.dtype, seed=call.seed, patience=patience, checkpoint=call.outputs.checkpoint,
-            curve=call.outputs.curve if plots.is_available() else None, title=f"{call.model_name}: {call.task}",
+            curve=call.outputs.curve if plots.is_available() else None, title=f"{self.name}: {call.task}",
             log=call.log,
         )  # fmt: skip
         about: RecordedCall = {
             **self._identity(), "seed": call.seed, "config": config_of(model), "recipe": asdict(recipe),
             "start": origin.label, "patience": patience, "pixels": objective.dataset.pixels,
+            "name": call.name or origin.call.get("name"), "version": self.version,
         }  # fmt: skip
         schedule = Schedule(recipe.minutes, recipe.steps, origin.journal)
         loop = Loop(objective, average, optimizers, schedule, settings, about)
