@@ -445,8 +445,6 @@ class FileOptions(SelectionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sound = self.report is None or os.path.splitext(self.report)[1].lower() in (".html", ".htm")
-        _require(sound, f"report: {str(self.report)!r} does not end in .html")
         _require(
             self.report_bytes >= 1, f"report_size must be a number of bytes, or like 20M, not {self.report_size!r}"
         )

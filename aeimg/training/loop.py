@@ -200,10 +200,11 @@ class Loop:
     def run(self) -> None:
         """Does the steps that are left, evaluates the result, and leaves a checkpoint also where it is interrupted."""
         self.clocks = dict.fromkeys(("lines", "curves", "checkpoints"), time.monotonic())
-        self.journal.go_on(self.schedule.progress(self.journal.step))
+        progress = self.schedule.progress(self.journal.step)
+        self.journal.go_on(progress)
         if self.shown is not None:
             self.shown.through = self.journal.step
-            self.shown.begin(self.schedule.progress(self.journal.step))
+            self.shown.begin(progress)
         try:
             self._do_steps()
         except BaseException:
